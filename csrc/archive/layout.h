@@ -1,0 +1,70 @@
+// The layout of a torch.save archive: where every byte lies, from names and sizes alone.
+//
+// Pure: no I/O, no torch, no clock. An ArchiveLayout is immutable after construction and may be read from any thread.
+// The numbers and their order are docs/format.md; section names are cited as [F: ...].
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace sdio {
+
+struct RecordSpec {
+  std::string name;  // without the archive name: "data/0"
+  uint64_t nbytes = 0;
+};
+
+// One record in the file: [header_offset, payload_offset) local header, name and padding; then the payload; then the data
+// descriptor, which an empty record does not have.
+struct RecordPlacement {
+  uint64_t header_offset = 0;
+  uint64_t payload_offset = 0;
+  uint64_t nbytes = 0;
+  uint32_t descriptor_nbytes = 0;
+
+  uint64_t header_nbytes() const { return payload_offset - header_offset; }
+  uint64_t descriptor_offset() const { return payload_offset + nbytes; }
+  uint64_t end_offset() const { return descriptor_offset() + descriptor_nbytes; }
+};
+
+class ArchiveLayout {
+ public:
+  // `records` in file order; the serialization id is appended as the last record [F: Serialization id].
+  // Throws std::invalid_argument for an empty archive name, a zero alignment, a name of 64 KiB or more, a repeated name, or
+  // sizes whose sum leaves 63 bits; std::length_error where miniz refuses a central directory of 4 GiB or more.
+  ArchiveLayout(std::string archive_name, std::vector<RecordSpec> records, uint64_t alignment);
+
+  const std::string& archive_name() const { return archive_name_; }
+  size_t num_records() const { return placements_.size(); }
+  const std::string& name(size_t record) const { return names_[record]; }
+  const RecordPlacement& placement(size_t record) const { return placements_[record]; }
+  size_t serialization_id_record() const { return placements_.size() - 1; }
+  uint64_t directory_offset() const { return placements_.back().end_offset(); }
+  uint64_t directory_nbytes() const { return directory_nbytes_; }  // with its end records
+  uint64_t file_nbytes() const { return directory_offset() + directory_nbytes_; }
+
+  // The record in which `file_offset` lies (header, payload or descriptor), or num_records() in the directory.
+  size_t record_at(uint64_t file_offset) const;
+
+  // Each writes exactly the bytes of its placement to `destination`.
+  void write_header(size_t record, char* destination) const;
+  void write_descriptor(size_t record, uint32_t crc, char* destination) const;
+
+  // Central directory and end records; `crcs` holds one CRC a record, the serialization id's included.
+  std::string directory(const std::vector<uint32_t>& crcs) const;
+
+ private:
+  std::string archive_name_;
+  uint64_t alignment_;
+  std::vector<std::string> names_;
+  std::vector<RecordPlacement> placements_;
+  uint64_t directory_nbytes_ = 0;
+};
+
+// torch's archive name for a path: the part after the last slash or backslash, less its last extension. May be empty, which
+// torch refuses.
+std::string archive_name_from_path(const std::string& path);
+
+}  // namespace sdio

@@ -1,0 +1,28 @@
+// Writes of little-endian integers into zip structures, whatever the host's byte order.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+namespace sdio {
+
+template <typename Integer>
+inline char* put_little_endian(char* destination, Integer value) {
+  static_assert(std::is_unsigned<Integer>::value, "zip fields are unsigned");
+  for (unsigned byte = 0; byte < sizeof(Integer); ++byte) {
+    *destination++ = static_cast<char>(static_cast<unsigned char>(value >> (8 * byte)));
+  }
+  return destination;
+}
+
+inline char* put16(char* destination, uint64_t value) {
+  return put_little_endian(destination, static_cast<uint16_t>(value));
+}
+inline char* put32(char* destination, uint64_t value) {
+  return put_little_endian(destination, static_cast<uint32_t>(value));
+}
+inline char* put64(char* destination, uint64_t value) {
+  return put_little_endian(destination, value);
+}
+
+}  // namespace sdio

@@ -1,0 +1,135 @@
+#include "file/positional_sink.h"
+
+#include <fcntl.h>
+#include <limits.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "file/system_error.h"
+
+namespace sdio {
+namespace {
+
+constexpr size_t kMaxPieces = 1024;  // IOV_MAX on Linux and macOS
+
+// Offset and memory alignment that the file asks of direct I/O; 0 where it refuses, 4096 where it does not say.
+size_t direct_io_alignment(int fd) {
+#ifdef STATX_DIOALIGN
+  struct statx facts;
+  if (statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &facts) == 0 && (facts.stx_mask & STATX_DIOALIGN) != 0) {
+    return std::max(facts.stx_dio_mem_align, facts.stx_dio_offset_align);
+  }
+#else
+  static_cast<void>(fd);
+#endif
+  return 4096;
+}
+
+}  // namespace
+
+SystemError::SystemError(int error_number, const std::string& operation)
+    : std::runtime_error(operation + ": " + std::strerror(error_number)), error_number_(error_number) {}
+
+PositionalSink::PositionalSink(int fd, DirectIo direct_io) : fd_(fd), wish_(direct_io) {
+  if (wish_ == DirectIo::kOff) return;
+  const size_t asked = direct_io_alignment(fd_);
+  // An alignment past the region size could not be met by whole regions.
+  const bool usable = asked != 0 && asked <= (1u << 20) && (asked & (asked - 1)) == 0;
+  if (usable && set_direct_flag(true)) {
+    alignment_ = std::max<size_t>(asked, 4096);
+    direct_ = true;
+  } else if (wish_ == DirectIo::kOn) {
+    throw SystemError(usable ? errno : EINVAL, "O_DIRECT");
+  }
+}
+
+PositionalSink::~PositionalSink() {
+  if (direct()) set_direct_flag(false);
+}
+
+bool PositionalSink::set_direct_flag(bool on) {
+#ifdef O_DIRECT
+  const int flags = fcntl(fd_, F_GETFL);
+  return flags != -1 && fcntl(fd_, F_SETFL, on ? flags | O_DIRECT : flags & ~O_DIRECT) != -1;
+#else
+  errno = EINVAL;
+  return !on;
+#endif
+}
+
+void PositionalSink::preallocate(uint64_t nbytes) {
+  if (nbytes == 0) return;
+  while (call_fallocate(fd_, static_cast<off_t>(nbytes)) != 0) {
+    if (errno == EINTR) continue;
+    if (errno == EOPNOTSUPP || errno == ENOSYS || errno == EINVAL) return;
+    throw SystemError(errno, "fallocate");
+  }
+}
+
+void PositionalSink::fall_back_to_buffered(int error_number) {
+  std::lock_guard<std::mutex> lock(fall_back_mutex_);
+  if (!direct()) return;  // another thread did
+  if (wish_ == DirectIo::kOn || !set_direct_flag(false)) throw SystemError(error_number, "pwritev with O_DIRECT");
+  direct_ = false;
+}
+
+void PositionalSink::write(uint64_t offset, std::vector<iovec>& pieces) {
+  size_t next = 0;
+  while (next < pieces.size()) {
+    if (pieces[next].iov_len == 0) {
+      ++next;
+      continue;
+    }
+    const bool was_direct = direct();
+    const size_t count = std::min(pieces.size() - next, kMaxPieces);
+    const ssize_t written = call_pwritev(fd_, &pieces[next], static_cast<int>(count), static_cast<off_t>(offset));
+    if (written < 0) {
+      if (errno == EINTR) continue;
+      if (errno == EINVAL && was_direct) {
+        fall_back_to_buffered(EINVAL);
+        continue;
+      }
+      throw SystemError(errno, "pwritev");
+    }
+    if (written == 0) throw SystemError(EIO, "pwritev wrote nothing");
+    // A short direct write can stop between blocks, where the next one may not start.
+    if (was_direct && static_cast<size_t>(written) % alignment_ != 0) fall_back_to_buffered(EIO);
+    offset += static_cast<uint64_t>(written);
+    for (size_t left = static_cast<size_t>(written); left != 0;) {
+      iovec& piece = pieces[next];
+      const size_t taken = std::min(left, piece.iov_len);
+      piece.iov_base = static_cast<char*>(piece.iov_base) + taken;
+      piece.iov_len -= taken;
+      left -= taken;
+      if (piece.iov_len == 0) ++next;
+    }
+  }
+}
+
+void PositionalSink::set_nbytes(uint64_t nbytes) {
+  while (call_ftruncate(fd_, static_cast<off_t>(nbytes)) != 0) {
+    if (errno != EINTR) throw SystemError(errno, "ftruncate");
+  }
+}
+
+ssize_t PositionalSink::call_pwritev(int fd, const iovec* pieces, int count, off_t offset) {
+  return ::pwritev(fd, pieces, count, offset);
+}
+
+int PositionalSink::call_fallocate(int fd, off_t nbytes) {
+#ifdef __linux__
+  return ::fallocate(fd, 0, 0, nbytes);
+#else
+  static_cast<void>(fd), static_cast<void>(nbytes);
+  errno = EOPNOTSUPP;
+  return -1;
+#endif
+}
+
+int PositionalSink::call_ftruncate(int fd, off_t nbytes) { return ::ftruncate(fd, nbytes); }
+
+}  // namespace sdio

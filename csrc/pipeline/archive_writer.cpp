@@ -1,0 +1,181 @@
+#include "pipeline/archive_writer.h"
+
+#include <pthread.h>
+#include <signal.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstring>
+#include <exception>
+#include <mutex>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "pipeline/slot_pool.h"
+
+namespace sdio {
+namespace {
+
+// Direct: large writes keep the device's queue full. Buffered: what was just checksummed should still be in L2 when the kernel copies it.
+constexpr size_t kDirectRegionNbytes = kSlotNbytes;
+constexpr size_t kBufferedRegionNbytes = 1u << 20;
+constexpr auto kWatchInterval = std::chrono::milliseconds(50);
+
+size_t default_num_threads(const ArchiveContent& content, bool direct) {
+  const size_t cores = std::max(1u, std::thread::hardware_concurrency());
+  if (content.devices != nullptr) return std::clamp<size_t>(cores, 4, 8);
+  // Direct workers mostly wait for the disk; buffered ones contend for the inode's lock, so two overlap checksum and copy.
+  return direct ? std::clamp<size_t>(cores / 2, 4, 8) : std::min<size_t>(cores, 2);
+}
+
+// Signals stay with the threads that the interpreter knows.
+class AllSignalsBlocked {
+ public:
+  AllSignalsBlocked() {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &previous_);
+  }
+  ~AllSignalsBlocked() { pthread_sigmask(SIG_SETMASK, &previous_, nullptr); }
+
+ private:
+  sigset_t previous_;
+};
+
+class ParallelWrite {
+ public:
+  ParallelWrite(const ArchiveContent& content, PositionalSink& sink, const WriteOptions& options)
+      : content_(content),
+        sink_(sink),
+        assembler_(content),
+        gather_(sink.direct() ? RegionAssembler::Gather::kAll : RegionAssembler::Gather::kSmall),
+        file_nbytes_(content.layout.file_nbytes()),
+        region_nbytes_(options.region_nbytes != 0 ? options.region_nbytes
+                       : sink.direct() || content.devices != nullptr ? kDirectRegionNbytes
+                                                                     : kBufferedRegionNbytes),
+        num_regions_((file_nbytes_ + region_nbytes_ - 1) / region_nbytes_),
+        num_threads_(std::min<uint64_t>(
+            options.num_threads != 0 ? options.num_threads : default_num_threads(content, sink.direct()), num_regions_)) {}
+
+  void run(const Watcher& watch) {
+    sink_.preallocate(file_nbytes_);
+    if (num_threads_ > 1) {
+      run_threads(watch);
+    } else {
+      work();
+    }
+    if (error_) std::rethrow_exception(error_);
+    sink_.set_nbytes(file_nbytes_);
+    watch(file_nbytes_);
+  }
+
+ private:
+  void run_threads(const Watcher& watch) {
+    std::vector<std::thread> threads;
+    try {
+      const AllSignalsBlocked in_workers;
+      for (size_t i = 0; i < num_threads_; ++i) {
+        threads.emplace_back([this] {
+          work();
+          std::lock_guard<std::mutex> lock(mutex_);
+          ++num_finished_;
+          finished_.notify_one();
+        });
+      }
+    } catch (const std::system_error&) {  // no more threads to be had: those that started do all the work
+      if (threads.empty()) work();
+    }
+    std::unique_lock<std::mutex> lock(mutex_);
+    while (!finished_.wait_for(lock, kWatchInterval, [&] { return num_finished_ == threads.size(); })) {
+      lock.unlock();
+      try {
+        if (!cancelled_) watch(bytes_done_);
+      } catch (...) {
+        fail(std::current_exception());
+      }
+      lock.lock();
+    }
+    lock.unlock();
+    for (std::thread& thread : threads) thread.join();
+  }
+
+  void work() {
+    try {
+      const SlotPool::Handle slot = content_.devices != nullptr ? content_.devices->slots().acquire() : SlotPool::host().acquire();
+      std::vector<iovec> pieces;
+      // Ascending order: assemble() waits for earlier regions only.
+      for (uint64_t region = next_region_++; region < num_regions_ && !cancelled_; region = next_region_++) {
+        const uint64_t begin = region * region_nbytes_;
+        const uint64_t nbytes = std::min(region_nbytes_, file_nbytes_ - begin);
+        if (!assembler_.is_hole(begin, nbytes)) {
+          pieces.clear();
+          assembler_.assemble(begin, nbytes, slot.memory(), gather_, pieces);
+          if (gather_ == RegionAssembler::Gather::kAll) pad(pieces, slot);
+          sink_.write(begin, pieces);
+        }
+        bytes_done_ += nbytes;
+      }
+    } catch (...) {
+      fail(std::current_exception());
+    }
+  }
+
+  // A direct write is a whole number of blocks; the file is cut to its length afterwards.
+  void pad(std::vector<iovec>& pieces, const SlotPool::Handle& slot) const {
+    iovec& piece = pieces.front();
+    const size_t blocks = (piece.iov_len + sink_.alignment() - 1) / sink_.alignment();
+    const size_t padded = std::min(blocks * sink_.alignment(), kSlotNbytes);
+    std::memset(slot.data() + piece.iov_len, 0, padded - piece.iov_len);
+    piece.iov_len = padded;
+  }
+
+  void fail(std::exception_ptr error) {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (!error_) error_ = error;  // those after it are its echoes
+    }
+    cancelled_ = true;
+    assembler_.cancel();
+  }
+
+  const ArchiveContent& content_;
+  PositionalSink& sink_;
+  RegionAssembler assembler_;
+  const RegionAssembler::Gather gather_;
+  const uint64_t file_nbytes_;
+  const uint64_t region_nbytes_;
+  const uint64_t num_regions_;
+  const size_t num_threads_;
+  std::atomic<uint64_t> next_region_{0};
+  std::atomic<uint64_t> bytes_done_{0};
+  std::atomic<bool> cancelled_{false};
+  std::mutex mutex_;
+  std::condition_variable finished_;
+  size_t num_finished_ = 0;
+  std::exception_ptr error_;
+};
+
+}  // namespace
+
+void write_archive(const ArchiveContent& content, PositionalSink& sink, const WriteOptions& options, const Watcher& watch) {
+  ParallelWrite(content, sink, options).run(watch);
+}
+
+void stream_archive(const ArchiveContent& content, const StreamWrite& write, const Watcher& watch) {
+  RegionAssembler assembler(content);
+  const uint64_t file_nbytes = content.layout.file_nbytes();
+  const SlotPool::Handle slot = content.devices != nullptr ? content.devices->slots().acquire() : SlotPool::host().acquire();
+  std::vector<iovec> pieces;
+  for (uint64_t begin = 0; begin < file_nbytes; begin += kSlotNbytes) {
+    pieces.clear();
+    const uint64_t nbytes = std::min<uint64_t>(kSlotNbytes, file_nbytes - begin);
+    assembler.assemble(begin, nbytes, slot.memory(), RegionAssembler::Gather::kSmall, pieces);
+    for (const iovec& piece : pieces) write(static_cast<const char*>(piece.iov_base), piece.iov_len);
+    watch(begin + nbytes);
+  }
+}
+
+}  // namespace sdio

@@ -1,0 +1,62 @@
+// Produces the bytes of any range of the archive, and on the way the CRCs that later ranges need.
+//
+// assemble() may be called from several threads for different ranges, provided that every range before one's own has been handed to some
+// thread: a range waits for the CRCs of records that began in earlier ones.
+#pragma once
+
+#include <sys/uio.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "archive/layout.h"
+#include "pipeline/payload.h"
+#include "pipeline/record_checksums.h"
+
+namespace sdio {
+
+struct ArchiveContent {
+  ArchiveLayout layout;
+  std::vector<Payload> payloads;  // one a record, without the serialization id
+  bool compute_crc32 = true;
+  DeviceSource* devices = nullptr;  // needed for Kind::kDevice
+};
+
+class RegionAssembler {
+ public:
+  // Copied into the slot so that it holds the whole range, or only the small pieces, the large ones staying where they are.
+  enum class Gather { kAll, kSmall };
+
+  explicit RegionAssembler(const ArchiveContent& content);
+
+  // Appends to `pieces` the bytes [begin, begin + nbytes) of the file, in order. They lie in `slot` and in the payloads. nbytes <=
+  // kSlotNbytes. Throws Cancelled after cancel().
+  void assemble(uint64_t begin, uint64_t nbytes, SlotMemory& slot, Gather gather, std::vector<iovec>& pieces);
+
+  // Whether the range is all hole, so that nothing need be written.
+  bool is_hole(uint64_t begin, uint64_t nbytes) const;
+
+  void cancel() { checksums_.cancel(); }
+
+ private:
+  struct Tail {
+    std::string serialization_id;
+    std::string directory;
+  };
+  class Range;
+
+  Payload::Kind kind(size_t record) const;
+  const Tail& tail();
+  uint32_t checksum(const char* bytes, uint64_t nbytes) const;
+
+  const ArchiveContent& content_;
+  const ArchiveLayout& layout_;
+  RecordChecksums checksums_;
+  std::mutex tail_mutex_;
+  Tail tail_;
+};
+
+}  // namespace sdio

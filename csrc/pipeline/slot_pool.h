@@ -1,0 +1,74 @@
+// Staging memory that outlives a save: the page faults of fresh buffers cost more than the copy into them (2.1 against 3.5 GB/s).
+//
+// A SlotPool may be used from any thread. A slot belongs to whoever acquired it until the handle is destroyed.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+namespace sdio {
+
+inline constexpr size_t kSlotNbytes = 8u << 20;
+
+// Page-aligned memory of kSlotNbytes.
+class SlotMemory {
+ public:
+  virtual ~SlotMemory() = default;
+  char* data() const { return data_; }
+
+ protected:
+  char* data_ = nullptr;
+};
+
+class SlotAllocator {
+ public:
+  virtual ~SlotAllocator() = default;
+  virtual std::unique_ptr<SlotMemory> allocate() = 0;  // throws std::bad_alloc
+};
+
+// Private anonymous memory, in huge pages where the kernel gives them.
+class HugePageAllocator final : public SlotAllocator {
+ public:
+  std::unique_ptr<SlotMemory> allocate() override;
+};
+
+class SlotPool {
+ public:
+  class Handle {
+   public:
+    Handle(SlotPool* pool, std::unique_ptr<SlotMemory> memory) : pool_(pool), memory_(std::move(memory)) {}
+    Handle(Handle&&) = default;
+    ~Handle() {
+      if (memory_) pool_->release(std::move(memory_));
+    }
+    char* data() const { return memory_->data(); }
+    SlotMemory& memory() const { return *memory_; }
+
+   private:
+    SlotPool* pool_;
+    std::unique_ptr<SlotMemory> memory_;
+  };
+
+  // Keeps at most `max_idle` slots between saves.
+  SlotPool(std::unique_ptr<SlotAllocator> allocator, size_t max_idle);
+
+  Handle acquire();
+  size_t num_allocated() const;  // since construction: stays the same when a save found its slots here
+  void release_idle();           // gives idle memory back to the system
+
+  // The process's pool of huge-page slots. A forked child starts with an empty one.
+  static SlotPool& host();
+
+ private:
+  void release(std::unique_ptr<SlotMemory> memory);
+
+  const std::unique_ptr<SlotAllocator> allocator_;
+  const size_t max_idle_;
+  mutable std::mutex mutex_;
+  std::vector<std::unique_ptr<SlotMemory>> idle_;
+  size_t num_allocated_ = 0;
+};
+
+}  // namespace sdio

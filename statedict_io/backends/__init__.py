@@ -1,0 +1,56 @@
+"""Chooses what writes an archive; the only place that does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import NativeUnavailableError
+from . import fallback, formats, native
+from .protocol import Backend
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """Which backend ``backend="auto"`` uses, and why."""
+
+    name: str  #: "native" or "torch"
+    reason: str
+    built_for_torch: str | None  #: version that the extension was built for; None where there is no extension
+    torch: str  #: version found
+    simd: str | None  #: the CRC-32 implementation in use; None without the extension
+
+
+def backend_info() -> BackendInfo:
+    """Tells which backend is active and why. Never raises."""
+    extension, reason, built_for = native.load()
+    simd = extension.simd() if extension is not None else None
+    chosen = native.name if extension is not None else fallback.name
+    if chosen == native.name and not formats.reproduced_by(native):
+        chosen, reason = fallback.name, _not_reproduced()
+    elif chosen == fallback.name and not formats.reproduced_by(fallback):
+        reason = f"{reason}; {_not_reproduced()}"
+    return BackendInfo(chosen, reason, built_for, torch.__version__, simd)
+
+
+def choose(wish: str) -> Backend | None:
+    """The backend for ``wish``; None where torch has to save by itself because neither backend reproduces its format.
+
+    Raises:
+        NativeUnavailableError: ``wish`` is "native" and it cannot be used.
+        ValueError: ``wish`` is none of "auto", "native", "torch".
+    """
+    if wish not in ("auto", "native", "torch"):
+        raise ValueError(f"backend must be 'auto', 'native' or 'torch', got {wish!r}")
+    if wish != "torch":
+        extension, reason, _ = native.load()
+        if extension is not None and formats.reproduced_by(native):
+            return native
+        if wish == "native":
+            raise NativeUnavailableError(f"backend='native': {reason if extension is None else _not_reproduced()}")
+    return fallback if formats.reproduced_by(fallback) else None
+
+
+def _not_reproduced() -> str:
+    return f"torch {torch.__version__} writes a format that statedict_io does not reproduce; its own torch.save is used"

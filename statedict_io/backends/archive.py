@@ -1,0 +1,202 @@
+"""The archive layout in Python, for the fallback: csrc/archive line by line, and docs/format.md section by section."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+_MAX16 = 0xFFFF
+_MAX32 = 0xFFFFFFFF
+_MASK64 = (1 << 64) - 1
+
+_SERIALIZATION_ID = ".data/serialization_id"
+_SERIALIZATION_ID_NBYTES = 40
+_DESCRIPTOR_SIGNATURE = b"PK\x07\x08"
+_FLAG_UTF8_NAME = 1 << 11
+_FLAG_HAS_DESCRIPTOR = 1 << 3
+
+
+@dataclass(frozen=True)
+class RecordLayout:
+    name: str
+    nbytes: int
+    header_offset: int
+    payload_offset: int
+    header: bytes  #: local header, name, extra fields and padding: everything up to the payload
+
+    @property
+    def end_offset(self) -> int:
+        return self.payload_offset + self.nbytes + len(self.descriptor(0))
+
+    def descriptor(self, crc: int) -> bytes:
+        if self.nbytes == 0:
+            return b""
+        sizes = "<QQ" if _zip64_values(self.nbytes, self.header_offset) else "<II"
+        return _DESCRIPTOR_SIGNATURE + struct.pack("<I", crc) + struct.pack(sizes, self.nbytes, self.nbytes)
+
+
+class ArchiveLayout:
+    """Where every byte of an archive lies, from names and sizes alone.
+
+    Args:
+        archive_name: the prefix of all record names.
+        records: (name, nbytes) in file order, without the serialization id, which is appended.
+        alignment: of every payload's offset, bytes.
+    """
+
+    def __init__(self, archive_name: str, records: Iterable[tuple[str, int]], alignment: int) -> None:
+        if not archive_name:
+            raise ValueError("the archive name is empty")
+        if not 0 < alignment <= _MAX32:
+            raise ValueError(f"storage_alignment must be from 1 to 2^32 - 1, got {alignment}")
+        self.archive_name = archive_name
+        self.records: list[RecordLayout] = []
+        cursor = 0
+        for name, nbytes in [*records, (_SERIALIZATION_ID, _SERIALIZATION_ID_NBYTES)]:
+            record = self._place(name, nbytes, cursor, alignment)
+            self.records.append(record)
+            cursor = record.end_offset
+        self.directory_offset = cursor
+        self.nbytes = cursor + len(self.directory([0] * len(self.records)))
+
+    def _place(self, name: str, nbytes: int, offset: int, alignment: int) -> RecordLayout:
+        full_name = f"{self.archive_name}/{name}".encode()
+        # miniz does not know the stored size yet when it writes the local header: 0.
+        zip64 = _zip64_extra(nbytes, offset, stored_nbytes=0)
+        unpadded = offset + 30 + len(full_name) + len(zip64) + 4
+        padding = -unpadded % alignment
+        extra_nbytes = len(zip64) + 4 + padding
+        header = struct.pack(
+            "<4sHHHIIQHH", b"PK\x03\x04", 0, _flags(nbytes), 0, 0, 0, 0, len(full_name), extra_nbytes & _MAX16
+        )
+        padding_field = struct.pack("<2sH", b"FB", padding & _MAX16) + b"Z" * padding
+        return RecordLayout(name, nbytes, offset, unpadded + padding, header + full_name + zip64 + padding_field)
+
+    def directory(self, crcs: Sequence[int]) -> bytes:
+        """Central directory and end records; ``crcs`` has one a record, the serialization id's included."""
+        entries = bytearray()
+        for record, crc in zip(self.records, crcs, strict=True):
+            full_name = f"{self.archive_name}/{record.name}".encode()
+            zip64 = _zip64_extra(record.nbytes, record.header_offset, stored_nbytes=record.nbytes)
+            nbytes = min(record.nbytes, _MAX32)
+            entries += struct.pack(
+                "<4sIHHIIIIHHHIII",
+                b"PK\x01\x02",
+                0,
+                _flags(record.nbytes),
+                0,
+                0,
+                crc,
+                nbytes,
+                nbytes,
+                len(full_name),
+                len(zip64),
+                0,
+                0,
+                0,
+                min(record.header_offset, _MAX32),
+            )
+            entries += full_name + zip64
+        count = len(self.records)
+        end = struct.pack(
+            "<4sQHHQQQQQ", b"PK\x06\x06", 44, 0x031E, 0x002D, 0, count, count, len(entries), self.directory_offset
+        )
+        end += struct.pack("<4sIQI", b"PK\x06\x07", 0, self.directory_offset + len(entries), 1)
+        end += struct.pack(
+            "<4sIHHIIH",
+            b"PK\x05\x06",
+            0,
+            min(count, _MAX16),
+            min(count, _MAX16),
+            min(len(entries), _MAX32),
+            min(self.directory_offset, _MAX32),
+            0,
+        )
+        return bytes(entries) + end
+
+
+def _flags(nbytes: int) -> int:
+    return _FLAG_UTF8_NAME | (_FLAG_HAS_DESCRIPTOR if nbytes else 0)
+
+
+def _zip64_values(nbytes: int, header_offset: int) -> bool:
+    return nbytes >= _MAX32 or header_offset >= _MAX32
+
+
+def _zip64_extra(nbytes: int, header_offset: int, stored_nbytes: int) -> bytes:
+    fields = b""
+    if nbytes >= _MAX32:
+        fields += struct.pack("<QQ", nbytes, stored_nbytes)
+    if header_offset >= _MAX32:
+        fields += struct.pack("<Q", header_offset)
+    return struct.pack("<HH", 1, len(fields)) + fields if fields else b""
+
+
+class SerializationId:
+    """Folds what ``.data/serialization_id`` is made of, in write order."""
+
+    def __init__(self) -> None:
+        self._crcs = 0
+
+    def fold_write_start(self, first_bytes: bytes) -> None:
+        """A name or payload. torch takes any write of 8 bytes or more that starts like a data descriptor for one."""
+        if len(first_bytes) >= 8 and first_bytes[:4] == _DESCRIPTOR_SIGNATURE:
+            self.fold_crc(int.from_bytes(first_bytes[4:8], "little"))
+
+    def fold_crc(self, crc: int) -> None:
+        self._crcs = _hash_combine(self._crcs, crc)
+
+    def digits(self, names: Sequence[str]) -> bytes:
+        names_hash = 0
+        for name_hash in _unordered_set_order([_hash_bytes(name.encode()) for name in names]):
+            names_hash = _hash_combine(names_hash, name_hash)
+        return b"%020d%020d" % (names_hash, self._crcs)
+
+
+def _hash_combine(seed: int, value: int) -> int:
+    """``c10::hash_combine``"""
+    return seed ^ (value + 0x9E3779B9 + (seed << 6) + (seed >> 2)) & _MASK64
+
+
+def _hash_bytes(data: bytes) -> int:
+    """libstdc++'s ``std::hash<std::string>``: 64-bit MurmurHash2 with seed 0xc70f6907 (libsupc++/hash_bytes.cc)."""
+    mul = 0xC6A4A7935BD1E995
+    value = 0xC70F6907 ^ (len(data) * mul & _MASK64)
+    aligned = len(data) & ~7
+    for (word,) in struct.iter_unpack("<Q", data[:aligned]):
+        word = word * mul & _MASK64
+        word = (word ^ word >> 47) * mul & _MASK64
+        value = (value ^ word) * mul & _MASK64
+    if aligned != len(data):
+        value = (value ^ int.from_bytes(data[aligned:], "little")) * mul & _MASK64
+    value = (value ^ value >> 47) * mul & _MASK64
+    return value ^ value >> 47
+
+
+# The sizes that a growing libstdc++ hash table goes through from empty (src/c++11/hashtable_c++0x.cc: next prime above twice the last).
+_BUCKET_COUNTS = (
+    13, 29, 59, 127, 257, 541, 1109, 2357, 5087, 10273, 20753, 42043, 85229, 172933, 351061, 712697, 1447153, 2938679,
+    5967347, 12117689, 24607243, 49969847,
+)  # fmt: skip
+
+
+def _unordered_set_order(hashes: Sequence[int]) -> list[int]:
+    """``hashes`` in the order in which libstdc++ iterates a ``std::unordered_set`` that they were inserted into one by one.
+
+    It is one list: the first element of a bucket goes to the front of the list, the next ones to the front of their bucket. A rehash
+    inserts all anew, in list order.
+    """
+    order: list[int] = []
+    taken = 0
+    for count in _BUCKET_COUNTS:
+        # A table of `count` buckets takes `count` elements before it grows.
+        arriving = hashes[taken:count]
+        taken += len(arriving)
+        buckets: dict[int, list[int]] = {}
+        for value in [*order, *arriving]:
+            buckets.setdefault(value % count, []).append(value)
+        order = [value for bucket in reversed(buckets.values()) for value in reversed(bucket)]
+        if taken == len(hashes):
+            return order
+    raise ValueError(f"{len(hashes)} records are more than the fallback can name")

@@ -1,0 +1,129 @@
+"""The backend without compiled code: pure Python over torch, on one thread. Same bytes, same promises."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from ..progress import ProgressCallback
+from .archive import ArchiveLayout, SerializationId
+from .protocol import Record
+
+name = "torch"
+
+_CHUNK_NBYTES = 4 << 20
+
+
+class FallbackArchive:
+    """See :class:`~statedict_io.backends.protocol.Archive`."""
+
+    def __init__(self, archive_name: str, records: list[Record], *, alignment: int, compute_crc32: bool) -> None:
+        self._layout = ArchiveLayout(archive_name, [(r_name, _nbytes(value)) for r_name, value in records], alignment)
+        self._records = records
+        self._compute_crc32 = compute_crc32
+
+    @property
+    def nbytes(self) -> int:
+        return self._layout.nbytes
+
+    def write_fd(self, fd: int, *, durable: bool, progress: ProgressCallback | None) -> None:
+        del durable  # the commit's affair; there is no direct I/O here
+        _preallocate(fd, self.nbytes)
+        offset = 0
+        for chunk in self._chunks(progress):
+            if isinstance(chunk, int):
+                offset += chunk
+                continue
+            left = memoryview(chunk)
+            while left:
+                written = os.pwrite(fd, left, offset)
+                offset += written
+                left = left[written:]
+        os.ftruncate(fd, self.nbytes)
+
+    def write_stream(self, write: Callable[[memoryview], Any], *, progress: ProgressCallback | None) -> None:
+        for chunk in self._chunks(progress):
+            if isinstance(chunk, int):
+                chunk = bytes(chunk)
+            write(memoryview(chunk))
+
+    def _chunks(self, progress: ProgressCallback | None) -> Iterator[bytes | memoryview | int]:
+        """The file from front to back; an int is a hole of that many bytes."""
+        crcs = []
+        serialization_id = SerializationId()
+        done = 0
+        small = bytearray()  # headers, descriptors and small payloads, to be handed out together
+        values = [value for _, value in self._records]
+        for record, value in zip(self._layout.records, [*values, None], strict=True):
+            small += record.header
+            full_name = f"{self._layout.archive_name}/{record.name}".encode()
+            serialization_id.fold_write_start(full_name[:8] if len(full_name) >= 8 else b"")
+            crc = 0
+            if isinstance(value, int):
+                yield bytes(small)
+                small.clear()
+                yield value
+            else:
+                if value is None:
+                    names = [r.name for r in self._layout.records[:-1]]
+                    value = serialization_id.digits(names)
+                payload = _payload(value)
+                serialization_id.fold_write_start(bytes(payload[:8]))
+                for start in range(0, len(payload), _CHUNK_NBYTES):
+                    chunk = payload[start : start + _CHUNK_NBYTES]
+                    if self._compute_crc32:
+                        crc = zlib.crc32(chunk, crc)
+                    if len(small) + len(chunk) <= _CHUNK_NBYTES:
+                        small += chunk
+                    else:
+                        yield bytes(small)
+                        small.clear()
+                        yield chunk
+                        if progress is not None:
+                            progress(done + start + len(chunk), self.nbytes)
+            crcs.append(crc)
+            if record.nbytes:
+                small += record.descriptor(crc)
+                serialization_id.fold_crc(crc)
+            done = record.end_offset
+        yield bytes(small) + self._layout.directory(crcs)
+        if progress is not None:
+            progress(self.nbytes, self.nbytes)
+
+
+def plan(archive_name: str, records: list[Record], *, alignment: int, compute_crc32: bool) -> FallbackArchive:
+    return FallbackArchive(archive_name, records, alignment=alignment, compute_crc32=compute_crc32)
+
+
+def _nbytes(value: bytes | torch.UntypedStorage | int) -> int:
+    if isinstance(value, int):
+        return value
+    return len(value) if isinstance(value, bytes) else value.nbytes()
+
+
+def _payload(value: bytes | torch.UntypedStorage) -> memoryview:
+    if isinstance(value, bytes):
+        return memoryview(value)
+    storage = value if value.device.type == "cpu" else value.cpu()
+    if storage.nbytes() == 0:
+        return memoryview(b"")
+    memory = (ctypes.c_ubyte * storage.nbytes()).from_address(storage.data_ptr())
+    memory._storage = storage  # the view's owner is this object, and now also of the memory
+    return memoryview(memory).cast("B")
+
+
+def _preallocate(fd: int, nbytes: int) -> None:
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(fd, 0, nbytes)
+    except OSError as e:
+        import errno
+
+        if e.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            raise

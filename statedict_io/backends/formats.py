@@ -1,0 +1,106 @@
+"""The records of the installed torch's format, and the proof that a backend reproduces it.
+
+Not a table of versions: the proof compares a small archive with what the installed ``torch.save`` writes. A torch whose format differs in one byte makes every
+save go to that ``torch.save``.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import pickle
+import sys
+import threading
+import zipfile
+from typing import Any
+
+import torch
+import torch.serialization
+
+from ..pickling import PickledObject, pickle_object
+from .protocol import Backend, Record
+
+_FORMAT_RECORDS = (".format_version", ".storage_alignment", "byteorder")
+
+
+def storage_alignment() -> int:
+    """Of payload offsets, bytes; torch before 2.7 had no setting."""
+    get = getattr(torch.serialization, "_get_storage_alignment", None)
+    return 64 if get is None else get()
+
+
+def skip_data() -> bool:
+    return torch.serialization._serialization_tls.skip_data
+
+
+def records(pickled: PickledObject, *, disable_byteorder_record: bool = False) -> list[Record]:
+    """All records of the archive but the serialization id, in file order, under torch's current settings."""
+    sample, _ = _sample()
+    byteorder = ("byteorder", sys.byteorder.encode())
+    head: list[Record] = []
+    for name in sample:
+        if name == ".storage_alignment":
+            head.append((name, str(storage_alignment()).encode()))
+        elif name == "byteorder":
+            head.extend([] if disable_byteorder_record else [byteorder])
+        elif name in _FORMAT_RECORDS:
+            head.append((name, sample[name]))
+    # torch adds a missing byteorder when it closes the archive.
+    tail: list[Record] = [("version", sample["version"])]
+    if disable_byteorder_record:
+        tail.append(byteorder)
+    holes = skip_data()
+    data = [(f"data/{key}", s.nbytes() if holes else s) for key, s in enumerate(pickled.storages)]
+    return [("data.pkl", pickled.data_pkl), *head, *data, *tail]
+
+
+@functools.cache
+def reproduced_by(backend: Backend) -> bool:
+    """Whether ``backend`` writes the bytes of the installed torch's format."""
+    return _in_clean_thread(lambda: _reproduces(backend))
+
+
+def _sample_object() -> Any:
+    return {"five": torch.arange(1, 6, dtype=torch.uint8, device="cpu"), "none": torch.empty(0, device="cpu")}
+
+
+@functools.cache
+def _sample() -> tuple[dict[str, bytes], bytes]:
+    """Small records by name in file order, and the whole archive."""
+
+    def save() -> bytes:
+        buffer = io.BytesIO()
+        torch.save(_sample_object(), buffer)
+        return buffer.getvalue()
+
+    whole = _in_clean_thread(save)
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+        return {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}, whole
+
+
+def _reproduces(backend: Backend) -> bool:
+    try:
+        _, expected = _sample()
+        planned = backend.plan(
+            "archive",
+            records(pickle_object(_sample_object(), pickle, torch.serialization.DEFAULT_PROTOCOL)),
+            alignment=storage_alignment(),
+            compute_crc32=torch.serialization.get_crc32_options(),
+        )
+        ours = bytearray()
+        planned.write_stream(ours.extend, progress=None)
+        return ours == expected
+    except Exception:  # whatever a future torch changed, it can save by itself
+        return False
+
+
+def _in_clean_thread(function: Any) -> Any:
+    """Runs ``function`` where no torch mode, ``skip_data`` or default device of the caller applies: those are per thread."""
+    result = []
+    thread = threading.Thread(target=lambda: result.append(function()))
+    try:
+        thread.start()
+    except RuntimeError:  # the interpreter is exiting
+        return function()
+    thread.join()
+    return result[0]

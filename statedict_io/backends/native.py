@@ -1,0 +1,75 @@
+"""The backend that drives the compiled extension."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from ..progress import ProgressCallback
+from .protocol import Record
+
+name = "native"
+
+_REBUILD = "pip install --force-reinstall --no-deps statedict-io (from source, with a C++ compiler)"
+# Storages elsewhere are copied to the CPU first, as torch.save does.
+_DEVICE_TYPES = {"cpu", "cuda", "xpu"}
+# Below this a durable save is bound by the fsync, and direct writes only add waiting.
+_DIRECT_FROM_NBYTES = 4 << 20
+
+
+@functools.cache
+def load() -> tuple[ModuleType | None, str, str | None]:
+    """(the extension or None, why, the torch it was built for or None). Never raises."""
+    try:
+        info = importlib.import_module("statedict_io._build_info")
+    except ImportError:
+        return None, f"this installation has no compiled extension; to build it: {_REBUILD}", None
+    built_for = info.TORCH_VERSION
+    if _release(built_for) != _release(torch.__version__):
+        reason = f"the extension was built for torch {built_for}, found torch {torch.__version__}; to rebuild it: {_REBUILD}"
+        return None, reason, built_for
+    try:
+        extension = importlib.import_module("statedict_io._native")
+    except ImportError as e:
+        return None, f"the extension cannot be loaded: {e}; to rebuild it: {_REBUILD}", built_for
+    return extension, f"the extension was built for torch {built_for}", built_for
+
+
+def _release(version: str) -> list[str]:
+    """Major and minor: torch's C++ interface is stable within a minor release, and a build against the CPU libraries serves all devices."""
+    return version.split("+")[0].split(".")[:2]
+
+
+class NativeArchive:
+    """See :class:`~statedict_io.backends.protocol.Archive`."""
+
+    def __init__(self, archive: Any) -> None:
+        self._archive = archive
+
+    @property
+    def nbytes(self) -> int:
+        return self._archive.nbytes
+
+    def write_fd(self, fd: int, *, durable: bool, progress: ProgressCallback | None) -> None:
+        direct = "auto" if durable and self.nbytes >= _DIRECT_FROM_NBYTES else "off"
+        self._archive.write_fd(fd, direct=direct, progress=progress)
+
+    def write_stream(self, write: Callable[[memoryview], Any], *, progress: ProgressCallback | None) -> None:
+        self._archive.write_stream(write, progress=progress)
+
+
+def plan(archive_name: str, records: list[Record], *, alignment: int, compute_crc32: bool) -> NativeArchive:
+    extension, reason, _ = load()
+    assert extension is not None, reason
+    supported = {*_DEVICE_TYPES, torch._C._get_privateuse1_backend_name()}
+    for index, (record_name, value) in enumerate(records):
+        if isinstance(value, torch.UntypedStorage) and value.device.type not in supported:
+            records[index] = (record_name, value.cpu())
+    return NativeArchive(
+        extension.Archive(archive_name, records, alignment=alignment, compute_crc32=compute_crc32)
+    )

@@ -1,0 +1,39 @@
+"""The error tree.
+
+What the operating system reports stays an :class:`OSError` with its ``errno`` and the final path. What ``torch.save``
+raises for bad arguments is raised here too.
+"""
+
+from __future__ import annotations
+
+import functools
+
+
+class StateDictIOError(Exception):
+    """Base of the errors that are this library's own."""
+
+
+class CorruptCheckpointError(StateDictIOError):
+    """A checkpoint's bytes are not what its checksums or its structure say."""
+
+
+class NativeUnavailableError(StateDictIOError):
+    """``backend="native"`` was asked for and the compiled extension cannot be used; says why and what to do."""
+
+
+@functools.cache
+def _refusal_type(base: type[OSError]) -> type[OSError]:
+    if issubclass(base, RuntimeError):
+        return base
+    return type(base.__name__, (base, RuntimeError), {"__module__": __name__, "__str__": lambda self: self.torch_message})
+
+
+def refused_target(error: OSError, path: str, torch_message: str) -> OSError:
+    """The error for a path that the system will not open.
+
+    ``torch.save`` raises a bare :class:`RuntimeError` there. This one is that (with torch's words), and also the :class:`OSError`
+    subclass that fits, with ``errno`` and ``filename``.
+    """
+    refusal = _refusal_type(type(error))(error.errno, error.strerror, path)
+    refusal.torch_message = torch_message  # type: ignore[attr-defined]
+    return refusal

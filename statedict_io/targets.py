@@ -1,0 +1,170 @@
+"""What the ``f`` of a save is: a file to replace, a path to stream to, or an object to write to.
+
+Everything that can be refused is refused here, before an object is pickled or a file opened, with the error that ``torch.save`` raises.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.serialization
+
+from .errors import refused_target
+
+_MAX_SYMLINKS = 40  # as the kernel
+
+
+@dataclass(frozen=True)
+class FileTarget:
+    """A name that a finished file will be moved to."""
+
+    given: str  #: the path as the caller spelled it; error messages name it
+    path: str  #: absolute, symlinks resolved: the link stays, what it points to is replaced
+    archive_name: str
+    existing: os.stat_result | None
+
+
+@dataclass(frozen=True)
+class PathStreamTarget:
+    """A path with no file to replace: a device, a FIFO, a descriptor of this process."""
+
+    given: str
+    archive_name: str
+
+
+@dataclass(frozen=True)
+class ObjectTarget:
+    """A caller's object: only ``write`` and ``flush`` are called."""
+
+    given: Any
+    archive_name: str = "archive"
+
+
+Target = FileTarget | PathStreamTarget | ObjectTarget
+
+
+def resolve(f: Any, *, names_archive: bool = True) -> Target:
+    """Classifies ``f`` as ``torch.save`` would take it.
+
+    Args:
+        f: as given to ``save``.
+        names_archive: whether the path must yield an archive name; the legacy format has none.
+
+    Raises:
+        AttributeError, TypeError, RuntimeError, OSError: as ``torch.save(obj, f)``. Paths that the system refuses raise an error that
+            is both torch's ``RuntimeError`` and the fitting ``OSError``.
+    """
+    torch.serialization._check_save_filelike(f)
+    if isinstance(f, (str, os.PathLike)):
+        f = os.fspath(f)
+    if isinstance(f, str):
+        return _resolve_path(f, names_archive)
+    if not callable(getattr(f, "write", None)):
+        torch.serialization._open_zipfile_writer_buffer(f)  # raises torch's error
+    if isinstance(f, io.IOBase) and not f.closed and not f.writable():
+        f.write(b"")  # raises io.UnsupportedOperation
+    if not hasattr(f, "flush"):
+        f.flush  # noqa: B018 - torch would find out after writing everything
+    return ObjectTarget(f)
+
+
+def archive_name_of(path: str) -> str:
+    """torch's archive name: the part after the last slash or backslash, less its last extension.
+
+    ``PyTorchFileWriter`` takes ASCII paths only; others go through a Python file, for which torch uses ``archive``.
+    """
+    if not path.isascii():
+        return "archive"
+    base = path[max(path.rfind("/"), path.rfind("\\")) + 1 :]
+    dot = base.rfind(".")
+    return base if dot < 0 else base[:dot]
+
+
+def _resolve_path(given: str, names_archive: bool) -> Target:
+    if "\0" in given:
+        raise ValueError("embedded null byte")
+    archive_name = archive_name_of(given)
+    if not archive_name and names_archive:
+        torch.serialization._open_zipfile_writer_file(given)  # raises torch's "invalid file name"
+        raise RuntimeError(f"invalid file name: {given}")
+    _check_parent(given)
+    path = _follow_symlinks(given)
+    if path is None:
+        return PathStreamTarget(given, archive_name)
+    try:
+        existing = os.stat(path)
+    except FileNotFoundError:
+        existing = None
+    except OSError as e:
+        raise _open_refused(e, given) from None
+    if existing is None:
+        if given.endswith("/"):
+            raise _open_refused(IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)), given)
+        return FileTarget(given, path, archive_name, None)
+    if stat.S_ISDIR(existing.st_mode):
+        raise _open_refused(IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)), given)
+    if not stat.S_ISREG(existing.st_mode):
+        return PathStreamTarget(given, archive_name)
+    if not os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise _open_refused(PermissionError(errno.EACCES, os.strerror(errno.EACCES)), given)
+    return FileTarget(given, path, archive_name, existing)
+
+
+def _check_parent(given: str) -> None:
+    """torch looks at the text before the last slash (or, without one, the last backslash)."""
+    if not given.isascii():
+        return
+    end = given.rfind("/") if "/" in given else given.rfind("\\")
+    parent = given[: max(end, 0)]
+    if parent and not os.path.isdir(parent):
+        missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        raise refused_target(missing, given, f"Parent directory {parent} does not exist.")
+
+
+def _open_refused(error: OSError, given: str) -> OSError:
+    if not given.isascii():  # torch opens these with open(), whose error this is
+        return type(error)(error.errno, error.strerror, given)
+    return refused_target(error, given, f"open file failed with strerror: {error.strerror}: {given}")
+
+
+def _follow_symlinks(given: str) -> str | None:
+    """The absolute path that ``given`` ends at, or None where it names a descriptor of a process.
+
+    ``/dev/stdout`` and ``/proc/self/fd/3`` are links too, but to something already open: what is there must be written to, not replaced.
+    """
+    path = given
+    for _ in range(_MAX_SYMLINKS):
+        directory, base = os.path.split(path)
+        directory = os.path.realpath(directory or os.curdir)
+        path = os.path.join(directory, base)
+        if directory.startswith("/proc/") and directory.endswith("/fd"):
+            return None
+        try:
+            link = os.readlink(path)
+        except OSError as e:
+            if e.errno in (errno.EINVAL, errno.ENOENT):
+                return path
+            raise _open_refused(e, given) from None
+        path = os.path.join(directory, link)
+    raise _open_refused(OSError(errno.ELOOP, os.strerror(errno.ELOOP)), given)
+
+
+def full_writer(write: Callable[[memoryview], int | None]) -> Callable[[memoryview], None]:
+    """``write`` that loops: a raw file may take less than it was given (at most 2 GiB on Linux)."""
+
+    def write_all(data: memoryview) -> None:
+        while len(data):
+            taken = write(data)
+            # torch ignores the result; None and odd values mean "all of it" there.
+            if not isinstance(taken, int) or not 0 < taken < len(data):
+                return
+            data = data[taken:]
+
+    return write_all
