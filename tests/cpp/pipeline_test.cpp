@@ -1,0 +1,273 @@
+// Parallel writing against the sequential stream, with a device whose copies finish late, with failing writes and with cancellation.
+#include <gtest/gtest.h>
+
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "checksum/crc32.h"
+#include "file/system_error.h"
+#include "pipeline/archive_writer.h"
+
+namespace sdio {
+namespace {
+
+void no_watch(uint64_t) {}
+
+class TemporaryFile {
+ public:
+  TemporaryFile() { fd_ = mkstemp(path_); }
+  ~TemporaryFile() {
+    close(fd_);
+    unlink(path_);
+  }
+  int fd() const { return fd_; }
+  std::string read_all() const {
+    // Through a description of its own: the sink may have left O_DIRECT on the other.
+    const int fd = open(path_, O_RDONLY);
+    struct stat facts;
+    fstat(fd, &facts);
+    std::string bytes(static_cast<size_t>(facts.st_size), '\0');
+    EXPECT_EQ(pread(fd, &bytes[0], bytes.size(), 0), facts.st_size);
+    close(fd);
+    return bytes;
+  }
+
+ private:
+  char path_[40] = "/var/tmp/sdio-pipeline-test-XXXXXX";
+  int fd_;
+};
+
+// The bytes land after copy() was called, from another thread: whoever reads the slot without waiting sees the old ones.
+class LateDevice final : public DeviceSource {
+ public:
+  explicit LateDevice(std::vector<const char*> records) : records_(std::move(records)) {}
+
+  void copy(const std::vector<DevicePiece>& pieces) override {
+    std::thread engine([this, &pieces] {
+      std::this_thread::sleep_for(std::chrono::microseconds(500));
+      for (const DevicePiece& piece : pieces) {
+        std::memcpy(piece.destination, records_[piece.record] + piece.record_offset, piece.nbytes);
+      }
+    });
+    engine.join();
+    ++num_copies;
+  }
+  SlotPool& slots() override { return SlotPool::host(); }
+  std::atomic<int> num_copies{0};
+
+ private:
+  std::vector<const char*> records_;
+};
+
+struct Case {
+  std::vector<std::string> bytes;
+  std::unique_ptr<LateDevice> device;
+  std::unique_ptr<ArchiveContent> content;
+};
+
+enum class On { kMemory, kDevice, kMixed };
+
+Case make_case(const std::vector<size_t>& sizes, uint64_t alignment = 64, On on = On::kMemory, bool compute_crc32 = true) {
+  Case made;
+  std::mt19937_64 random(sizes.size());
+  for (const size_t nbytes : sizes) {
+    std::string bytes(nbytes, '\0');
+    for (char& byte : bytes) byte = static_cast<char>(random());
+    made.bytes.push_back(std::move(bytes));
+  }
+  std::vector<RecordSpec> specs;
+  std::vector<Payload> payloads;
+  std::vector<const char*> on_device;
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    specs.push_back({"data/" + std::to_string(i), sizes[i]});
+    Payload payload;
+    payload.data = made.bytes[i].data();
+    if (on == On::kDevice || (on == On::kMixed && i % 2 == 1)) payload = {Payload::Kind::kDevice, nullptr};
+    payloads.push_back(payload);
+    on_device.push_back(made.bytes[i].data());
+  }
+  if (on != On::kMemory) made.device = std::make_unique<LateDevice>(on_device);
+  made.content = std::make_unique<ArchiveContent>(
+      ArchiveContent{ArchiveLayout("case", specs, alignment), payloads, compute_crc32, made.device.get()});
+  return made;
+}
+
+std::string streamed(const ArchiveContent& content) {
+  std::string all;
+  stream_archive(content, [&](const char* bytes, size_t nbytes) { all.append(bytes, nbytes); }, no_watch);
+  return all;
+}
+
+const std::vector<size_t> kSizes = {3,       0,      1 << 20, 12345,   64,           7 << 20,
+                                    1000003, 100000, 8,       5,       (9 << 20) + 1, 32 << 10};
+
+class Writing : public testing::TestWithParam<std::tuple<DirectIo, size_t, size_t, On, int>> {};
+
+TEST_P(Writing, InParallelGivesTheBytesOfTheStream) {
+  const auto [direct_io, num_threads, region_nbytes, on, alignment] = GetParam();
+  const Case made = make_case(kSizes, static_cast<uint64_t>(alignment), on);
+  const TemporaryFile file;
+  PositionalSink sink(file.fd(), direct_io);
+  WriteOptions options;
+  options.num_threads = num_threads;
+  options.region_nbytes = region_nbytes;
+  write_archive(*made.content, sink, options, no_watch);
+  const std::string written = file.read_all();
+  ASSERT_EQ(written.size(), made.content->layout.file_nbytes());
+  EXPECT_TRUE(written == streamed(*made.content));
+  for (size_t record = 0; record < made.bytes.size(); ++record) {
+    const RecordPlacement& at = made.content->layout.placement(record);
+    EXPECT_TRUE(written.compare(at.payload_offset, at.nbytes, made.bytes[record]) == 0) << record;
+    if (at.nbytes == 0) continue;
+    uint32_t crc;
+    std::memcpy(&crc, &written[at.descriptor_offset() + 4], sizeof crc);
+    EXPECT_EQ(crc, crc32(0, made.bytes[record].data(), made.bytes[record].size())) << record;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Ways, Writing,
+    testing::Values(std::make_tuple(DirectIo::kOff, 1, 0, On::kMemory, 64), std::make_tuple(DirectIo::kOff, 4, 0, On::kMemory, 64),
+                    std::make_tuple(DirectIo::kOff, 3, 4096, On::kMemory, 64),
+                    std::make_tuple(DirectIo::kAuto, 4, 0, On::kMemory, 64),
+                    std::make_tuple(DirectIo::kAuto, 8, 65536, On::kMemory, 64),
+                    std::make_tuple(DirectIo::kAuto, 4, 65536, On::kMemory, 1),
+                    std::make_tuple(DirectIo::kOff, 4, 4096, On::kMemory, 100000),
+                    std::make_tuple(DirectIo::kOff, 4, 1 << 20, On::kDevice, 64),
+                    std::make_tuple(DirectIo::kAuto, 4, 0, On::kDevice, 64),
+                    std::make_tuple(DirectIo::kAuto, 4, 1 << 20, On::kMixed, 3)));
+
+TEST(Writing, WithoutChecksumsLeavesZeros) {
+  const Case made = make_case({100, 1 << 20}, 64, On::kMemory, false);
+  const std::string all = streamed(*made.content);
+  uint32_t crc;
+  std::memcpy(&crc, &all[made.content->layout.placement(1).descriptor_offset() + 4], sizeof crc);
+  EXPECT_EQ(crc, 0u);
+}
+
+TEST(Writing, HoleIsNotWrittenAndReadsAsZeros) {
+  Case made = make_case({10, 30 << 20, 10});
+  made.content->payloads[1] = {Payload::Kind::kHole, nullptr};
+  const TemporaryFile file;
+  ASSERT_EQ(pwrite(file.fd(), "x", 1, 0), 1);
+  PositionalSink sink(file.fd(), DirectIo::kOff);
+  write_archive(*made.content, sink, {}, no_watch);
+  const RecordPlacement& at = made.content->layout.placement(1);
+  EXPECT_TRUE(file.read_all().substr(at.payload_offset, at.nbytes) == std::string(at.nbytes, '\0'));
+}
+
+TEST(Writing, SecondTimeAllocatesNoSlots) {
+  const Case made = make_case(kSizes);
+  const TemporaryFile file;
+  for (int round = 0; round < 3; ++round) {
+    PositionalSink sink(file.fd(), DirectIo::kAuto);
+    WriteOptions options;
+    options.num_threads = 2;
+    options.region_nbytes = 1 << 20;
+    const size_t before = SlotPool::host().num_allocated();
+    write_archive(*made.content, sink, options, no_watch);
+    if (round > 0) {
+      EXPECT_EQ(SlotPool::host().num_allocated(), before);
+    }
+  }
+}
+
+TEST(Writing, PaddingCarriesNoBytesOfAnEarlierSave) {
+  const Case secret = make_case({8 << 20});
+  const Case tiny = make_case({1});
+  for (const Case* made : {&secret, &tiny}) {
+    const TemporaryFile file;
+    PositionalSink sink(file.fd(), DirectIo::kAuto);
+    write_archive(*made->content, sink, {}, no_watch);
+    EXPECT_TRUE(file.read_all() == streamed(*made->content));
+  }
+}
+
+class FailingSink final : public PositionalSink {
+ public:
+  FailingSink(int fd, int fail_at) : PositionalSink(fd, DirectIo::kOff), fail_at_(fail_at) {}
+  std::atomic<int> calls{0};
+
+ protected:
+  ssize_t call_pwritev(int fd, const iovec* pieces, int count, off_t offset) override {
+    if (calls++ != fail_at_) return PositionalSink::call_pwritev(fd, pieces, count, offset);
+    errno = ENOSPC;
+    return -1;
+  }
+
+ private:
+  const int fail_at_;
+};
+
+TEST(Writing, FailureOfAnyWriteEndsTheSaveWithItsError) {
+  const Case made = make_case(kSizes, 64, On::kMixed);
+  WriteOptions options;
+  options.num_threads = 4;
+  options.region_nbytes = 1 << 20;
+  const TemporaryFile file;
+  const auto num_regions = static_cast<int>(made.content->layout.file_nbytes() >> 20) + 1;
+  for (int fail_at = 0; fail_at < num_regions; ++fail_at) {
+    FailingSink sink(file.fd(), fail_at);
+    try {
+      write_archive(*made.content, sink, options, no_watch);
+      FAIL() << "write " << fail_at << " failed and nobody said so";
+    } catch (const SystemError& e) {
+      EXPECT_EQ(e.error_number(), ENOSPC);
+    }
+  }
+}
+
+class SlowSink final : public PositionalSink {
+ public:
+  explicit SlowSink(int fd) : PositionalSink(fd, DirectIo::kOff) {}
+
+ protected:
+  ssize_t call_pwritev(int fd, const iovec* pieces, int count, off_t offset) override {
+    std::this_thread::sleep_for(std::chrono::milliseconds(30));
+    return PositionalSink::call_pwritev(fd, pieces, count, offset);
+  }
+};
+
+TEST(Writing, WatcherSeesProgressAndCanCancel) {
+  const Case made = make_case({30 << 20});
+  const TemporaryFile file;
+  SlowSink sink(file.fd());
+  WriteOptions options;
+  options.num_threads = 2;
+  options.region_nbytes = 1 << 20;
+  struct Stop {};
+  uint64_t seen = 0;
+  int calls = 0;
+  const auto stop_at_third = [&](uint64_t bytes_done) {
+    EXPECT_GE(bytes_done, seen);
+    seen = bytes_done;
+    if (++calls == 3) throw Stop();
+  };
+  EXPECT_THROW(write_archive(*made.content, sink, options, stop_at_third), Stop);
+  EXPECT_GT(seen, 0u);
+  EXPECT_LT(seen, made.content->layout.file_nbytes());
+}
+
+TEST(Writing, LastReportIsTheWholeFile) {
+  const Case made = make_case({1000});
+  const TemporaryFile file;
+  PositionalSink sink(file.fd(), DirectIo::kOff);
+  uint64_t last = 0;
+  write_archive(*made.content, sink, {}, [&](uint64_t bytes_done) { last = bytes_done; });
+  EXPECT_EQ(last, made.content->layout.file_nbytes());
+}
+
+}  // namespace
+}  // namespace sdio
