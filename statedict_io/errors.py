@@ -7,6 +7,7 @@ raises for bad arguments is raised here too.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 
 class StateDictIOError(Exception):
@@ -21,11 +22,15 @@ class NativeUnavailableError(StateDictIOError):
     """``backend="native"`` was asked for and the compiled extension cannot be used; says why and what to do."""
 
 
+def _reduce_refusal(self: Any) -> tuple[Any, ...]:
+    return refused_target, (OSError(self.errno, self.strerror), self.filename, self.torch_message)
+
+
 @functools.cache
 def _refusal_type(base: type[OSError]) -> type[OSError]:
-    if issubclass(base, RuntimeError):
-        return base
-    return type(base.__name__, (base, RuntimeError), {"__module__": __name__, "__str__": lambda self: self.torch_message})
+    # The OSError first: its constructor is the one that sets errno.
+    methods = {"__str__": lambda self: self.torch_message, "__reduce__": _reduce_refusal, "__module__": __name__}
+    return type(base.__name__, (base, RuntimeError), methods)
 
 
 def refused_target(error: OSError, path: str, torch_message: str) -> OSError:

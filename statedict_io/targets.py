@@ -94,27 +94,43 @@ def _resolve_path(given: str, names_archive: bool) -> Target:
     if not archive_name and names_archive:
         torch.serialization._open_zipfile_writer_file(given)  # raises torch's "invalid file name"
         raise RuntimeError(f"invalid file name: {given}")
-    _check_parent(given)
+    if not given:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), given)
+    if names_archive:
+        _check_parent(given)
+    try:
+        return _look_at(given, archive_name)
+    except OSError as e:
+        if not names_archive or not given.isascii():  # torch opens these with open(), whose error this is
+            raise type(e)(e.errno, e.strerror, given) from None
+        raise refused_target(e, given, f"open file failed with strerror: {e.strerror}") from None
+
+
+def _look_at(given: str, archive_name: str) -> Target:
+    """Raises the OSError, without a path, that opening ``given`` for writing would."""
+    if given.endswith("/"):
+        parent = os.path.dirname(given.rstrip("/"))
+        raise _system_error(errno.EISDIR if os.path.isdir(parent or os.curdir) else errno.ENOENT)
     path = _follow_symlinks(given)
     if path is None:
         return PathStreamTarget(given, archive_name)
     try:
         existing = os.stat(path)
     except FileNotFoundError:
-        existing = None
-    except OSError as e:
-        raise _open_refused(e, given) from None
-    if existing is None:
-        if given.endswith("/"):
-            raise _open_refused(IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)), given)
+        if not os.path.isdir(os.path.dirname(path)):
+            raise
         return FileTarget(given, path, archive_name, None)
     if stat.S_ISDIR(existing.st_mode):
-        raise _open_refused(IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)), given)
+        raise _system_error(errno.EISDIR)
     if not stat.S_ISREG(existing.st_mode):
         return PathStreamTarget(given, archive_name)
     if not os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
-        raise _open_refused(PermissionError(errno.EACCES, os.strerror(errno.EACCES)), given)
+        raise _system_error(errno.EACCES)
     return FileTarget(given, path, archive_name, existing)
+
+
+def _system_error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))  # of the subclass that fits
 
 
 def _check_parent(given: str) -> None:
@@ -124,14 +140,7 @@ def _check_parent(given: str) -> None:
     end = given.rfind("/") if "/" in given else given.rfind("\\")
     parent = given[: max(end, 0)]
     if parent and not os.path.isdir(parent):
-        missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-        raise refused_target(missing, given, f"Parent directory {parent} does not exist.")
-
-
-def _open_refused(error: OSError, given: str) -> OSError:
-    if not given.isascii():  # torch opens these with open(), whose error this is
-        return type(error)(error.errno, error.strerror, given)
-    return refused_target(error, given, f"open file failed with strerror: {error.strerror}: {given}")
+        raise refused_target(_system_error(errno.ENOENT), given, f"Parent directory {parent} does not exist.")
 
 
 def _follow_symlinks(given: str) -> str | None:
@@ -151,9 +160,9 @@ def _follow_symlinks(given: str) -> str | None:
         except OSError as e:
             if e.errno in (errno.EINVAL, errno.ENOENT):
                 return path
-            raise _open_refused(e, given) from None
+            raise
         path = os.path.join(directory, link)
-    raise _open_refused(OSError(errno.ELOOP, os.strerror(errno.ELOOP)), given)
+    raise _system_error(errno.ELOOP)
 
 
 def full_writer(write: Callable[[memoryview], int | None]) -> Callable[[memoryview], None]:

@@ -139,10 +139,10 @@ class SerializationId:
     def __init__(self) -> None:
         self._crcs = 0
 
-    def fold_write_start(self, first_bytes: bytes) -> None:
+    def fold_write_start(self, written: bytes | memoryview) -> None:
         """A name or payload. torch takes any write of 8 bytes or more that starts like a data descriptor for one."""
-        if len(first_bytes) >= 8 and first_bytes[:4] == _DESCRIPTOR_SIGNATURE:
-            self.fold_crc(int.from_bytes(first_bytes[4:8], "little"))
+        if len(written) >= 8 and written[:4] == _DESCRIPTOR_SIGNATURE:
+            self.fold_crc(int.from_bytes(written[4:8], "little"))
 
     def fold_crc(self, crc: int) -> None:
         self._crcs = _hash_combine(self._crcs, crc)

@@ -61,19 +61,19 @@ class FallbackArchive:
         values = [value for _, value in self._records]
         for record, value in zip(self._layout.records, [*values, None], strict=True):
             small += record.header
-            full_name = f"{self._layout.archive_name}/{record.name}".encode()
-            serialization_id.fold_write_start(full_name[:8] if len(full_name) >= 8 else b"")
             crc = 0
             if isinstance(value, int):
+                serialization_id.fold_write_start(f"{self._layout.archive_name}/{record.name}".encode())
                 yield bytes(small)
                 small.clear()
                 yield value
             else:
                 if value is None:
-                    names = [r.name for r in self._layout.records[:-1]]
-                    value = serialization_id.digits(names)
+                    value = serialization_id.digits([r.name for r in self._layout.records[:-1]])
+                else:
+                    serialization_id.fold_write_start(f"{self._layout.archive_name}/{record.name}".encode())
                 payload = _payload(value)
-                serialization_id.fold_write_start(bytes(payload[:8]))
+                serialization_id.fold_write_start(payload)
                 for start in range(0, len(payload), _CHUNK_NBYTES):
                     chunk = payload[start : start + _CHUNK_NBYTES]
                     if self._compute_crc32:

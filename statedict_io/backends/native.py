@@ -26,16 +26,17 @@ _DIRECT_FROM_NBYTES = 4 << 20
 def load() -> tuple[ModuleType | None, str, str | None]:
     """(the extension or None, why, the torch it was built for or None). Never raises."""
     try:
-        info = importlib.import_module("statedict_io._build_info")
+        built_for = str(importlib.import_module("statedict_io._build_info").TORCH_VERSION)
     except ImportError:
         return None, f"this installation has no compiled extension; to build it: {_REBUILD}", None
-    built_for = info.TORCH_VERSION
+    except Exception as e:
+        return None, f"the extension's build record cannot be read ({e}); to rebuild it: {_REBUILD}", None
     if _release(built_for) != _release(torch.__version__):
         reason = f"the extension was built for torch {built_for}, found torch {torch.__version__}; to rebuild it: {_REBUILD}"
         return None, reason, built_for
     try:
         extension = importlib.import_module("statedict_io._native")
-    except ImportError as e:
+    except Exception as e:  # a damaged file can raise nearly anything
         return None, f"the extension cannot be loaded: {e}; to rebuild it: {_REBUILD}", built_for
     return extension, f"the extension was built for torch {built_for}", built_for
 

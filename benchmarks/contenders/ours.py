@@ -1,0 +1,82 @@
+"""statedict_io: both backends, durable or not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from .base import Contender, StateDict, import_error, version_of
+
+
+class StatedictIO(Contender):
+    kind = "ours"
+    backend: ClassVar[str]
+
+    @classmethod
+    def available(cls, op: str = "save") -> str | None:
+        reason = import_error("statedict_io")
+        if reason is not None:
+            return reason
+        import statedict_io as sio
+
+        for name in (op, "backend_info"):
+            if not hasattr(sio, name):
+                return f"statedict_io has no {name} yet"
+        info = sio.backend_info()
+        if cls.backend == "native" and info.name != "native":
+            return f"the extension is not in use: {info.reason}"
+        return None
+
+    @classmethod
+    def about(cls) -> dict[str, str]:
+        import statedict_io as sio
+
+        info = sio.backend_info()
+        return {
+            **version_of("statedict_io"),
+            "statedict_io backend asked for": cls.backend,
+            "statedict_io file": str(sio.__file__),
+            "statedict_io built for torch": str(getattr(info, "built_for_torch", None)),
+            "statedict_io simd": str(getattr(info, "simd", None)),
+        }
+
+    def save(self, state_dict: StateDict, path: Path) -> None:
+        import statedict_io as sio
+
+        sio.save(state_dict, path, durable=self.durable, backend=self.backend)
+
+    def load(self, path: Path) -> StateDict:
+        import statedict_io as sio
+
+        return dict(sio.load(path, map_location=self.device, weights_only=True, backend=self.backend))
+
+    def read_back(self, path: Path) -> StateDict:
+        import torch
+
+        return dict(torch.load(path, weights_only=True, map_location=self.device))
+
+
+class NativeDurable(StatedictIO):
+    key = "native"
+    label = "statedict_io, durable"
+    backend = "native"
+    durable = True
+
+
+class NativeFast(StatedictIO):
+    key = "native_nodurable"
+    label = "statedict_io, durable=False"
+    backend = "native"
+
+
+class FallbackDurable(StatedictIO):
+    key = "fallback"
+    label = "statedict_io fallback, durable"
+    backend = "torch"
+    durable = True
+
+
+class FallbackFast(StatedictIO):
+    key = "fallback_nodurable"
+    label = "statedict_io fallback, durable=False"
+    backend = "torch"

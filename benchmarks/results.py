@@ -1,0 +1,173 @@
+"""Samples to medians, medians to ratios, ratios to a table."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from .cases import format_size
+from .processes import WorkerProcess
+
+METRICS = ("return_s", "durable_s")
+
+
+def entry(worker: WorkerProcess, samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """One contender's part. The first save of a process is kept as `first`: it pays for pools and page faults."""
+    return {
+        "label": worker.kind.label,
+        "durable": worker.kind.durable,
+        "kind": worker.kind.kind,
+        "writes_file": worker.kind.writes_file,
+        "about": worker.about,
+        "status": worker.status,
+        "reason": worker.reason,
+        "first": samples[0] if samples else None,
+        "samples": samples[1:],
+        "median": medians(samples[1:]),
+    }
+
+
+def medians(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Field by field, through nested samples; a field that was not measured in some round is left out."""
+    middle: dict[str, Any] = {}
+    for name in samples[0] if samples else ():
+        values = [sample[name] for sample in samples]
+        if all(isinstance(value, dict) for value in values):
+            middle[name] = medians(values)
+        elif all(isinstance(value, (int, float)) for value in values):
+            middle[name] = statistics.median(values)
+    return middle
+
+
+def seconds(run: dict[str, Any], key: str, metric: str) -> float | None:
+    found = run["contenders"].get(key, {}).get("median", {}).get(metric)
+    return found if found else None
+
+
+def raw_limit(run: dict[str, Any], metric: str) -> float | None:
+    """Seconds that no saver of this payload can beat here: the fastest raw write's, and the bus's if there is one."""
+    writes = [seconds(run, key, metric) for key in ("raw_buffered", "raw_direct")]
+    known = [s for s in writes if s is not None]
+    bus = seconds(run, "raw_pinned", "return_s")
+    return max(min(known), bus or 0.0) if known else None
+
+
+def rows(run: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row per contender that ran. Ratios over 1 mean faster than the reference; `of_limit` is the share of the raw
+    limit's speed. Each metric is compared with the same metric of the reference."""
+    table = []
+    for key, contender in run["contenders"].items():
+        if contender["status"] == "skipped" or not contender["median"]:
+            continue
+        row: dict[str, Any] = {"key": key, **{name: contender[name] for name in ("label", "durable", "kind")}}
+        for metric in METRICS:
+            mine = seconds(run, key, metric)
+            limit = raw_limit(run, metric)
+            row[metric] = mine
+            if mine is None:
+                continue
+            row[f"{metric}:gb_s"] = run["payload_bytes"] / mine / 1e9
+            for column, reference in (("vs_torch", "torch"), ("vs_nocrc", "torch_nocrc")):
+                theirs = seconds(run, reference, metric)
+                row[f"{metric}:{column}"] = theirs / mine if theirs else None
+            row[f"{metric}:of_limit"] = limit / mine if limit else None
+        for name in ("peak_over_ready_bytes", "cpu_s_per_gb"):
+            row[name] = contender["median"].get(name)
+        row["first_s"] = contender["first"].get("return_s") if contender["first"] else None
+        table.append(row)
+    return table
+
+
+SAVE_COLUMNS = (
+    ("contender", "label", "{}"),
+    ("returns s", "return_s", "{:.4f}"),
+    ("GB/s", "return_s:gb_s", "{:.2f}"),
+    ("x torch", "return_s:vs_torch", "{:.2f}"),
+    ("x no CRC", "return_s:vs_nocrc", "{:.2f}"),
+    ("% raw", "return_s:of_limit", "{:.0%}"),
+    ("durable s", "durable_s", "{:.4f}"),
+    ("GB/s", "durable_s:gb_s", "{:.2f}"),
+    ("x torch", "durable_s:vs_torch", "{:.2f}"),
+    ("x no CRC", "durable_s:vs_nocrc", "{:.2f}"),
+    ("% raw", "durable_s:of_limit", "{:.0%}"),
+    ("first s", "first_s", "{:.4f}"),
+    ("+MiB", "peak_over_ready_mib", "{:.0f}"),
+    ("CPU s/GB", "cpu_s_per_gb", "{:.2f}"),
+)
+LOAD_COLUMNS = (
+    ("contender", "label", "{}"),
+    ("warm returns s", "warm_return", "{:.4f}"),
+    ("warm touched s", "warm_touched", "{:.4f}"),
+    ("GB/s", "warm_gb_s", "{:.2f}"),
+    ("x torch", "warm_vs_torch", "{:.2f}"),
+    ("cold returns s", "cold_return", "{:.4f}"),
+    ("cold touched s", "cold_touched", "{:.4f}"),
+    ("GB/s", "cold_gb_s", "{:.2f}"),
+    ("x torch", "cold_vs_torch", "{:.2f}"),
+)
+
+
+def load_rows(run: dict[str, Any]) -> list[dict[str, Any]]:
+    table = []
+    reference = run["contenders"].get("torch", {}).get("median", {})
+    for key, contender in run["contenders"].items():
+        if not contender["median"]:
+            continue
+        row: dict[str, Any] = {"key": key, "label": contender["label"]}
+        for how in ("warm", "cold"):
+            times = contender["median"][how]
+            row[f"{how}_return"], row[f"{how}_touched"] = times["return_s"], times["touched_s"]
+            row[f"{how}_gb_s"] = run["payload_bytes"] / times["touched_s"] / 1e9
+            if reference:
+                row[f"{how}_vs_torch"] = reference[how]["touched_s"] / times["touched_s"]
+        table.append(row)
+    return table
+
+
+def cells(run: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows as text."""
+    columns = SAVE_COLUMNS if run["op"] == "save" else LOAD_COLUMNS
+    body = []
+    for row in rows(run) if run["op"] == "save" else load_rows(run):
+        if row.get("peak_over_ready_bytes") is not None:
+            row["peak_over_ready_mib"] = row["peak_over_ready_bytes"] / 2**20
+        body.append(["-" if row.get(name) is None else form.format(row[name]) for _, name, form in columns])
+    return [heading for heading, _, _ in columns], body
+
+
+def title(run: dict[str, Any]) -> str:
+    size = run.get("payload_bytes", run["size_bytes"])
+    return f"{run['op']}: {run['case']}, {format_size(size)}, {run.get('tensors', 0)} tensors ({run['about']})"
+
+
+def print_table(run: dict[str, Any]) -> None:
+    headings, body = cells(run)
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        print(title(run))
+        print(plain_table(headings, body))
+    else:
+        table = Table(title=title(run))
+        for heading in headings:
+            table.add_column(heading, justify="left" if heading == "contender" else "right", no_wrap=True)
+        for row in body:
+            table.add_row(*row)
+        console = Console()
+        (console if console.is_terminal else Console(width=240)).print(table)
+    for key, contender in run["contenders"].items():
+        if contender["status"] != "ok":
+            print(f"  {contender['status']}: {key}: {contender['reason']}")
+
+
+def plain_table(headings: list[str], body: list[list[str]]) -> str:
+    widths = [max(len(row[i]) for row in [headings, *body]) for i in range(len(headings))]
+    lines = []
+    for row in [headings, ["-" * width for width in widths], *body]:
+        first, rest = (
+            row[0].ljust(widths[0]),
+            [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)],
+        )
+        lines.append("  ".join([first, *rest]))
+    return "\n".join(lines)

@@ -1,0 +1,238 @@
+"""Runs contenders side by side, one process each, round by round: `python -m benchmarks.run --help`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shutil
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from . import environment, results
+from .cases import KINDS, MIB, format_size, parse_size, points
+from .contenders import ALL
+from .processes import WorkerProcess
+
+NAME = "checkpoint.pt"
+SMOKE_NESTED = ("torch", "safetensors", "native", "fallback")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    directory = Path(tempfile.mkdtemp(prefix="statedict-io-bench-", dir=options.dir))
+    document = environment.describe(directory, options.device)
+    document["settings"] = {
+        "rounds": options.rounds,
+        "device": options.device,
+        "op": options.op,
+        "free memory touched before each save": not options.no_touch,
+        "mode": "overwrite" if options.overwrite else "fresh",
+        "command": ["python", "-m", "benchmarks.run", *(sys.argv[1:] if arguments is None else arguments)],
+    }
+    document["runs"] = []
+    workers: dict[str, WorkerProcess] = {}
+    try:
+        for case, nbytes in points(options.case, options.size):
+            if not options.smoke:  # a fresh process has a first save; the smoke run has no use for it
+                close_all(workers)
+                workers = {}
+            for op in ("save", "load") if options.op == "both" else (options.op,):
+                if not workers or options.op == "both":  # available() depends on the operation
+                    close_all(workers)
+                    workers = start_all(options, op)
+                run = run_point(options, of_case(options, workers, case), directory, case, nbytes, op)
+                document["runs"].append(run)
+                if not run["skipped"]:
+                    results.print_table(run)
+                if options.out is not None:  # after each point: a later one may be cut short
+                    options.out.write_text(json.dumps(document, indent=1))
+    finally:
+        close_all(workers)
+        shutil.rmtree(directory, ignore_errors=True)
+    return verdict(document)
+
+
+def verdict(document: dict[str, Any]) -> int:
+    """0 when every point ran and no contender broke. Skipped contenders are no failure; skipped points are."""
+    status = 0
+    for run in document["runs"]:
+        if run.get("skipped"):
+            print(f"NOT RUN: {run['case']} {format_size(run['size_bytes'])}: {run['skipped']}", file=sys.stderr)
+            status = 1
+        for key, entry in run["contenders"].items():
+            if entry["status"] == "failed":
+                print(f"FAILED: {key} on {run['case']} ({run['op']}): {entry['reason']}", file=sys.stderr)
+                status = 1
+    return status
+
+
+def start_all(options: argparse.Namespace, op: str) -> dict[str, WorkerProcess]:
+    workers = {
+        key: WorkerProcess(key, options.device, op, options.timeout, options.verbose) for key in options.contenders
+    }
+    for worker in workers.values():
+        worker.wait_started()
+    return workers
+
+
+def of_case(options: argparse.Namespace, workers: dict[str, WorkerProcess], case: str) -> dict[str, WorkerProcess]:
+    """All, but for the smoke run's second case: an optimizer's imports cost each process more than all its saves."""
+    if options.smoke and case == "adamw":
+        return {key: worker for key, worker in workers.items() if key in SMOKE_NESTED}
+    return workers
+
+
+def close_all(workers: dict[str, WorkerProcess]) -> None:
+    for worker in workers.values():
+        worker.close()
+
+
+def run_point(
+    options: argparse.Namespace, workers: dict[str, WorkerProcess], directory: Path, case: str, nbytes: int, op: str
+) -> dict[str, Any]:
+    run: dict[str, Any] = {"case": case, "about": KINDS[case].about, "size_bytes": nbytes, "op": op, "contenders": {}}
+    run["skipped"] = too_large(options, workers, directory, case, nbytes)
+    if run["skipped"]:
+        return run
+    payload = build_cases(workers, case, nbytes)
+    samples: dict[str, list[dict[str, Any]]] = {key: [] for key in workers}
+    paths = {key: directory / key / NAME for key in workers}
+    for path in paths.values():
+        path.parent.mkdir(exist_ok=True)
+    keys = list(workers)
+    start = time.monotonic()
+    for number in range(options.rounds + 1):
+        used = time.monotonic() - start
+        # A round takes about as long as the average so far; the last one also reads back.
+        out_of_time = number > 0 and used + 2.5 * used / number > options.seconds
+        last = number == options.rounds or out_of_time
+        shift = number % max(1, len(keys))  # nobody always comes after the same neighbour
+        for key in keys[shift:] + keys[:shift]:
+            one_round(options, workers[key], paths[key], op, samples[key], last)
+            progress(f"{case} {format_size(nbytes)} {op}: round {number}/{options.rounds} {key}")
+        if last:
+            break
+    progress("")
+    run["payload_bytes"], run["tensors"] = payload
+    for key, worker in workers.items():
+        run["contenders"][key] = results.entry(worker, samples[key])
+    return run
+
+
+def one_round(
+    options: argparse.Namespace, worker: WorkerProcess, path: Path, op: str, samples: list[dict[str, Any]], last: bool
+) -> None:
+    where = {"path": str(path)}
+    if op == "save":
+        sample = worker.order("save", **where, overwrite=options.overwrite, touch=not options.no_touch)
+        if last:
+            worker.order("check", **where)
+        if last or not options.overwrite:
+            worker.order("remove", **where)
+    else:
+        if not samples and worker.order("save", **where, overwrite=False, touch=False) is None:
+            return
+        cold = worker.order("load", **where, cold=True)
+        warm = worker.order("load", **where, cold=False)
+        sample = None if cold is None or warm is None else {"cold": cold, "warm": warm}
+        if last:
+            worker.order("remove", **where)
+    if sample is not None:
+        samples.append(sample)
+
+
+def build_cases(workers: dict[str, WorkerProcess], case: str, nbytes: int) -> tuple[int, int]:
+    """Builds the case in every worker; returns payload bytes and tensors. The raw ones are told the others' payload."""
+    payload: tuple[int, int] | None = None
+    for needs_state in (True, False):
+        chosen = [w for w in workers.values() if w.kind.needs_state is needs_state]
+        order = {"case": case, "nbytes": nbytes, "payload_nbytes": None if payload is None else payload[0]}
+        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+            pending = [pool.submit(worker.order, "build", **order) for worker in chosen]
+        built = [future.result() for future in pending]
+        for answer in built:
+            if answer is not None and needs_state:
+                payload = (answer["payload_bytes"], answer["tensors"])
+    return payload or (nbytes, 0)
+
+
+def too_large(
+    options: argparse.Namespace, workers: dict[str, WorkerProcess], directory: Path, case: str, nbytes: int
+) -> str | None:
+    """Swapping or a full disk would spoil the figures, so such a point is not run."""
+    holding = sum(worker.kind.needs_state and worker.status == "ok" for worker in workers.values())
+    memory = environment.memory_nbytes("MemAvailable")
+    needed = 2 * nbytes  # one file in the page cache, one copy while checking
+    if options.device == "cpu":
+        needed += int((holding + KINDS[case].build_factor - 1) * nbytes)
+    if memory is not None and needed > 0.9 * memory:
+        return (
+            f"{holding} contenders need {format_size(needed)} of memory, {format_size(memory)} is there: "
+            "name fewer --contenders or a smaller --size"
+        )
+    files = holding if options.overwrite or options.op != "save" else 2
+    free = shutil.disk_usage(directory).free
+    if files * nbytes * 1.1 > free:
+        return f"{format_size(files * nbytes)} of files, {format_size(free)} free in {directory}"
+    return None
+
+
+def progress(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    parser.add_argument(
+        "--case",
+        type=comma_list([*KINDS, "sweep"]),
+        default=["llama"],
+        help="of: %(metavar)s",
+        metavar=",".join([*KINDS, "sweep"]),
+    )
+    parser.add_argument("--size", type=parse_size, default="1GiB", help="payload; for sweep the largest")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds after the first, which is kept apart")
+    parser.add_argument("--dir", type=Path, default=Path.cwd(), help="where to save; its file system is measured")
+    parser.add_argument(
+        "--contenders", type=comma_list(list(ALL)), default=list(ALL), metavar="a,b,c", help=f"of: {','.join(ALL)}"
+    )
+    parser.add_argument("--device", default="cpu", help="where the tensors are: cpu, cuda, ...")
+    parser.add_argument("--op", choices=["save", "load", "both"], default="save")
+    parser.add_argument("--overwrite", action="store_true", help="save over the last file; default: remove it first")
+    parser.add_argument("--no-touch", action="store_true", help="don't touch free memory before each save")
+    parser.add_argument("--out", type=Path, help="write everything measured as JSON")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="start no new round of a case after that long")
+    parser.add_argument("--timeout", type=float, default=600, help="seconds any one order to a worker may take")
+    parser.add_argument("--verbose", action="store_true", help="let the workers' stderr through")
+    parser.add_argument("--smoke", action="store_true", help="1 MiB, 1 round: does everything run?")
+    options = parser.parse_args(arguments)
+    if options.smoke:
+        options.case, options.size, options.rounds = ["llama", "adamw"], MIB, 1
+    if options.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    if not options.dir.is_dir():
+        parser.error(f"--dir {options.dir}: no such directory")
+    options.dir = options.dir.resolve()
+    return options
+
+
+def comma_list(known: list[str]) -> Any:
+    def split(text: str) -> list[str]:
+        names = [name.strip() for name in text.split(",") if name.strip()]
+        unknown = [name for name in names if name not in known]
+        if unknown or not names:
+            raise argparse.ArgumentTypeError(f"{unknown or 'nothing'}: choose from {', '.join(known)}")
+        return names
+
+    return split
+
+
+if __name__ == "__main__":
+    sys.exit(main())
