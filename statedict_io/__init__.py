@@ -1,5 +1,10 @@
 """A fast, safe drop-in for ``torch.save``: the same bytes, written in parallel, checksummed, atomic and durable."""
 
+try:
+    import torch as _torch  # noqa: F401
+except ImportError as e:
+    raise ImportError("statedict_io needs PyTorch 2.6 or later, which this environment lacks: pip install torch") from e
+
 from .backends import BackendInfo, backend_info
 from .errors import CorruptCheckpointError, NativeUnavailableError, StateDictIOError
 from .saving import fastsave, save

@@ -1,19 +1,23 @@
 """The compiled half. Internal: names may change at any time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import UntypedStorage
+from torch import UntypedStorage, dtype
 from typing_extensions import Buffer
 
 class Archive:
-    """A planned archive; holds ``records`` until it is destroyed.
+    """A planned archive; holds the records until it is destroyed.
 
     Args:
         archive_name: prefix of all record names, ASCII.
-        records: (name, content) in file order, without the serialization id; an int is the size of a hole.
+        head: (name, content) of the records before the storages, in file order.
+        storages: become ``data/0``, ``data/1``, ...
+        tail: (name, content) of the records after the storages, without the serialization id.
         alignment: of payload offsets, bytes.
         compute_crc32: False leaves all CRCs 0.
+        skip_data: leave holes of the storages' sizes.
+        device_types: whose storages are copied in the pipeline; others are brought to the CPU here, all at once.
 
     Raises:
         ValueError: names or sizes that cannot make an archive.
@@ -23,10 +27,14 @@ class Archive:
     def __init__(
         self,
         archive_name: str,
-        records: list[tuple[str, bytes | UntypedStorage | int]],
+        head: list[tuple[str, bytes]],
+        storages: StorageTable | list[UntypedStorage],
+        tail: list[tuple[str, bytes]],
         *,
         alignment: int,
         compute_crc32: bool,
+        skip_data: bool = False,
+        device_types: Sequence[str] = (),
     ) -> None: ...
     @property
     def nbytes(self) -> int: ...
@@ -70,3 +78,25 @@ def num_slots_allocated() -> int:
 
 def release_buffers() -> None:
     """Gives idle staging memory back to the system."""
+
+class StorageTable:
+    """Reduces plain tensors for the C pickler, as ``torch.Tensor.__reduce_ex__`` does; see
+    csrc/bindings/storage_table.cpp."""
+
+    storages: list[UntypedStorage]
+    persistent_id: Callable[[Any], Any]
+    reduce: Callable[[Any], Any]
+
+    def __init__(
+        self,
+        *,
+        tensor_type: type,
+        parameter_type: type,
+        ordered_dict: type,
+        rebuild_tensor: Callable[..., Any],
+        rebuild_parameter: Callable[..., Any],
+        storage_types: dict[dtype, type],
+        location_tag: Callable[[UntypedStorage], str],
+        reference: Callable[[Any], Any],
+    ) -> None: ...
+    def key_of(self, storage: UntypedStorage, dtype: dtype) -> str: ...

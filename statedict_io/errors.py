@@ -27,18 +27,24 @@ def _reduce_refusal(self: Any) -> tuple[Any, ...]:
 
 
 @functools.cache
-def _refusal_type(base: type[OSError]) -> type[OSError]:
+def _refusal_type(base: Any) -> type[OSError]:
     # The OSError first: its constructor is the one that sets errno.
-    methods = {"__str__": lambda self: self.torch_message, "__reduce__": _reduce_refusal, "__module__": __name__}
+    methods: dict[str, Any] = {
+        "__str__": lambda self: self.torch_message,
+        "__reduce__": _reduce_refusal,
+        "__module__": __name__,
+    }
     return type(base.__name__, (base, RuntimeError), methods)
 
 
 def refused_target(error: OSError, path: str, torch_message: str) -> OSError:
     """The error for a path that the system will not open.
 
-    ``torch.save`` raises a bare :class:`RuntimeError` there. This one is that (with torch's words), and also the :class:`OSError`
+    ``torch.save`` raises a bare :class:`RuntimeError` there. This one is that (with torch's words), and also the
+    :class:`OSError`
     subclass that fits, with ``errno`` and ``filename``.
     """
-    refusal = _refusal_type(type(error))(error.errno, error.strerror, path)
+    base: Any = type(error)
+    refusal = _refusal_type(base)(error.errno, error.strerror, path)
     refusal.torch_message = torch_message  # type: ignore[attr-defined]
     return refusal

@@ -1,7 +1,7 @@
 """Atomic, durable replacement of a file: whoever looks, at whatever instant, finds the old file or the new one, whole.
 
-Both backends write through this. Order on the device: write, fsync, close, rename, fsync of the directory. The temporary lies in the target's
-directory, because a rename is atomic within one file system only.
+Both backends write through this. Order on the device: write, fsync, close, rename, fsync of the directory. The
+temporary lies in the target's directory, because a rename is atomic within one file system only.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from .targets import FileTarget
 
 _SUFFIX = ".sdio-tmp"
 _READABLE_NBYTES = 60  # of the target's name, so that a leftover tells what it was to become
+_MAX_NAMES = 100  # tried: one that is taken is rarer than a file system that says so of all
 _FOREIGN_LEFTOVER_SECONDS = 24 * 3600
 _serial = itertools.count()
 
@@ -54,33 +55,37 @@ class Replacement:
         return os.path.join(self._directory, self._temporary, os.path.basename(self._target.given))
 
     def __enter__(self) -> Replacement:
-        with self._naming_target():
-            try:
+        # Outermost: a signal's exception can come up in any of the calls within.
+        try:
+            with self._naming_target():
                 self._directory_fd = _open_directory(self._directory)
                 _remove_leftovers(self._directory_fd, self._directory, self._name)
                 self._create()
-            except BaseException:
-                self._abandon()
-                raise
+        except BaseException:
+            self._abandon()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        temporary = os.path.join(self._directory, self._temporary)
+        named_temporary = self._temporary and str(getattr(error, "filename", "")).startswith(temporary)
         self._abandon()
-        if isinstance(error, OSError) and error.filename is None and error.errno is not None:
+        if isinstance(error, OSError) and error.errno is not None and (error.filename is None or named_temporary):
             error.filename = self._target.given
 
     def commit(self) -> None:
-        """Puts the temporary in the target's place. On an error the target is untouched, unless it is the last fsync that fails: then the
-        new file is there, and what may not survive a power loss is its name."""
+        """Puts the temporary in the target's place. On an error the target is untouched, unless it is the last fsync
+        that fails: then the new file is there, and what may not survive a power loss is its name."""
         with self._naming_target():
             if self._as_directory:
                 self.fd = os.open(self.path_inside, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             self._take_over_ownership()
             if self._durable:
                 os.fsync(self.fd)
-            # Closed first: close can report a write error (NFS, quota), and some network mounts refuse to rename an open file.
+            # Closed first: close can report a write error (NFS, quota), and some network mounts refuse to rename an
+            # open file.
             fd, self.fd = self.fd, -1
             os.close(fd)
             source = self._temporary
@@ -95,10 +100,11 @@ class Replacement:
 
     def _create(self) -> None:
         existing = self._target.existing
-        # Never more permissive than the file it will replace. A new file's mode is 0666 less the umask, which open() applies.
-        mode = 0o666 if existing is None else stat.S_IMODE(existing.st_mode) & 0o666
+        # A new file's mode is 0666 less the umask, which open() applies. What replaces a file is its owner's alone
+        # until it has that file's group.
+        mode = 0o666 if existing is None else stat.S_IMODE(existing.st_mode) & 0o600
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        while True:
+        for attempt in range(1, _MAX_NAMES + 1):
             self._temporary = _temporary_name(self._name)
             try:
                 if self._as_directory:
@@ -107,30 +113,40 @@ class Replacement:
                     self.fd = os.open(self._temporary, flags, mode, dir_fd=self._directory_fd)
                 return
             except FileExistsError:
-                continue
+                self._temporary = ""  # another's: not to be removed
+                if attempt == _MAX_NAMES:
+                    raise
 
     def _take_over_ownership(self) -> None:
         existing = self._target.existing
         if existing is None:
             return
-        ours = os.fstat(self.fd)
-        if (ours.st_uid, ours.st_gid) != (existing.st_uid, existing.st_gid):
-            with contextlib.suppress(PermissionError):  # as a new file of ours then, like any editor's
-                os.fchown(self.fd, existing.st_uid, existing.st_gid)
-        if stat.S_IMODE(ours.st_mode) != stat.S_IMODE(existing.st_mode):
-            os.fchmod(self.fd, stat.S_IMODE(existing.st_mode))
+        ours, user, group = os.fstat(self.fd), existing.st_uid, existing.st_gid
+        mode = stat.S_IMODE(existing.st_mode)
+        if (ours.st_uid, ours.st_gid) != (user, group) and not _change_owner(self.fd, user, group):
+            # A file of ours then, like any editor's; in the old one's group if we are in it.
+            mode &= 0o777
+            if ours.st_gid != group and not _change_owner(self.fd, -1, group):
+                # What the old group might do is not for ours, which may be larger: no more than everybody may.
+                mode &= 0o707 | (mode & 0o007) << 3
+        if stat.S_IMODE(ours.st_mode) != mode:
+            os.fchmod(self.fd, mode)
 
     def _abandon(self) -> None:
-        if self.fd >= 0:
-            fd, self.fd = self.fd, -1
-            with contextlib.suppress(OSError):
-                os.close(fd)
-        if self._temporary:
-            self._remove_temporary()
-            self._temporary = ""
-        if self._directory_fd >= 0:
-            directory_fd, self._directory_fd = self._directory_fd, -1
-            os.close(directory_fd)
+        # Each step also if a signal's exception ends the one before.
+        try:
+            if self.fd >= 0:
+                fd, self.fd = self.fd, -1
+                _close(fd)
+        finally:
+            try:
+                if self._temporary:
+                    self._remove_temporary()
+                    self._temporary = ""
+            finally:
+                if self._directory_fd >= 0:
+                    directory_fd, self._directory_fd = self._directory_fd, -1
+                    _close(directory_fd)
 
     def _remove_temporary(self) -> None:
         with contextlib.suppress(OSError):
@@ -143,7 +159,9 @@ class Replacement:
             yield
         except OSError as e:
             if e.errno is not None:
-                e.filename, e.filename2 = self._target.given, None
+                e.filename = self._target.given
+                if e.filename2 is not None:
+                    del e.filename2  # None would be shown
             raise
 
 
@@ -155,6 +173,23 @@ def _open_directory(path: str) -> int:
             raise
         # Searchable and writable but not readable: good for all but fsync.
         return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _close(fd: int) -> None:
+    """For descriptors that nothing more depends on."""
+    with contextlib.suppress(OSError):
+        os.close(fd)
+
+
+def _change_owner(fd: int, user: int, group: int) -> bool:
+    """False where that is not ours to do; EINVAL is the answer about users that this container does not know."""
+    try:
+        os.fchown(fd, user, group)
+    except OSError as e:
+        if e.errno not in (errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise
+        return False
+    return True
 
 
 def _sync_directory(directory_fd: int) -> None:
@@ -171,7 +206,10 @@ def _remove(name: str, directory_fd: int, directory: str) -> None:
     try:
         os.unlink(name, dir_fd=directory_fd)
     except (IsADirectoryError, PermissionError):
-        shutil.rmtree(os.path.join(directory, name))
+        try:
+            os.rmdir(name, dir_fd=directory_fd)
+        except OSError:
+            shutil.rmtree(os.path.join(directory, name))
 
 
 # --- Temporaries' names: .<target's name, cut>.<hash of it>.<owner>.<serial>.sdio-tmp
@@ -180,7 +218,10 @@ def _remove(name: str, directory_fd: int, directory: str) -> None:
 def _temporary_prefix(name: str) -> str:
     encoded = os.fsencode(name)
     digest = hashlib.blake2b(encoded, digest_size=8).hexdigest()
-    return f".{os.fsdecode(encoded[:_READABLE_NBYTES])}.{digest}."
+    readable = name[:_READABLE_NBYTES]
+    while len(os.fsencode(readable)) > _READABLE_NBYTES:  # by characters: some file systems refuse half of one
+        readable = readable[:-1]
+    return f".{readable}.{digest}."
 
 
 def _temporary_name(name: str) -> str:
@@ -197,7 +238,7 @@ def _machine() -> str:
 
 @functools.cache
 def _owner(pid: int) -> str:
-    """The process ``pid`` of this machine; the cache is per process id, so that a forked child has a name of its own."""
+    """The process ``pid`` of this machine; a forked child has a name of its own."""
     try:
         namespace = os.stat("/proc/self/ns/pid").st_ino
     except OSError:
@@ -205,10 +246,17 @@ def _owner(pid: int) -> str:
     return f"{_machine()}-{namespace:x}-{pid:x}-{_start_time(pid):x}"
 
 
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_owner.cache_clear)  # a descendant can get the id of an ancestor that is gone
+
+
 def _start_time(pid: int) -> int:
-    """In clock ticks since boot; 0 where there is no /proc."""
+    """In clock ticks since boot; 0 where it cannot be read; -1 of a process that ended and whose parent has not
+    noticed."""
     try:
-        return int(_read(f"/proc/{pid}/stat").rpartition(")")[2].split()[19])
+        fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+        ended = fields[0] in ("Z", "X") and int(fields[17]) <= 1  # threads
+        return -1 if ended else int(fields[19])
     except (IndexError, ValueError):
         return 0
 
@@ -224,32 +272,45 @@ def _read(path: str) -> str:
 def _remove_leftovers(directory_fd: int, directory: str, name: str) -> None:
     """Removes this target's temporaries whose owner is gone. Never an error: they are in nobody's way."""
     prefix = _temporary_prefix(name)
+    entries: list[str] = []
     with contextlib.suppress(OSError):
-        for entry in os.listdir(directory_fd):
-            if entry.startswith(prefix) and entry.endswith(_SUFFIX) and _is_abandoned(entry[len(prefix) :], entry, directory_fd):
-                with contextlib.suppress(OSError):
-                    _remove(entry, directory_fd, directory)
+        entries = [e for e in os.listdir(directory_fd) if e.startswith(prefix) and e.endswith(_SUFFIX)]
+    for entry in entries:
+        with contextlib.suppress(OSError):
+            if _is_abandoned(entry[len(prefix) :], entry, directory_fd):
+                _remove(entry, directory_fd, directory)
 
 
 def _is_abandoned(owner_and_serial: str, entry: str, directory_fd: int) -> bool:
-    owner = owner_and_serial.split(".")[0]
     try:
-        host, boot, namespace, pid, start = owner.split("-")
-    except ValueError:
+        host, boot, namespace, pid, start = owner_and_serial.split(".")[0].split("-")
+        process, started = int(pid, 16), int(start, 16)
+    except ValueError:  # not a name of ours
         return False
-    our_host, our_boot, our_namespace, our_pid, _ = _owner(os.getpid()).split("-")
-    if host != our_host or (boot == our_boot and namespace != our_namespace):
-        # A machine or container whose processes cannot be seen from here. A save that lives changes its temporary all the time.
-        age = time.time() - os.stat(entry, dir_fd=directory_fd, follow_symlinks=False).st_mtime
-        return age > _FOREIGN_LEFTOVER_SECONDS
-    if boot != our_boot:
-        return True
-    if pid == our_pid:
-        return _start_time(os.getpid()) != int(start, 16)
-    try:
-        os.kill(int(pid, 16), 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        pass
-    return _start_time(int(pid, 16)) != int(start, 16)
+    our_host, our_boot, our_namespace, *_ = _owner(os.getpid()).split("-")
+    if (host, boot, namespace) == (our_host, our_boot, our_namespace):
+        return not _runs(process, started)
+    # A machine or container whose processes cannot be seen from here. A save that lives changes its temporary all the
+    # time.
+    age = time.time() - os.stat(entry, dir_fd=directory_fd, follow_symlinks=False).st_mtime
+    # This machine, before it was booted; if it is another of the same name, its temporary is younger than our boot.
+    from_before_boot = host == our_host and boot != our_boot and age > _seconds_since_boot()
+    return from_before_boot or age > _FOREIGN_LEFTOVER_SECONDS
+
+
+def _seconds_since_boot() -> float:
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return float("inf") if clock is None else time.clock_gettime(clock)
+
+
+def _runs(pid: int, started: int) -> bool:
+    """Whether the process that had this id and start time is still there; True if that cannot be told."""
+    if pid != os.getpid():
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        except (OSError, OverflowError):
+            pass
+    now = _start_time(pid)
+    return 0 in (now, started) or now == started

@@ -36,18 +36,22 @@ def save(
 
     Args:
         obj: anything that ``torch.save`` takes.
-        f: a path (``str`` or ``os.PathLike``), replaced atomically; or an object with ``write`` and ``flush``, written to from where it stands.
+        f: a path (``str`` or ``os.PathLike``), replaced atomically; or an object with ``write`` and ``flush``, written
+            to from where it stands.
         pickle_module: pickles what is not tensor bytes.
         pickle_protocol: its protocol.
-        durable: on return the file's bytes and name are on the device. ``False`` leaves that to the kernel, as ``torch.save`` does; the
-            replacement is atomic either way. A file object is the caller's to flush to the device.
+        durable: on return the file's bytes and name are on the device. ``False`` leaves that to the kernel, as
+            ``torch.save`` does; the replacement is atomic either way. A file object is the caller's to flush to the
+            device.
         backend: ``"auto"``, ``"native"`` or ``"torch"``.
         progress: ``True`` for a bar on stderr, or a callable taking (bytes_done, bytes_total).
 
     Raises:
-        OSError: what the system reported, with its ``errno`` and the path; the old file is whole and nothing is left behind.
+        OSError: what the system reported, with its ``errno`` and the path; the old file is whole and nothing is left
+            behind.
         NativeUnavailableError: ``backend="native"`` and the extension cannot be used.
-        Exception: for bad arguments and objects that cannot be pickled, what ``torch.save`` raises, before the target is touched.
+        Exception: for bad arguments and objects that cannot be pickled, what ``torch.save`` raises, before the target
+        is touched.
     """
     torch.serialization._check_dill_version(pickle_module)
     progress_module.check(progress)
@@ -66,10 +70,10 @@ def save(
             _disable_byteorder_record=_disable_byteorder_record,
         )
         return
-    pickled = pickle_object(obj, pickle_module, pickle_protocol)
+    pickled = pickle_object(obj, pickle_module, pickle_protocol, chosen.native_table())
     archive = chosen.plan(
         target.archive_name,
-        formats.records(pickled, disable_byteorder_record=_disable_byteorder_record),
+        formats.contents(pickled, disable_byteorder_record=_disable_byteorder_record),
         alignment=formats.storage_alignment(),
         compute_crc32=torch.serialization.get_crc32_options(),
     )

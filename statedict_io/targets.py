@@ -1,6 +1,7 @@
 """What the ``f`` of a save is: a file to replace, a path to stream to, or an object to write to.
 
-Everything that can be refused is refused here, before an object is pickled or a file opened, with the error that ``torch.save`` raises.
+Everything that can be refused is refused here, before an object is pickled or a file opened, with the error that
+``torch.save`` raises.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ def resolve(f: Any, *, names_archive: bool = True) -> Target:
         names_archive: whether the path must yield an archive name; the legacy format has none.
 
     Raises:
-        AttributeError, TypeError, RuntimeError, OSError: as ``torch.save(obj, f)``. Paths that the system refuses raise an error that
+        AttributeError, TypeError, RuntimeError, OSError: as ``torch.save(obj, f)``. Paths that the system refuses
+        raise an error that
             is both torch's ``RuntimeError`` and the fitting ``OSError``.
     """
     torch.serialization._check_save_filelike(f)
@@ -146,7 +148,8 @@ def _check_parent(given: str) -> None:
 def _follow_symlinks(given: str) -> str | None:
     """The absolute path that ``given`` ends at, or None where it names a descriptor of a process.
 
-    ``/dev/stdout`` and ``/proc/self/fd/3`` are links too, but to something already open: what is there must be written to, not replaced.
+    ``/dev/stdout`` and ``/proc/self/fd/3`` are links too, but to something already open: what is there must be written
+    to, not replaced.
     """
     path = given
     for _ in range(_MAX_SYMLINKS):

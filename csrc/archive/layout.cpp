@@ -44,8 +44,7 @@ bool size_needs_zip64(uint64_t nbytes) { return nbytes >= kMax32; }
 bool offset_needs_zip64(uint64_t header_offset) { return header_offset >= kMax32; }
 
 uint64_t zip64_extra_nbytes(uint64_t nbytes, uint64_t header_offset) {
-  const uint64_t field_nbytes =
-      (size_needs_zip64(nbytes) ? 16u : 0u) + (offset_needs_zip64(header_offset) ? 8u : 0u);
+  const uint64_t field_nbytes = (size_needs_zip64(nbytes) ? 16u : 0u) + (offset_needs_zip64(header_offset) ? 8u : 0u);
   return field_nbytes == 0 ? 0 : kExtraFieldHeaderNbytes + field_nbytes;
 }
 
@@ -63,9 +62,7 @@ char* put_zip64_extra(char* p, const RecordPlacement& at, uint64_t stored_nbytes
   return p;
 }
 
-uint64_t flags(const RecordPlacement& at) {
-  return kFlagUtf8Name | (at.nbytes != 0 ? kFlagHasDescriptor : 0u);
-}
+uint64_t flags(const RecordPlacement& at) { return kFlagUtf8Name | (at.nbytes != 0 ? kFlagHasDescriptor : 0u); }
 
 void check(const std::string& archive_name, const std::vector<RecordSpec>& records, uint64_t alignment) {
   if (archive_name.empty()) throw std::invalid_argument("the archive name is empty");
@@ -116,9 +113,9 @@ ArchiveLayout::ArchiveLayout(std::string archive_name, std::vector<RecordSpec> r
 }
 
 size_t ArchiveLayout::record_at(uint64_t file_offset) const {
-  const auto after = std::upper_bound(
-      placements_.begin(), placements_.end(), file_offset,
-      [](uint64_t offset, const RecordPlacement& at) { return offset < at.end_offset(); });
+  const auto after =
+      std::upper_bound(placements_.begin(), placements_.end(), file_offset,
+                       [](uint64_t offset, const RecordPlacement& at) { return offset < at.end_offset(); });
   return static_cast<size_t>(after - placements_.begin());
 }
 

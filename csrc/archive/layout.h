@@ -16,8 +16,8 @@ struct RecordSpec {
   uint64_t nbytes = 0;
 };
 
-// One record in the file: [header_offset, payload_offset) local header, name and padding; then the payload; then the data
-// descriptor, which an empty record does not have.
+// One record in the file: [header_offset, payload_offset) local header, name and padding; then the payload; then the
+// data descriptor, which an empty record does not have.
 struct RecordPlacement {
   uint64_t header_offset = 0;
   uint64_t payload_offset = 0;
@@ -32,8 +32,9 @@ struct RecordPlacement {
 class ArchiveLayout {
  public:
   // `records` in file order; the serialization id is appended as the last record [F: Serialization id].
-  // Throws std::invalid_argument for an empty archive name, a zero alignment, a name of 64 KiB or more, a repeated name, or
-  // sizes whose sum leaves 63 bits; std::length_error where miniz refuses a central directory of 4 GiB or more.
+  // Throws std::invalid_argument for an empty archive name, a zero alignment, a name of 64 KiB or more, a repeated
+  // name, or sizes whose sum leaves 63 bits; std::length_error where miniz refuses a central directory of 4 GiB or
+  // more.
   ArchiveLayout(std::string archive_name, std::vector<RecordSpec> records, uint64_t alignment);
 
   const std::string& archive_name() const { return archive_name_; }
@@ -63,8 +64,8 @@ class ArchiveLayout {
   uint64_t directory_nbytes_ = 0;
 };
 
-// torch's archive name for a path: the part after the last slash or backslash, less its last extension. May be empty, which
-// torch refuses.
+// torch's archive name for a path: the part after the last slash or backslash, less its last extension. May be empty,
+// which torch refuses.
 std::string archive_name_from_path(const std::string& path);
 
 }  // namespace sdio

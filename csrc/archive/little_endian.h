@@ -21,8 +21,6 @@ inline char* put16(char* destination, uint64_t value) {
 inline char* put32(char* destination, uint64_t value) {
   return put_little_endian(destination, static_cast<uint32_t>(value));
 }
-inline char* put64(char* destination, uint64_t value) {
-  return put_little_endian(destination, value);
-}
+inline char* put64(char* destination, uint64_t value) { return put_little_endian(destination, value); }
 
 }  // namespace sdio

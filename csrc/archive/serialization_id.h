@@ -9,8 +9,9 @@
 
 namespace sdio {
 
-// What the second half is folded from, in write order. torch recognises a data descriptor by its first four bytes in *any* write of 8
-// bytes or more, and so folds a payload or a name that happens to begin with them too; fold_write_start reproduces that.
+// What the second half is folded from, in write order. torch recognises a data descriptor by its first four bytes in
+// *any* write of 8 bytes or more, and so folds a payload or a name that happens to begin with them too;
+// fold_write_start reproduces that.
 class CrcFold {
  public:
   // `first_bytes`: the first 8 bytes of a name or payload that has at least 8.
@@ -22,8 +23,8 @@ class CrcFold {
   uint64_t value_ = 0;
 };
 
-// The hash over `names` (without the archive name, in write order). torch iterates its std::unordered_set; so does this, and therefore
-// agrees with a torch built on the same standard library.
+// The hash over `names` (without the archive name, in write order). torch iterates its std::unordered_set; so does
+// this, and therefore agrees with a torch built on the same standard library.
 uint64_t record_names_hash(const std::vector<std::string>& names);
 
 std::string serialization_id(uint64_t names_hash, uint64_t folded_crcs);

@@ -1,7 +1,8 @@
 // An open file as a place to put bytes at offsets, through the page cache or past it (O_DIRECT).
 //
-// The descriptor is the caller's: it stays open, and nobody else may write through it while the sink lives. write() may be called from
-// several threads at once for ranges that do not overlap; the other methods from one thread. No zip, no torch.
+// The descriptor is the caller's: it stays open, and nobody else may write through it while the sink lives. write() may
+// be called from several threads at once for ranges that do not overlap; the other methods from one thread. No zip, no
+// torch.
 #pragma once
 
 #include <sys/types.h>
@@ -33,15 +34,18 @@ class PositionalSink {
   // Reserves blocks so that the writes need not; a file system that cannot is no error, a full one is (ENOSPC, EDQUOT).
   void preallocate(uint64_t nbytes);
 
-  // Writes all of `pieces`, in order, from `offset` on. Loops over short writes and EINTR. `pieces` is used up. A direct write must be one
-  // aligned piece; refused with EINVAL under kAuto, it and all later writes go through the page cache.
+  // Writes all of `pieces`, in order, from `offset` on. Loops over short writes and EINTR. `pieces` is used up. A
+  // direct write must be one aligned piece; refused with EINVAL under kAuto, it and all later writes go through the
+  // page cache.
   void write(uint64_t offset, std::vector<iovec>& pieces);
 
-  // Cuts or extends the file to `nbytes`: a direct last write is padded to the alignment, a hole at the end was never written.
+  // Cuts or extends the file to `nbytes`: a direct last write is padded to the alignment, a hole at the end was never
+  // written.
   void set_nbytes(uint64_t nbytes);
 
  protected:
-  // The system calls, for faults that no file system gives on demand. Each returns what the call returns and sets errno.
+  // The system calls, for faults that no file system gives on demand. Each returns what the call returns and sets
+  // errno.
   virtual ssize_t call_pwritev(int fd, const iovec* pieces, int count, off_t offset);
   virtual int call_fallocate(int fd, off_t nbytes);
   virtual int call_ftruncate(int fd, off_t nbytes);

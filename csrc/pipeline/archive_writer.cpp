@@ -19,7 +19,8 @@
 namespace sdio {
 namespace {
 
-// Direct: large writes keep the device's queue full. Buffered: what was just checksummed should still be in L2 when the kernel copies it.
+// Direct: large writes keep the device's queue full. Buffered: what was just checksummed should still be in L2 when the
+// kernel copies it.
 constexpr size_t kDirectRegionNbytes = kSlotNbytes;
 constexpr size_t kBufferedRegionNbytes = 1u << 20;
 constexpr auto kWatchInterval = std::chrono::milliseconds(50);
@@ -27,7 +28,8 @@ constexpr auto kWatchInterval = std::chrono::milliseconds(50);
 size_t default_num_threads(const ArchiveContent& content, bool direct) {
   const size_t cores = std::max(1u, std::thread::hardware_concurrency());
   if (content.devices != nullptr) return std::clamp<size_t>(cores, 4, 8);
-  // Direct workers mostly wait for the disk; buffered ones contend for the inode's lock, so two overlap checksum and copy.
+  // Direct workers mostly wait for the disk; buffered ones contend for the inode's lock, so two overlap checksum and
+  // copy.
   return direct ? std::clamp<size_t>(cores / 2, 4, 8) : std::min<size_t>(cores, 2);
 }
 
@@ -53,12 +55,13 @@ class ParallelWrite {
         assembler_(content),
         gather_(sink.direct() ? RegionAssembler::Gather::kAll : RegionAssembler::Gather::kSmall),
         file_nbytes_(content.layout.file_nbytes()),
-        region_nbytes_(options.region_nbytes != 0 ? options.region_nbytes
+        region_nbytes_(options.region_nbytes != 0                    ? options.region_nbytes
                        : sink.direct() || content.devices != nullptr ? kDirectRegionNbytes
                                                                      : kBufferedRegionNbytes),
         num_regions_((file_nbytes_ + region_nbytes_ - 1) / region_nbytes_),
         num_threads_(std::min<uint64_t>(
-            options.num_threads != 0 ? options.num_threads : default_num_threads(content, sink.direct()), num_regions_)) {}
+            options.num_threads != 0 ? options.num_threads : default_num_threads(content, sink.direct()),
+            num_regions_)) {}
 
   void run(const Watcher& watch) {
     sink_.preallocate(file_nbytes_);
@@ -104,7 +107,8 @@ class ParallelWrite {
 
   void work() {
     try {
-      const SlotPool::Handle slot = content_.devices != nullptr ? content_.devices->slots().acquire() : SlotPool::host().acquire();
+      const SlotPool::Handle slot =
+          content_.devices != nullptr ? content_.devices->slots().acquire() : SlotPool::host().acquire();
       std::vector<iovec> pieces;
       // Ascending order: assemble() waits for earlier regions only.
       for (uint64_t region = next_region_++; region < num_regions_ && !cancelled_; region = next_region_++) {
@@ -160,14 +164,16 @@ class ParallelWrite {
 
 }  // namespace
 
-void write_archive(const ArchiveContent& content, PositionalSink& sink, const WriteOptions& options, const Watcher& watch) {
+void write_archive(const ArchiveContent& content, PositionalSink& sink, const WriteOptions& options,
+                   const Watcher& watch) {
   ParallelWrite(content, sink, options).run(watch);
 }
 
 void stream_archive(const ArchiveContent& content, const StreamWrite& write, const Watcher& watch) {
   RegionAssembler assembler(content);
   const uint64_t file_nbytes = content.layout.file_nbytes();
-  const SlotPool::Handle slot = content.devices != nullptr ? content.devices->slots().acquire() : SlotPool::host().acquire();
+  const SlotPool::Handle slot =
+      content.devices != nullptr ? content.devices->slots().acquire() : SlotPool::host().acquire();
   std::vector<iovec> pieces;
   for (uint64_t begin = 0; begin < file_nbytes; begin += kSlotNbytes) {
     pieces.clear();

@@ -1,7 +1,7 @@
 // Writes one archive: into a file in parallel and at offsets, or through a callback from front to back.
 //
-// Each call takes one thread's time until the archive is written; different archives may be written at once. The payloads must stay readable and
-// unchanged until it returns.
+// Each call takes one thread's time until the archive is written; different archives may be written at once. The
+// payloads must stay readable and unchanged until it returns.
 #pragma once
 
 #include <cstddef>
@@ -14,15 +14,18 @@
 namespace sdio {
 
 struct WriteOptions {
-  size_t num_threads = 0;     // 0: chosen from the sink, the device and the machine
-  size_t region_nbytes = 0;   // 0: chosen from the sink; a power of two, at most kSlotNbytes
+  size_t num_threads = 0;    // 0: chosen from the sink, the device and the machine
+  size_t region_nbytes = 0;  // 0: chosen from the sink; a power of two, at most kSlotNbytes
 };
 
-// Called in the thread that called write, now and then while the workers run: reports progress, and throws to cancel the save.
+// Called in the thread that called write, now and then while the workers run: reports progress, and throws to cancel
+// the save.
 using Watcher = std::function<void(uint64_t bytes_done)>;
 
-// The file may hold anything before; it holds the archive after. Throws SystemError, std::bad_alloc, and what `watch` or the device throws.
-void write_archive(const ArchiveContent& content, PositionalSink& sink, const WriteOptions& options, const Watcher& watch);
+// The file may hold anything before; it holds the archive after. Throws SystemError, std::bad_alloc, and what `watch`
+// or the device throws.
+void write_archive(const ArchiveContent& content, PositionalSink& sink, const WriteOptions& options,
+                   const Watcher& watch);
 
 // `write` takes every byte it is given or throws.
 using StreamWrite = std::function<void(const char* bytes, size_t nbytes)>;

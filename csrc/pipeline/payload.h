@@ -33,8 +33,9 @@ class DeviceSource {
  public:
   virtual ~DeviceSource() = default;
 
-  // Copies `pieces`, whose destinations lie in a slot of slots(), and returns when every byte is there, ordered after the work that was queued
-  // on the device when the save was called. Called from several workers at once. Throws what the device reports.
+  // Copies `pieces`, whose destinations lie in a slot of slots(), and returns when every byte is there, ordered after
+  // the work that was queued on the device when the save was called. Called from several workers at once. Throws what
+  // the device reports.
   virtual void copy(const std::vector<DevicePiece>& pieces) = 0;
 
   // Memory that the device copies into at full speed.

@@ -22,7 +22,8 @@ class RecordChecksums {
  public:
   explicit RecordChecksums(const ArchiveLayout& layout);
 
-  // The piece of `record` that starts at `record_offset` has the CRC `crc` (0 when none is computed); its bytes are still at `bytes`.
+  // The piece of `record` that starts at `record_offset` has the CRC `crc` (0 when none is computed); its bytes are
+  // still at `bytes`.
   void add(size_t record, uint64_t record_offset, const char* bytes, uint64_t nbytes, uint32_t crc);
 
   // A record whose bytes nobody reports: CRC 0.

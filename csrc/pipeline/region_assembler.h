@@ -1,7 +1,7 @@
 // Produces the bytes of any range of the archive, and on the way the CRCs that later ranges need.
 //
-// assemble() may be called from several threads for different ranges, provided that every range before one's own has been handed to some
-// thread: a range waits for the CRCs of records that began in earlier ones.
+// assemble() may be called from several threads for different ranges, provided that every range before one's own has
+// been handed to some thread: a range waits for the CRCs of records that began in earlier ones.
 #pragma once
 
 #include <sys/uio.h>
@@ -27,13 +27,14 @@ struct ArchiveContent {
 
 class RegionAssembler {
  public:
-  // Copied into the slot so that it holds the whole range, or only the small pieces, the large ones staying where they are.
+  // Copied into the slot so that it holds the whole range, or only the small pieces, the large ones staying where they
+  // are.
   enum class Gather { kAll, kSmall };
 
   explicit RegionAssembler(const ArchiveContent& content);
 
-  // Appends to `pieces` the bytes [begin, begin + nbytes) of the file, in order. They lie in `slot` and in the payloads. nbytes <=
-  // kSlotNbytes. Throws Cancelled after cancel().
+  // Appends to `pieces` the bytes [begin, begin + nbytes) of the file, in order. They lie in `slot` and in the
+  // payloads. nbytes <= kSlotNbytes. Throws Cancelled after cancel().
   void assemble(uint64_t begin, uint64_t nbytes, SlotMemory& slot, Gather gather, std::vector<iovec>& pieces);
 
   // Whether the range is all hole, so that nothing need be written.

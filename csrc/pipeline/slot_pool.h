@@ -1,4 +1,5 @@
-// Staging memory that outlives a save: the page faults of fresh buffers cost more than the copy into them (2.1 against 3.5 GB/s).
+// Staging memory that outlives a save: the page faults of fresh buffers cost more than the copy into them (2.1
+// against 3.5 GB/s).
 //
 // A SlotPool may be used from any thread. A slot belongs to whoever acquired it until the handle is destroyed.
 #pragma once

@@ -62,6 +62,27 @@ at::Tensor host_bytes(char* data, uint64_t nbytes) {
   return at::from_blob(data, {static_cast<int64_t>(nbytes)}, at::TensorOptions().dtype(at::kByte));
 }
 
+// Waits for the stream where the event that covers its copies is not waited for: after a failure, copies queued before
+// it would still land in slots that other saves have by then.
+class LandsOnFailure {
+ public:
+  explicit LandsOnFailure(const c10::Stream& stream) : stream_(stream) {}
+  LandsOnFailure(const LandsOnFailure&) = delete;
+  LandsOnFailure& operator=(const LandsOnFailure&) = delete;
+  ~LandsOnFailure() {
+    if (landed_) return;
+    try {
+      stream_.synchronize();
+    } catch (...) {  // a lost device copies nothing any more; the first error is the one to report
+    }
+  }
+  void landed() { landed_ = true; }
+
+ private:
+  const c10::Stream stream_;
+  bool landed_ = false;
+};
+
 bool belongs_to_batch(const DevicePiece& piece) { return piece.nbytes < kBatchBelowNbytes; }
 
 }  // namespace
@@ -97,6 +118,9 @@ void TorchDeviceSource::copy_from_device(c10::Device device, const std::vector<D
   const c10::Stream side = side_streams_.at(device);
   const c10::StreamGuard on_side_stream(side);
   std::vector<at::Tensor> small;
+  at::Tensor gathered;  // this and the next must live until the copy between them has finished
+  std::optional<SlotPool::Handle> bounce;
+  LandsOnFailure copies(side);
   for (const DevicePiece& piece : pieces) {
     const at::Tensor source = device_bytes(storages_[piece.record], piece.record_offset, piece.nbytes);
     if (belongs_to_batch(piece)) {
@@ -106,8 +130,6 @@ void TorchDeviceSource::copy_from_device(c10::Device device, const std::vector<D
     }
   }
   const bool batched = small.size() >= kBatchAtLeast;
-  std::optional<SlotPool::Handle> bounce;
-  at::Tensor gathered;  // must live until the copy out of it has finished
   if (batched) {
     gathered = at::cat(small);
     bounce.emplace(slots().acquire());
@@ -121,6 +143,7 @@ void TorchDeviceSource::copy_from_device(c10::Device device, const std::vector<D
   c10::Event landed(device.type());
   landed.record(side);
   landed.synchronize();
+  copies.landed();
   if (batched) {
     const char* next = bounce->data();
     for (const DevicePiece& piece : pieces) {

@@ -1,7 +1,8 @@
-// Storages on accelerators as a DeviceSource, through LibTorch's device-generic streams, events and copies: no CUDA header, no CUDA library.
+// Storages on accelerators as a DeviceSource, through LibTorch's device-generic streams, events and copies: no CUDA
+// header, no CUDA library.
 //
-// Construct it in the thread whose current streams the save is ordered after, holding whatever lock that thread holds; copy() is then called from the
-// pipeline's workers. The storages are referenced until destruction.
+// Construct it in the thread whose current streams the save is ordered after, holding whatever lock that thread holds;
+// copy() is then called from the pipeline's workers. The storages are referenced until destruction.
 #pragma once
 
 #include <c10/core/Device.h>

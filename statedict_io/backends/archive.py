@@ -174,7 +174,8 @@ def _hash_bytes(data: bytes) -> int:
     return value ^ value >> 47
 
 
-# The sizes that a growing libstdc++ hash table goes through from empty (src/c++11/hashtable_c++0x.cc: next prime above twice the last).
+# The sizes that a growing libstdc++ hash table goes through from empty (src/c++11/hashtable_c++0x.cc: next prime above
+# twice the last).
 _BUCKET_COUNTS = (
     13, 29, 59, 127, 257, 541, 1109, 2357, 5087, 10273, 20753, 42043, 85229, 172933, 351061, 712697, 1447153, 2938679,
     5967347, 12117689, 24607243, 49969847,
@@ -182,9 +183,11 @@ _BUCKET_COUNTS = (
 
 
 def _unordered_set_order(hashes: Sequence[int]) -> list[int]:
-    """``hashes`` in the order in which libstdc++ iterates a ``std::unordered_set`` that they were inserted into one by one.
+    """``hashes`` in the order in which libstdc++ iterates a ``std::unordered_set`` that they were inserted into one by
+    one.
 
-    It is one list: the first element of a bucket goes to the front of the list, the next ones to the front of their bucket. A rehash
+    It is one list: the first element of a bucket goes to the front of the list, the next ones to the front of their
+    bucket. A rehash
     inserts all anew, in list order.
     """
     order: list[int] = []

@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from ..progress import ProgressCallback
 from .archive import ArchiveLayout, SerializationId
-from .protocol import Record
+from .protocol import Contents
 
 name = "torch"
 
 _CHUNK_NBYTES = 4 << 20
 
+#: a record's content; an int is the size of a hole
+_Value: TypeAlias = "bytes | torch.UntypedStorage | int"
+
 
 class FallbackArchive:
     """See :class:`~statedict_io.backends.protocol.Archive`."""
 
-    def __init__(self, archive_name: str, records: list[Record], *, alignment: int, compute_crc32: bool) -> None:
-        self._layout = ArchiveLayout(archive_name, [(r_name, _nbytes(value)) for r_name, value in records], alignment)
-        self._records = records
+    def __init__(self, archive_name: str, contents: Contents, *, alignment: int, compute_crc32: bool) -> None:
+        data = [
+            (f"data/{key}", storage.nbytes() if contents.skip_data else storage)
+            for key, storage in enumerate(contents.table.storages)
+        ]
+        self._records: list[tuple[str, _Value]] = [*contents.head, *data, *contents.tail]
+        sizes = [(record_name, _nbytes(value)) for record_name, value in self._records]
+        self._layout = ArchiveLayout(archive_name, sizes, alignment)
         self._compute_crc32 = compute_crc32
 
     @property
@@ -96,11 +105,15 @@ class FallbackArchive:
             progress(self.nbytes, self.nbytes)
 
 
-def plan(archive_name: str, records: list[Record], *, alignment: int, compute_crc32: bool) -> FallbackArchive:
-    return FallbackArchive(archive_name, records, alignment=alignment, compute_crc32=compute_crc32)
+def native_table() -> None:
+    return None
 
 
-def _nbytes(value: bytes | torch.UntypedStorage | int) -> int:
+def plan(archive_name: str, contents: Contents, *, alignment: int, compute_crc32: bool) -> FallbackArchive:
+    return FallbackArchive(archive_name, contents, alignment=alignment, compute_crc32=compute_crc32)
+
+
+def _nbytes(value: _Value) -> int:
     if isinstance(value, int):
         return value
     return len(value) if isinstance(value, bytes) else value.nbytes()
@@ -123,7 +136,5 @@ def _preallocate(fd: int, nbytes: int) -> None:
     try:
         os.posix_fallocate(fd, 0, nbytes)
     except OSError as e:
-        import errno
-
         if e.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
             raise

@@ -1,6 +1,7 @@
 """The records of the installed torch's format, and the proof that a backend reproduces it.
 
-Not a table of versions: the proof compares a small archive with what the installed ``torch.save`` writes. A torch whose format differs in one byte makes every
+Not a table of versions: the proof compares a small archive with what the installed ``torch.save`` writes. A torch
+whose format differs in one byte makes every
 save go to that ``torch.save``.
 """
 
@@ -18,7 +19,7 @@ import torch
 import torch.serialization
 
 from ..pickling import PickledObject, pickle_object
-from .protocol import Backend, Record
+from .protocol import Backend, Contents
 
 _FORMAT_RECORDS = (".format_version", ".storage_alignment", "byteorder")
 
@@ -33,11 +34,11 @@ def skip_data() -> bool:
     return torch.serialization._serialization_tls.skip_data
 
 
-def records(pickled: PickledObject, *, disable_byteorder_record: bool = False) -> list[Record]:
-    """All records of the archive but the serialization id, in file order, under torch's current settings."""
+def contents(pickled: PickledObject, *, disable_byteorder_record: bool = False) -> Contents:
+    """What the installed torch would put into the archive, under its current settings."""
     sample, _ = _sample()
     byteorder = ("byteorder", sys.byteorder.encode())
-    head: list[Record] = []
+    head = [("data.pkl", pickled.data_pkl)]
     for name in sample:
         if name == ".storage_alignment":
             head.append((name, str(storage_alignment()).encode()))
@@ -46,12 +47,10 @@ def records(pickled: PickledObject, *, disable_byteorder_record: bool = False) -
         elif name in _FORMAT_RECORDS:
             head.append((name, sample[name]))
     # torch adds a missing byteorder when it closes the archive.
-    tail: list[Record] = [("version", sample["version"])]
+    tail = [("version", sample["version"])]
     if disable_byteorder_record:
         tail.append(byteorder)
-    holes = skip_data()
-    data = [(f"data/{key}", s.nbytes() if holes else s) for key, s in enumerate(pickled.storages)]
-    return [("data.pkl", pickled.data_pkl), *head, *data, *tail]
+    return Contents(head, pickled.table, tail, skip_data())
 
 
 @functools.cache
@@ -83,7 +82,9 @@ def _reproduces(backend: Backend) -> bool:
         _, expected = _sample()
         planned = backend.plan(
             "archive",
-            records(pickle_object(_sample_object(), pickle, torch.serialization.DEFAULT_PROTOCOL)),
+            contents(
+                pickle_object(_sample_object(), pickle, torch.serialization.DEFAULT_PROTOCOL, backend.native_table())
+            ),
             alignment=storage_alignment(),
             compute_crc32=torch.serialization.get_crc32_options(),
         )
@@ -95,7 +96,8 @@ def _reproduces(backend: Backend) -> bool:
 
 
 def _in_clean_thread(function: Any) -> Any:
-    """Runs ``function`` where no torch mode, ``skip_data`` or default device of the caller applies: those are per thread."""
+    """Runs ``function`` where no torch mode, ``skip_data`` or default device of the caller applies: those are per
+    thread."""
     result = []
     thread = threading.Thread(target=lambda: result.append(function()))
     try:

@@ -10,14 +10,18 @@ from typing import Any
 
 import torch
 
+from ..pickling import NativeTable
 from ..progress import ProgressCallback
-from .protocol import Record
+from .protocol import Contents
 
 name = "native"
 
-_REBUILD = "pip install --force-reinstall --no-deps statedict-io (from source, with a C++ compiler)"
-# Storages elsewhere are copied to the CPU first, as torch.save does.
-_DEVICE_TYPES = {"cpu", "cuda", "xpu"}
+_REBUILD = (
+    "with a C++ compiler and from the sources, "
+    "STATEDICT_IO_BUILD=native pip install --force-reinstall --no-deps --no-cache-dir --no-binary statedict-io ."
+)
+# With streams and pinned memory. Storages elsewhere are copied to the CPU first, as torch.save does.
+_DEVICE_TYPES = ["cuda", "xpu"]
 # Below this a durable save is bound by the fsync, and direct writes only add waiting.
 _DIRECT_FROM_NBYTES = 4 << 20
 
@@ -32,7 +36,9 @@ def load() -> tuple[ModuleType | None, str, str | None]:
     except Exception as e:
         return None, f"the extension's build record cannot be read ({e}); to rebuild it: {_REBUILD}", None
     if _release(built_for) != _release(torch.__version__):
-        reason = f"the extension was built for torch {built_for}, found torch {torch.__version__}; to rebuild it: {_REBUILD}"
+        reason = (
+            f"the extension was built for torch {built_for}, found torch {torch.__version__}; to rebuild it: {_REBUILD}"
+        )
         return None, reason, built_for
     try:
         extension = importlib.import_module("statedict_io._native")
@@ -42,7 +48,8 @@ def load() -> tuple[ModuleType | None, str, str | None]:
 
 
 def _release(version: str) -> list[str]:
-    """Major and minor: torch's C++ interface is stable within a minor release, and a build against the CPU libraries serves all devices."""
+    """Major and minor: torch's C++ interface is stable within a minor release, and a build against the CPU libraries
+    serves all devices."""
     return version.split("+")[0].split(".")[:2]
 
 
@@ -64,13 +71,23 @@ class NativeArchive:
         self._archive.write_stream(write, progress=progress)
 
 
-def plan(archive_name: str, records: list[Record], *, alignment: int, compute_crc32: bool) -> NativeArchive:
+def native_table() -> NativeTable:
     extension, reason, _ = load()
     assert extension is not None, reason
-    supported = {*_DEVICE_TYPES, torch._C._get_privateuse1_backend_name()}
-    for index, (record_name, value) in enumerate(records):
-        if isinstance(value, torch.UntypedStorage) and value.device.type not in supported:
-            records[index] = (record_name, value.cpu())
-    return NativeArchive(
-        extension.Archive(archive_name, records, alignment=alignment, compute_crc32=compute_crc32)
+    return extension.StorageTable
+
+
+def plan(archive_name: str, contents: Contents, *, alignment: int, compute_crc32: bool) -> NativeArchive:
+    extension, reason, _ = load()
+    assert extension is not None, reason
+    archive = extension.Archive(
+        archive_name,
+        contents.head,
+        contents.table if isinstance(contents.table, extension.StorageTable) else contents.table.storages,
+        contents.tail,
+        alignment=alignment,
+        compute_crc32=compute_crc32,
+        skip_data=contents.skip_data,
+        device_types=[*_DEVICE_TYPES, torch._C._get_privateuse1_backend_name()],
     )
+    return NativeArchive(archive)

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
-
+from ..pickling import NativeTable, StorageTable
 from ..progress import ProgressCallback
 
-#: name and content; an int is the size of a hole, which ``skip_data`` leaves
-Record = tuple[str, "bytes | torch.UntypedStorage | int"]
+
+@dataclass(frozen=True)
+class Contents:
+    """The records of an archive, in file order, without the serialization id: ``head``, ``data/0``, ``data/1``, ...,
+    ``tail``."""
+
+    head: list[tuple[str, bytes]]
+    table: StorageTable
+    tail: list[tuple[str, bytes]]
+    skip_data: bool  #: leave holes of the storages' sizes
 
 
 class Archive(Protocol):
@@ -23,7 +31,8 @@ class Archive(Protocol):
     def write_fd(self, fd: int, *, durable: bool, progress: ProgressCallback | None) -> None:
         """Writes the archive into an empty file.
 
-        ``durable`` says that an fsync will follow, which decides between direct and buffered writes; it is the caller who makes it.
+        ``durable`` says that an fsync will follow, which decides between direct and buffered writes; it is the caller
+        who makes it.
         """
 
     def write_stream(self, write: Callable[[memoryview], Any], *, progress: ProgressCallback | None) -> None:
@@ -33,4 +42,7 @@ class Archive(Protocol):
 class Backend(Protocol):
     name: str
 
-    def plan(self, archive_name: str, records: list[Record], *, alignment: int, compute_crc32: bool) -> Archive: ...
+    def native_table(self) -> NativeTable | None:
+        """For :func:`~statedict_io.pickling.pickle_object`."""
+
+    def plan(self, archive_name: str, contents: Contents, *, alignment: int, compute_crc32: bool) -> Archive: ...

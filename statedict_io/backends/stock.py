@@ -1,4 +1,5 @@
-"""Hands the whole save to the installed ``torch.save``, inside a replacement: the legacy format, and formats that ours does not reproduce."""
+"""Hands the whole save to the installed ``torch.save``, inside a replacement: the legacy format, and formats that ours
+does not reproduce."""
 
 from __future__ import annotations
 

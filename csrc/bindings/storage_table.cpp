@@ -1,0 +1,295 @@
+#include "bindings/storage_table.h"
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/DispatchKeySet.h>
+#include <torch/csrc/Dtype.h>
+#include <torch/csrc/DynamicTypes.h>
+#include <torch/csrc/Storage.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+namespace py = pybind11;
+
+namespace sdio {
+namespace {
+
+// What a reduced tensor's arguments hold in place of objects that would only be made to be pickled: each is pickled as
+// what it stands for. Its type is unknown to the cyclic collector, whose passes over 100,000 tensors' worth of such
+// objects took 40 % of the time.
+struct StandIn {
+  enum For { kStorage, kNoHooks, kData };
+  PyObject_HEAD For what;
+  PyObject* object;  // kStorage: the persistent id; kNoHooks: null; kData: the parameter
+};
+
+void stand_in_dealloc(PyObject* self) {
+  PyTypeObject* const type = Py_TYPE(self);
+  Py_XDECREF(reinterpret_cast<StandIn*>(self)->object);
+  type->tp_free(self);
+  Py_DECREF(type);
+}
+
+PyTypeObject* stand_in_type() {
+  static PyTypeObject* const type = [] {
+    static PyType_Slot slots[] = {{Py_tp_dealloc, reinterpret_cast<void*>(&stand_in_dealloc)}, {0, nullptr}};
+    static PyType_Spec spec = {"statedict_io._native.StandIn", sizeof(StandIn), 0, Py_TPFLAGS_DEFAULT, slots};
+    return reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&spec));
+  }();
+  return type;
+}
+
+bool is_stand_in(PyObject* obj) { return Py_TYPE(obj) == stand_in_type(); }
+
+py::object owned(PyObject* result) {
+  if (result == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(result);
+}
+
+// Neither of these can be part of a cycle: the collector need not look at them.
+py::object untracked(py::object tuple) {
+  PyObject_GC_UnTrack(tuple.ptr());
+  return tuple;
+}
+
+template <typename... Objects>
+py::object pack(Objects&&... objects) {
+  return untracked(owned(PyTuple_Pack(sizeof...(objects), objects.ptr()...)));
+}
+
+py::object tuple_of(at::IntArrayRef values) {
+  py::object tuple = owned(PyTuple_New(static_cast<Py_ssize_t>(values.size())));
+  for (size_t i = 0; i < values.size(); ++i) {
+    PyTuple_SET_ITEM(tuple.ptr(), static_cast<Py_ssize_t>(i), owned(PyLong_FromLongLong(values[i])).release().ptr());
+  }
+  return values.empty() ? tuple : untracked(std::move(tuple));  // () is everybody's
+}
+
+py::object stand_in(StandIn::For what, PyObject* object) {
+  py::object made = owned(stand_in_type()->tp_alloc(stand_in_type(), 0));
+  reinterpret_cast<StandIn*>(made.ptr())->what = what;
+  reinterpret_cast<StandIn*>(made.ptr())->object = Py_XNewRef(object);
+  return made;
+}
+
+// Strided, dense, on a device with storages, no lazy conjugation or negation, no wrapper, no mode: what torch reduces
+// to _rebuild_tensor_v2.
+bool is_plain(const at::Tensor& tensor) {
+  using c10::DispatchKey;
+  static const uint64_t plain_keys =
+      c10::DispatchKeySet({DispatchKey::CPU, DispatchKey::CUDA, DispatchKey::AutogradCPU, DispatchKey::AutogradCUDA,
+                           DispatchKey::AutocastCPU, DispatchKey::AutocastCUDA, DispatchKey::ADInplaceOrView})
+          .raw_repr();
+  return (tensor.key_set().raw_repr() & ~plain_keys) == 0 && tensor.has_storage();
+}
+
+bool has_python_state(PyObject* obj) {
+#if PY_VERSION_HEX < 0x030d0000
+  PyObject** const slot = _PyObject_GetDictPtr(obj);
+  if (slot != nullptr)
+    return *slot != nullptr && PyDict_GET_SIZE(*slot) != 0;  // no dictionary is made to find it empty
+#endif
+  PyObject* const dict = PyObject_GenericGetDict(obj, nullptr);
+  if (dict == nullptr) {
+    PyErr_Clear();
+    return true;  // not the class we know: let torch look
+  }
+  const bool has = PyDict_GET_SIZE(dict) != 0;
+  Py_DECREF(dict);
+  return has;
+}
+
+// One per pickled object.
+class StorageTable {
+ public:
+  StorageTable(py::object tensor_type, py::object parameter_type, py::object ordered_dict, py::object rebuild_tensor,
+               py::object rebuild_parameter, py::dict storage_types, py::object location_tag, py::object reference)
+      : tensor_type_(std::move(tensor_type)),
+        parameter_type_(std::move(parameter_type)),
+        ordered_dict_(std::move(ordered_dict)),
+        rebuild_tensor_(std::move(rebuild_tensor)),
+        rebuild_parameter_(std::move(rebuild_parameter)),
+        storage_types_(std::move(storage_types)),
+        location_tag_(std::move(location_tag)),
+        reference_(std::move(reference)),
+        // Interned, as the literals in torch's code are: the memo goes by identity.
+        storage_word_(owned(PyUnicode_InternFromString("storage"))),
+        cpu_word_(owned(PyUnicode_InternFromString("cpu"))),
+        no_hooks_(pack(ordered_dict_, owned(PyTuple_New(0)))) {
+    if (stand_in_type() == nullptr) throw py::error_already_set();
+  }
+
+  const std::vector<c10::Storage>& storages() const { return storages_; }
+
+  // The key of `storage`, the next one if it is new. Raises RuntimeError where the same bytes were seen as another
+  // dtype.
+  py::object key_of(const py::object& storage, const py::object& dtype) {
+    if (!THPStorage_Check(storage.ptr())) throw py::type_error("expected torch.UntypedStorage");
+    return key_of(THPStorage_Unpack(storage.ptr()), dtype.ptr());
+  }
+
+  // A new reference: what the pickler writes instead of `obj`, or None.
+  PyObject* persistent_id(PyObject* obj) {
+    if (is_stand_in(obj)) {
+      const StandIn* const stands = reinterpret_cast<StandIn*>(obj);
+      return Py_NewRef(stands->what == StandIn::kStorage ? stands->object : Py_None);
+    }
+    if (is_never_storage(Py_TYPE(obj))) Py_RETURN_NONE;
+    return PyObject_CallOneArg(reference_.ptr(), obj);
+  }
+
+  // A new reference: how `obj` is pickled, or NotImplemented for Python to find out.
+  PyObject* reduce(PyObject* obj) {
+    if (is_stand_in(obj)) {
+      const StandIn* const stands = reinterpret_cast<StandIn*>(obj);
+      return stands->what == StandIn::kNoHooks ? Py_NewRef(no_hooks_.ptr())
+                                               : reduce_tensor(THPVariable_Unpack(stands->object));
+    }
+    if (Py_TYPE(obj) == reinterpret_cast<PyTypeObject*>(tensor_type_.ptr())) {
+      const at::Tensor& tensor = THPVariable_Unpack(obj);
+      // A tensor that requires grad may have hooks that torch warns of.
+      if (is_plain(tensor) && !tensor.requires_grad() && !has_python_state(obj) && has_storage_type(tensor))
+        return reduce_tensor(tensor);
+    } else if (Py_TYPE(obj) == reinterpret_cast<PyTypeObject*>(parameter_type_.ptr())) {
+      const at::Tensor& tensor = THPVariable_Unpack(obj);
+      if (is_plain(tensor) && !has_python_state(obj) && has_storage_type(tensor)) return reduce_parameter(obj, tensor);
+    }
+    return Py_NewRef(Py_NotImplemented);
+  }
+
+ private:
+  bool is_never_storage(PyTypeObject* type) const {
+    return type == &PyUnicode_Type || type == &PyTuple_Type || type == &PyLong_Type || type == &PyBool_Type ||
+           type == &PyDict_Type || type == &PyFloat_Type || type == &PyList_Type || type == Py_TYPE(Py_None) ||
+           type == &PyType_Type || type == &PyFunction_Type || type == &PyBytes_Type ||
+           type == reinterpret_cast<PyTypeObject*>(ordered_dict_.ptr()) ||
+           type == reinterpret_cast<PyTypeObject*>(tensor_type_.ptr()) ||
+           type == reinterpret_cast<PyTypeObject*>(parameter_type_.ptr());
+  }
+
+  py::object key_of(const c10::Storage& storage, PyObject* dtype) {
+    const void* const data = storage.device_type() == c10::DeviceType::Meta ? nullptr : storage.data();
+    if (data != nullptr) {
+      const auto [seen, is_new] = dtypes_.emplace(data, dtype);
+      if (!is_new && seen->second != dtype) {
+        PyErr_SetString(PyExc_RuntimeError,
+                        "Cannot save multiple tensors or storages that view the same data as different types");
+        throw py::error_already_set();
+      }
+    }
+    const auto known = keys_.find(storage.unsafeGetStorageImpl());
+    if (known != keys_.end()) return known->second;
+    py::object key = owned(PyObject_Str(owned(PyLong_FromSize_t(keys_.size())).ptr()));
+    keys_.emplace(storage.unsafeGetStorageImpl(), key);
+    storages_.push_back(storage);
+    return key;
+  }
+
+  static PyObject* dtype_of(const at::Tensor& tensor) {
+    return reinterpret_cast<PyObject*>(torch::getTHPDtype(tensor.scalar_type()));
+  }
+
+  // Newer dtypes have none and are reduced in another way.
+  bool has_storage_type(const at::Tensor& tensor) const {
+    return PyDict_GetItem(storage_types_.ptr(), dtype_of(tensor)) != nullptr;
+  }
+
+  PyObject* reduce_tensor(const at::Tensor& tensor) {
+    PyObject* const dtype = dtype_of(tensor);
+    PyObject* const storage_type = PyDict_GetItem(storage_types_.ptr(), dtype);
+    const c10::Storage& storage = tensor.storage();
+    const py::object key = key_of(storage, dtype);
+    const py::object location =
+        storage.device_type() == c10::DeviceType::CPU ? cpu_word_ : location_tag_(owned(THPStorage_Wrap(storage)));
+    const py::object numel = owned(PyLong_FromSize_t(storage.nbytes() / tensor.element_size()));
+    const py::object id = pack(storage_word_, py::handle(storage_type), key, location, numel);
+
+    const py::object args =
+        pack(stand_in(StandIn::kStorage, id.ptr()), owned(PyLong_FromLongLong(tensor.storage_offset())),
+             tuple_of(tensor.sizes()), tuple_of(tensor.strides()), py::handle(Py_False),
+             stand_in(StandIn::kNoHooks, nullptr));
+    return pack(rebuild_tensor_, args).release().ptr();
+  }
+
+  PyObject* reduce_parameter(PyObject* obj, const at::Tensor& parameter) const {
+    const py::object args =
+        pack(stand_in(StandIn::kData, obj), py::handle(parameter.requires_grad() ? Py_True : Py_False),
+             stand_in(StandIn::kNoHooks, nullptr));
+    return pack(rebuild_parameter_, args).release().ptr();
+  }
+
+  const py::object tensor_type_, parameter_type_, ordered_dict_, rebuild_tensor_, rebuild_parameter_;
+  const py::dict storage_types_;  // torch.dtype -> the class that stands for it in the stream
+  const py::object location_tag_;
+  const py::object reference_;  // the same as persistent_id, for objects that may be storages
+  const py::object storage_word_, cpu_word_;
+  const py::object no_hooks_;  // an empty OrderedDict, reduced
+  std::unordered_map<const c10::StorageImpl*, py::object> keys_;
+  std::unordered_map<const void*, PyObject*> dtypes_;
+  std::vector<c10::Storage> storages_;
+};
+
+// Plain C functions with the table in a capsule: pybind11's dispatch would cost more than the work, and the pickler
+// asks about every object it meets.
+constexpr char kCapsuleName[] = "statedict_io._native.StorageTable";
+
+template <PyObject* (StorageTable::*method)(PyObject*)>
+PyObject* call(PyObject* capsule, PyObject* obj) {
+  try {
+    return (static_cast<StorageTable*>(PyCapsule_GetPointer(capsule, kCapsuleName))->*method)(obj);
+  } catch (py::error_already_set& e) {
+    e.restore();
+  } catch (const std::exception& e) {
+    PyErr_SetString(PyExc_RuntimeError, e.what());
+  }
+  return nullptr;
+}
+
+PyMethodDef persistent_id_method = {"persistent_id", &call<&StorageTable::persistent_id>, METH_O, nullptr};
+PyMethodDef reduce_method = {"reduce", &call<&StorageTable::reduce>, METH_O, nullptr};
+
+// The function keeps the capsule alive, the capsule the table.
+py::object function_of(const py::object& table, PyMethodDef* method) {
+  const py::object capsule = owned(PyCapsule_New(&table.cast<StorageTable&>(), kCapsuleName, [](PyObject* dying) {
+    Py_XDECREF(static_cast<PyObject*>(PyCapsule_GetContext(dying)));
+  }));
+  PyCapsule_SetContext(capsule.ptr(), table.inc_ref().ptr());
+  return owned(PyCFunction_New(method, capsule.ptr()));
+}
+
+}  // namespace
+
+std::vector<c10::Storage> storages_of(const py::object& table_or_list) {
+  if (py::isinstance<StorageTable>(table_or_list)) return table_or_list.cast<const StorageTable&>().storages();
+  std::vector<c10::Storage> storages;
+  for (const py::handle storage : table_or_list.cast<py::list>()) {
+    if (!THPStorage_Check(storage.ptr())) throw py::type_error("expected torch.UntypedStorage");
+    storages.push_back(THPStorage_Unpack(storage.ptr()));
+  }
+  return storages;
+}
+
+void bind_storage_table(py::module_& module) {
+  py::class_<StorageTable>(module, "StorageTable")
+      .def(py::init<py::object, py::object, py::object, py::object, py::object, py::dict, py::object, py::object>(),
+           py::kw_only(), py::arg("tensor_type"), py::arg("parameter_type"), py::arg("ordered_dict"),
+           py::arg("rebuild_tensor"), py::arg("rebuild_parameter"), py::arg("storage_types"), py::arg("location_tag"),
+           py::arg("reference"))
+      .def_property_readonly("storages",
+                             [](const StorageTable& table) {
+                               py::list wrapped;
+                               for (const c10::Storage& storage : table.storages())
+                                 wrapped.append(owned(THPStorage_Wrap(storage)));
+                               return wrapped;
+                             })
+      .def("key_of", py::overload_cast<const py::object&, const py::object&>(&StorageTable::key_of), py::arg("storage"),
+           py::arg("dtype"))
+      .def_property_readonly("persistent_id",
+                             [](const py::object& self) { return function_of(self, &persistent_id_method); })
+      .def_property_readonly("reduce", [](const py::object& self) { return function_of(self, &reduce_method); });
+}
+
+}  // namespace sdio

@@ -1,0 +1,20 @@
+// The part of pickling that is done once per tensor, in C++: reducing plain tensors and naming their storages.
+//
+// Python's own C pickler still writes the stream, so every rule of its memo holds. It only gets its answers to "how is
+// this tensor reduced" and "is this a storage" without running Python code, which is what 100,000 tensors spend their
+// time on. All functions need the GIL.
+#pragma once
+
+#include <c10/core/Storage.h>
+#include <pybind11/pybind11.h>
+
+#include <vector>
+
+namespace sdio {
+
+void bind_storage_table(pybind11::module_& module);
+
+// The storages of a StorageTable or of a list of torch.UntypedStorage, in order. Raises TypeError for anything else.
+std::vector<c10::Storage> storages_of(const pybind11::object& table_or_list);
+
+}  // namespace sdio

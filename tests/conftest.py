@@ -1,0 +1,64 @@
+"""Options, markers and fixtures that every test shares."""
+
+import os
+
+import pytest
+import torch
+
+import statedict_io as sio
+
+
+def promised(name):
+    return os.environ.get(name) == "1"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="also run the tests marked long (gigabytes, minutes)")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "long: needs gigabytes of disk or minutes; runs with --long")
+    config.addinivalue_line("markers", "cuda: needs a CUDA device; fails without one where STATEDICT_IO_REQUIRE_CUDA=1")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--long"):
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="runs with --long"))
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        if promised("STATEDICT_IO_REQUIRE_CUDA"):
+            pytest.fail("STATEDICT_IO_REQUIRE_CUDA=1, but torch.cuda.is_available() is False")
+        pytest.skip("no CUDA device")
+
+
+def require_native():
+    """Skips, or fails where the extension is promised, when it can't be used."""
+    info = sio.backend_info()
+    if info.name != "native":
+        if promised("STATEDICT_IO_REQUIRE_NATIVE"):
+            pytest.fail(f"STATEDICT_IO_REQUIRE_NATIVE=1, but the extension can't be used: {info.reason}")
+        pytest.skip(f"no native backend: {info.reason}")
+
+
+@pytest.fixture(params=["native", "torch"])
+def backend(request):
+    """Each backend by name; a test that takes it runs on both."""
+    if request.param == "native":
+        require_native()
+    return request.param
+
+
+@pytest.fixture
+def saved_bytes(tmp_path, backend):
+    """saved_bytes(obj, name="model.pt", **options): the file that sio.save writes, read back."""
+
+    def save(obj, name="model.pt", **options):
+        path = tmp_path / name
+        sio.save(obj, path, backend=backend, **options)
+        return path.read_bytes()
+
+    return save

@@ -1,0 +1,41 @@
+"""The error tree is public: what catches what."""
+
+import pickle
+
+import pytest
+
+import statedict_io as sio
+
+
+def test_the_librarys_own_errors_have_one_base():
+    assert issubclass(sio.CorruptCheckpointError, sio.StateDictIOError)
+    assert issubclass(sio.NativeUnavailableError, sio.StateDictIOError)
+    assert issubclass(sio.StateDictIOError, Exception)
+
+
+def test_the_base_is_no_system_or_argument_error():
+    assert not issubclass(sio.StateDictIOError, OSError | RuntimeError | ValueError | TypeError)
+
+
+def test_siblings_do_not_catch_each_other():
+    assert not issubclass(sio.CorruptCheckpointError, sio.NativeUnavailableError)
+    assert not issubclass(sio.NativeUnavailableError, sio.CorruptCheckpointError)
+
+
+@pytest.mark.parametrize("name", ["StateDictIOError", "CorruptCheckpointError", "NativeUnavailableError"])
+def test_errors_cross_process_boundaries(name):
+    error = getattr(sio, name)("what happened")
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert str(again) == "what happened"
+
+
+@pytest.mark.parametrize("path", ["missing/model.pt", "sub"])
+def test_a_refused_path_crosses_process_boundaries(path, backend, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(OSError) as caught:
+        sio.save({}, path, backend=backend)
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert isinstance(again, OSError) and isinstance(again, RuntimeError)
+    assert (again.errno, again.filename, str(again)) == (caught.value.errno, path, str(caught.value))

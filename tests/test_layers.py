@@ -1,0 +1,174 @@
+"""The arrows of docs/architecture.md point down only: includes of csrc/, imports of statedict_io."""
+
+import ast
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+LAYERS = {
+    "bindings": {"staging", "pipeline", "archive", "file", "checksum"},
+    "staging": {"pipeline", "archive", "file", "checksum"},
+    "pipeline": {"archive", "file", "checksum"},
+    "archive": {"checksum"},
+    "file": set(),
+    "checksum": set(),
+}
+SEE_TORCH = {"bindings", "staging"}
+TORCH_HEADER = re.compile(r"^(torch|c10|ATen|aten|caffe2|pybind11|Python\.h|cuda|structmember)")
+INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', re.M)
+
+# A module may import what stands strictly below it; those in one row know nothing of each other.
+ROWS = [
+    {"__main__"},
+    {"__init__", "benchmark"},
+    {"saving"},
+    {"backends"},
+    {"backends.stock", "backends.fallback", "backends.native", "backends.formats"},
+    {"backends.protocol", "backends.archive"},
+    {"replacement"},
+    {"targets", "pickling"},
+    {"progress", "errors", "_build_info", "_native"},
+]
+
+
+def sources():
+    return sorted(
+        path for suffix in ("*.h", "*.cpp", "*.hpp", "*.cc", "*.inc") for path in (ROOT / "csrc").rglob(suffix)
+    )
+
+
+def includes_of(path):
+    return INCLUDE.findall(path.read_text())
+
+
+def layer_of_include(path, include):
+    """The layer that an include of a project header leads to, or None for a system header."""
+    if (ROOT / "csrc" / include).exists():
+        return include.split("/")[0]
+    if (path.parent / include).exists():
+        return (path.parent / include).resolve().relative_to(ROOT / "csrc").parts[0]
+    return None
+
+
+def test_each_directory_of_csrc_is_a_layer_that_the_architecture_names():
+    found = {path.relative_to(ROOT / "csrc").parts[0] for path in sources()}
+    assert found, "no C++ sources: the other tests here compare nothing"
+    assert found <= set(LAYERS)
+    text = ARCHITECTURE.read_text()
+    assert [layer for layer in sorted(found) if not re.search(rf"^  {layer}/ ", text, re.M)] == []
+
+
+def test_the_table_of_layers_has_no_cycle():
+    for layer, below in LAYERS.items():
+        for other in below:
+            assert layer not in LAYERS[other]
+
+
+def test_includes_point_down():
+    wrong = []
+    for path in sources():
+        layer = path.relative_to(ROOT / "csrc").parts[0]
+        for include in includes_of(path):
+            other = layer_of_include(path, include)
+            if other is not None and other != layer and other not in LAYERS.get(layer, set()):
+                wrong.append(f"{path.relative_to(ROOT)} includes {include}")
+    assert wrong == []
+
+
+def test_only_bindings_and_staging_see_torch_and_python():
+    wrong = [
+        f"{path.relative_to(ROOT)} includes {include}"
+        for path in sources()
+        if path.relative_to(ROOT / "csrc").parts[0] not in SEE_TORCH
+        for include in includes_of(path)
+        if TORCH_HEADER.match(include)
+    ]
+    assert wrong == []
+
+
+def test_project_headers_are_found_where_they_are_named():
+    missing = [
+        f"{path.relative_to(ROOT)}: {include}"
+        for path in sources()
+        for include in re.findall(r'#\s*include\s*"([^"]+)"', path.read_text())
+        if layer_of_include(path, include) is None
+    ]
+    assert missing == []
+
+
+def modules():
+    """name -> path, of every Python module of the package; a package's ``__init__`` has the package's name."""
+    package = ROOT / "statedict_io"
+    found = {}
+    for path in sorted(package.rglob("*.py")):
+        parts = path.relative_to(package).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+        found[name] = path
+    return found
+
+
+def imports_of(name, path, known):
+    """The modules of statedict_io that a module imports, anywhere in its text."""
+    package = ["statedict_io", *name.split(".")]
+    if path.name != "__init__.py":
+        package = package[:-1]
+    elif name == "__init__":
+        package = ["statedict_io"]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*base, node.module] if node.module else base)
+            targets = [f"{base}.{alias.name}" for alias in node.names]
+        elif (
+            isinstance(node, ast.Call)
+            and getattr(node.func, "attr", "") == "import_module"
+            and isinstance(node.args[0], ast.Constant)
+        ):
+            targets = [node.args[0].value]
+        else:
+            continue
+        for target in targets:
+            if target.split(".")[0] == "statedict_io":
+                inner = target.removeprefix("statedict_io").removeprefix(".")
+                while inner and inner not in known:
+                    inner = inner.rpartition(".")[0]
+                yield inner or "__init__"
+
+
+def rank(name):
+    return next((i for i, row in enumerate(ROWS) if name in row), None)
+
+
+def test_each_module_has_its_place():
+    assert [name for name in modules() if rank(name) is None] == []
+
+
+def test_each_module_is_named_in_the_architecture():
+    text = ARCHITECTURE.read_text()
+    names = {name.rpartition(".")[2] for name in modules()} - {"__init__", "__main__"}
+    assert sorted(name for name in names if not re.search(rf"\b{name}\b", text)) == []
+
+
+@pytest.mark.parametrize("name", modules())
+def test_imports_point_down(name):
+    known = {*modules(), "_native"}
+    found = set(imports_of(name, modules()[name], known)) - {name}
+    wrong = [other for other in found if rank(other) is None or rank(other) <= rank(name)]
+    assert wrong == [], f"{name} imports {wrong}"
+
+
+def test_every_layer_file_is_seen_by_these_tests():
+    assert "saving" in modules() and "backends.fallback" in modules()
+    assert "backends" in set(imports_of("saving", modules()["saving"], modules()))
+    assert "errors" in set(imports_of("targets", modules()["targets"], modules()))
+    assert "errors" in set(imports_of("backends", modules()["backends"], modules()))
+
+
+def test_only_native_and_the_backend_choice_touch_the_extension():
+    users = {name for name, path in modules().items() if "_native" in path.read_text()}
+    assert users <= {"backends.native"}
