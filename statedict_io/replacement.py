@@ -52,7 +52,11 @@ class Replacement:
 
     @property
     def path_inside(self) -> str:
-        return os.path.join(self._directory, self._temporary, os.path.basename(self._target.given))
+        return os.path.join(self._directory, self._name_inside)
+
+    @property
+    def _name_inside(self) -> str:
+        return os.path.join(self._temporary, os.path.basename(self._target.given))
 
     def __enter__(self) -> Replacement:
         # Outermost: a signal's exception can come up in any of the calls within.
@@ -90,7 +94,7 @@ class Replacement:
             os.close(fd)
             source = self._temporary
             if self._as_directory:
-                source = os.path.join(self._temporary, os.path.basename(self._target.given))
+                source = self._name_inside
             os.rename(source, self._name, src_dir_fd=self._directory_fd, dst_dir_fd=self._directory_fd)
             if self._as_directory:
                 self._remove_temporary()
@@ -149,6 +153,9 @@ class Replacement:
                     _close(directory_fd)
 
     def _remove_temporary(self) -> None:
+        if self._as_directory:  # without opening anything: there may be no descriptor to be had
+            with contextlib.suppress(OSError):
+                os.unlink(self._name_inside, dir_fd=self._directory_fd)
         with contextlib.suppress(OSError):
             _remove(self._temporary, self._directory_fd, self._directory)
 

@@ -20,6 +20,12 @@ import statedict_io as sio
 PACKAGE = pathlib.Path(sio.__file__).parent
 TORCH = torch.__version__
 
+# An editable install's finder answers for a missing submodule wherever the package itself came from.
+WITHOUT_EDITABLE_INSTALL = """
+import sys
+sys.meta_path = [f for f in sys.meta_path if not getattr(f, "__module__", "").startswith("__editable__")]
+"""
+
 # Prints what happens in a process that has the package at hand in some other state.
 PROBE = """
 import dataclasses, json, sys, torch, statedict_io as sio
@@ -43,6 +49,7 @@ def run(program, cwd, path=None):
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, [str(path or PACKAGE.parent), os.environ.get("PYTHONPATH")])),
     }
+    program = WITHOUT_EDITABLE_INSTALL + program
     done = subprocess.run([sys.executable, "-c", program], cwd=cwd, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
