@@ -1,0 +1,398 @@
+"""Saving from a device whose copies finish late. ../test_device.py runs this file, in a process of its own."""
+
+import concurrent.futures
+import contextlib
+import gc
+import io
+import itertools
+import os
+
+import pytest
+import torch
+from conftest import promised, require_native
+from oracle import assert_same_bytes, assert_same_file, first_difference, names_in, two_directories
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import device_standin
+import statedict_io as sio
+
+MIB = 1 << 20
+LATE_US = 300
+DEVICES = ["standin:0", "standin:1"]
+
+
+@pytest.fixture(scope="session")
+def registered():
+    if device_standin.compiler() is None:
+        if promised("STATEDICT_IO_REQUIRE_NATIVE"):
+            pytest.fail("STATEDICT_IO_REQUIRE_NATIVE=1, but there is no C++ compiler to build the stand-in with")
+        pytest.skip("no C++ compiler to build the stand-in with")
+    return device_standin.register()
+
+
+@pytest.fixture(autouse=True)
+def standin(registered):
+    """The stand-in with nothing queued, every counter at 0 and no delay; no setting outlives the test."""
+    gc.collect()
+    registered.reset()
+    yield registered
+    registered.reset()
+
+
+@pytest.fixture
+def native_slots():
+    """The slots that the native backend has allocated so far, as a callable; the next save finds none idle."""
+    require_native()
+    from statedict_io import _native
+
+    _native.release_buffers()
+    yield _native.num_slots_allocated
+    _native.release_buffers()
+
+
+def random_bytes(nbytes, seed):
+    return torch.randint(256, (nbytes,), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def small_tensors(count, device, nbytes=1024):
+    """`count` tensors, each a storage of its own."""
+    return {f"w{i}": rows.clone().to(device) for i, rows in enumerate(random_bytes(count * nbytes, 0).view(count, -1))}
+
+
+def mixed_state(cpu=True, big_nbytes=9 * MIB + 13):
+    """Every size class on both devices: empty, batched, single copies, more than a region; views and tied storages."""
+    state = {}
+    for seed, device in enumerate(DEVICES):
+        big = random_bytes(big_nbytes, seed).to(device)
+        medium = random_bytes(300 << 10, seed + 2).view(torch.bfloat16).to(device)
+        state[device] = {
+            "big": big,
+            "view": big[5:17],
+            "bf16": medium,
+            "transposed": medium.view(300, -1).mT,
+            "fp32": torch.arange(1000.0).to(device),
+            "empty": torch.empty(0, device=device),
+            "scalar": torch.tensor(7.5).to(device),
+            "parameter": torch.nn.Parameter(torch.arange(9.0).to(device)),
+            "storage": torch.arange(11.0).to(device).untyped_storage(),
+            "small": small_tensors(40, device),
+            "few and then medium": [torch.full((3,), 2.0).to(device), random_bytes(200 << 10, 9).to(device)],
+        }
+        if cpu:
+            state[f"cpu {seed}"] = {"big": random_bytes(9 * MIB, seed + 5), "small": torch.arange(5)}
+    return state
+
+
+def reference_of(obj, path):
+    """torch.save's bytes, in a file named like `path`."""
+    path.parent.mkdir(exist_ok=True)
+    torch.save(obj, path)
+    return path
+
+
+@contextlib.contextmanager
+def late(standin, delay_us=LATE_US):
+    standin.drain()
+    standin.delay_us = delay_us
+    try:
+        yield
+    finally:
+        standin.drain()
+        standin.delay_us = 0
+
+
+# ---- the bytes of torch.save
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_same_bytes_as_torch_save(tmp_path, backend, standin, durable):
+    state = mixed_state(big_nbytes=20 * MIB + 13)
+    with late(standin):
+        assert_same_file(tmp_path, state, backend, load=False, durable=(durable,))
+    loaded = torch.load(tmp_path / "ours" / "model.pt", map_location="cpu")
+    assert torch.equal(loaded["standin:1"]["big"], state["standin:1"]["big"].cpu())
+    assert torch.load(tmp_path / "ours" / "model.pt")["standin:1"]["big"].device == torch.device("standin:1")
+
+
+def test_same_bytes_into_a_file_object(backend, standin):
+    state = mixed_state()
+    ref, ours = io.BytesIO(), io.BytesIO()
+    torch.save(state, ref)
+    with late(standin):
+        sio.save(state, ours, backend=backend)
+    assert ours.getvalue() == ref.getvalue()
+
+
+def test_thousands_of_small_tensors(tmp_path, backend, standin):
+    state = {device: small_tensors(3000, device) for device in DEVICES}
+    ref, ours = two_directories(tmp_path)
+    reference_of(state, ref / "model.pt")
+    with late(standin, 100 if backend == "native" else 0):
+        sio.save(state, ours / "model.pt", backend=backend)
+    assert_same_bytes(ref / "model.pt", ours / "model.pt")
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9])
+@pytest.mark.parametrize("nbytes", [1, (128 << 10) - 1, 128 << 10])
+def test_around_the_limits_of_batching(tmp_path, standin, count, nbytes):
+    require_native()
+    with late(standin):
+        assert_same_file(tmp_path, small_tensors(count, "standin:0", nbytes), "native", load=False)
+
+
+def test_crc_off(tmp_path, backend, standin):
+    state = mixed_state()
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        with late(standin):
+            assert_same_file(tmp_path, state, backend, load=False, durable=(False,))
+    finally:
+        torch.serialization.set_crc32_options(before)
+
+
+def test_two_threads_save_at_once(tmp_path, backend, standin):
+    ref, ours = two_directories(tmp_path)
+    states = [mixed_state(), {"other": [random_bytes(9 * MIB, 77).to(device) for device in DEVICES]}]
+    for i, state in enumerate(states):
+        reference_of(state, ref / f"{i}.pt")
+    with late(standin), concurrent.futures.ThreadPoolExecutor() as pool:
+        saves = [pool.submit(sio.save, state, ours / f"{i}.pt", backend=backend) for i, state in enumerate(states)]
+        for save in saves:
+            save.result()
+    for i in range(len(states)):
+        assert_same_bytes(ref / f"{i}.pt", ours / f"{i}.pt")
+
+
+# ---- work that still runs when the save is called
+
+
+def save_behind_a_late_fill(standin, directory, backend, stream=None):
+    """Saves tensors whose values the device has yet to write; returns that file and what it has to be."""
+    tensors = {device: [torch.zeros(9 * MIB, dtype=torch.uint8).to(device)] for device in DEVICES}
+    tensors["standin:0"] += small_tensors(20, "standin:0").values()
+    expected = {d: [torch.full_like(t, 7, device="cpu").to(d) for t in ts] for d, ts in tensors.items()}
+    ref, ours = two_directories(directory)
+    reference_of(expected, ref / "model.pt")
+    standin.drain()
+    with late(standin, 20_000), stream or contextlib.nullcontext():
+        for tensor in itertools.chain(*tensors.values()):
+            tensor.fill_(7)
+        standin.delay_us = LATE_US
+        sio.save(tensors, ours / "model.pt", backend=backend)
+    return ref / "model.pt", ours / "model.pt"
+
+
+def test_waits_for_the_current_stream(tmp_path, backend, standin):
+    assert_same_bytes(*save_behind_a_late_fill(standin, tmp_path, backend))
+
+
+def test_waits_for_a_current_stream_other_than_the_default(tmp_path, backend, standin):
+    streams = contextlib.ExitStack()
+    for device in DEVICES:
+        before, stream = torch.accelerator.current_stream(device), torch.Stream(device)
+        assert stream != before
+        streams.callback(torch.accelerator.set_stream, before)
+        torch.accelerator.set_stream(stream)
+    torch.accelerator.set_device_index(0)
+    assert_same_bytes(*save_behind_a_late_fill(standin, tmp_path, backend, streams))
+
+
+def test_what_follows_the_save_does_not_reach_the_file(tmp_path, backend, standin):
+    tensor = random_bytes(20 * MIB, 0).to("standin:0")
+    ref, ours = two_directories(tmp_path)
+    reference_of(tensor, ref / "model.pt")
+    with late(standin):
+        sio.save(tensor, ours / "model.pt", backend=backend, durable=False)
+        tensor.fill_(0)
+    assert_same_bytes(ref / "model.pt", ours / "model.pt")
+
+
+# ---- the stand-in can tell: without a wait the bytes are wrong
+
+
+def test_without_waiting_for_events_the_bytes_differ(tmp_path, standin):
+    require_native()
+    state = mixed_state()
+    ref, ours = two_directories(tmp_path)
+    reference_of(state, ref / "model.pt")
+    with late(standin, 20_000):
+        standin.lose_event_synchronize = 1
+        sio.save(state, ours / "model.pt", backend="native")
+    assert first_difference(ref / "model.pt", ours / "model.pt") is not None
+
+
+def test_without_order_among_streams_the_bytes_differ(tmp_path, standin):
+    require_native()
+    standin.lose_event_block = 1
+    assert first_difference(*save_behind_a_late_fill(standin, tmp_path, "native")) is not None
+
+
+# ---- what a save costs
+
+
+def test_small_tensors_are_batched_and_not_waited_for_one_by_one(tmp_path, standin):
+    require_native()
+    state = small_tensors(5000, "standin:0") | small_tensors(5000, "standin:1")
+    standin.reset()
+    with late(standin):
+        sio.save(state, tmp_path / "model.pt", backend="native")
+    assert 0 < standin.event_synchronizations < 50
+    assert 0 < standin.host_copies < 50
+    assert standin.gathers < 50
+    assert standin["commands:0"] + standin["commands:1"] < 100
+    assert standin["events_recorded:0"] + standin["events_recorded:1"] < 50
+    assert standin.stream_synchronizations == standin.device_synchronizations == standin.blocking_copies == 0
+    assert standin.host_copy_nbytes == 5000 * 1024
+
+
+def test_big_tensors_are_copied_once_into_pinned_memory(tmp_path, standin):
+    require_native()
+    state = [random_bytes(20 * MIB, seed).to(device) for seed, device in enumerate(DEVICES)]
+    standin.reset()
+    with late(standin):
+        sio.save(state, tmp_path / "model.pt", backend="native")
+    assert standin.host_copy_nbytes == 40 * MIB
+    assert standin.host_copies <= 10
+    assert standin.host_copies_to_pageable == 0
+    assert standin.stream_synchronizations == standin.device_synchronizations == standin.blocking_copies == 0
+    assert standin["allocations:0"] == standin["allocations:1"] == 0
+
+
+def test_other_devices_are_left_alone(tmp_path, standin):
+    require_native()
+    state = {"big": random_bytes(20 * MIB, 0).to("standin:1"), "small": small_tensors(100, "standin:1")}
+    assert torch.accelerator.current_device_index() == 0
+    standin.reset()
+    with late(standin):
+        sio.save(state, tmp_path / "model.pt", backend="native")
+    for counter in ("commands", "allocations", "streams_taken", "events_recorded"):
+        assert standin[f"{counter}:0"] == 0, counter
+        assert standin[f"{counter}:1"] > 0, counter
+    assert torch.accelerator.current_device_index() == 0
+
+
+def test_current_device_and_streams_stay(tmp_path, backend, standin):
+    streams = [torch.accelerator.current_stream(device) for device in DEVICES]
+    state = [torch.arange(3.0).to(device) for device in DEVICES]  # one region: saved in the calling thread
+    sio.save(state, tmp_path / "model.pt", backend=backend)
+    sio.save(state, io.BytesIO(), backend=backend)
+    assert torch.accelerator.current_device_index() == 0
+    assert [torch.accelerator.current_stream(device) for device in DEVICES] == streams
+
+
+def test_later_saves_allocate_no_slots(tmp_path, standin, native_slots):
+    state = [random_bytes(8 * MIB, seed).to("standin:0") for seed in range(9)] + list(
+        small_tensors(100, "standin:0").values()
+    )
+    before = native_slots()
+    with late(standin, 50_000):  # so late that every worker has its slot before the first one is done
+        sio.save(state, tmp_path / "model.pt", backend="native")
+    first = native_slots()
+    assert before < first <= before + 16
+    assert standin.pinned_allocations == first - before
+    with late(standin, 1000):
+        for _ in range(3):
+            sio.save(state, tmp_path / "model.pt", backend="native")
+    assert native_slots() == first
+    assert standin.pinned_allocations == first - before
+
+
+# ---- failures
+
+
+@pytest.mark.parametrize("setting", ["fail_host_copy", "fail_event_synchronize"])
+@pytest.mark.parametrize("nth", [1, 3])
+@pytest.mark.parametrize("to_path", [True, False])
+def test_a_failing_device_is_reported_and_leaves_the_old_file(tmp_path, standin, setting, nth, to_path):
+    require_native()
+    state = mixed_state(cpu=False)
+    ref, ours = two_directories(tmp_path)
+    reference_of(state, ref / "model.pt")
+    target = ours / "model.pt"
+    target.write_bytes(b"old")
+    with late(standin, 5000):
+        setattr(standin, setting, nth)
+        with pytest.raises(RuntimeError, match="standin: the "):
+            sio.save(state, target if to_path else io.BytesIO(), backend="native")
+        # The slots belong to the next save: nothing may still be on its way into them.
+        assert standin.host_copies_in_flight == 0
+        assert getattr(standin, setting) == 0
+    assert target.read_bytes() == b"old"
+    assert names_in(ours) == ["model.pt"]
+    with late(standin):
+        sio.save(state, target, backend="native")
+    assert_same_bytes(ref / "model.pt", target)
+
+
+def test_a_failed_save_does_not_write_into_the_next(tmp_path, standin, native_slots):
+    """The copies that were queued before the one that failed land where the next save assembles its region."""
+    failing = [random_bytes(size, 1).to("standin:0") for size in (300 << 10, 2 * MIB, 200 << 10)]
+    state = [random_bytes(size, 2).to("standin:0") for size in (3 * MIB // 2, 200 << 10)]
+    ref, ours = two_directories(tmp_path)
+    reference_of(state, ref / "model.pt")
+    with late(standin, 100_000):
+        standin.fail_host_copy = 3
+        with pytest.raises(RuntimeError, match="standin: the copy was refused"):
+            sio.save(failing, ours / "model.pt", backend="native")
+        standin.delay_us = 110_000
+        sio.save(state, ours / "model.pt", backend="native")
+    assert_same_bytes(ref / "model.pt", ours / "model.pt")
+
+
+# ---- the state of the calling thread
+
+
+class Recorder(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen.append(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+AMBIENT = {
+    "inference_mode": torch.inference_mode,
+    "no_grad": torch.no_grad,
+    "device context": lambda: torch.device("meta"),
+    "dispatch mode": Recorder,
+}
+
+
+@pytest.mark.parametrize("ambient", AMBIENT)
+@pytest.mark.parametrize("small", [True, False])
+def test_ambient_modes(tmp_path, backend, standin, ambient, small):
+    # What fits one region is saved in the calling thread, where the mode is.
+    state = {device: small_tensors(20, device) for device in DEVICES} if small else mixed_state()
+    ref, ours = two_directories(tmp_path)
+    reference_of(state, ref / "model.pt")
+    stream = io.BytesIO()
+    with late(standin), AMBIENT[ambient]() as mode:
+        sio.save(state, ours / "model.pt", backend=backend)
+        sio.save(state, stream, backend=backend)
+        if ambient == "dispatch mode" and backend == "native":
+            assert not {"empty", "set_", "cat", "copy_", "_copy_from", "from_blob"} & set(mode.seen)
+    assert_same_bytes(ref / "model.pt", ours / "model.pt")
+    torch.save(state, expected := io.BytesIO())
+    assert stream.getvalue() == expected.getvalue()
+
+
+def test_saving_what_inference_mode_made(tmp_path, backend, standin):
+    with torch.inference_mode():
+        state = mixed_state(cpu=False)
+    with late(standin):
+        assert_same_file(tmp_path, state, backend, load=False, durable=(False,))
+
+
+@pytest.mark.parametrize("pinned_memory", [0, 2], ids=["none", "not page-aligned"])
+def test_pinned_memory_that_cannot_be_used(tmp_path, standin, native_slots, pinned_memory):
+    standin.pinned_memory = pinned_memory
+    state = mixed_state()
+    with late(standin):
+        assert_same_file(tmp_path, state, "native", load=False)
+    assert standin.host_copies == standin.host_copies_to_pageable > 0
+    before = native_slots()
+    sio.save(state, os.devnull, backend="native")
+    assert native_slots() == before
