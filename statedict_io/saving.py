@@ -71,10 +71,11 @@ def save(
         )
         return
     pickled = pickle_object(obj, pickle_module, pickle_protocol, chosen.native_table())
+    alignment = formats.storage_alignment()
     archive = chosen.plan(
         target.archive_name,
-        formats.contents(pickled, disable_byteorder_record=_disable_byteorder_record),
-        alignment=formats.storage_alignment(),
+        formats.contents(pickled, alignment, disable_byteorder_record=_disable_byteorder_record),
+        alignment=alignment,
         compute_crc32=torch.serialization.get_crc32_options(),
     )
     with progress_module.reporting(progress, target.archive_name) as callback:

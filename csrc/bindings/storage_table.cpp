@@ -162,11 +162,12 @@ class StorageTable {
 
  private:
   bool is_never_storage(PyTypeObject* type) const {
-    return type == &PyUnicode_Type || type == &PyTuple_Type || type == &PyLong_Type || type == &PyBool_Type ||
-           type == &PyDict_Type || type == &PyFloat_Type || type == &PyList_Type || type == Py_TYPE(Py_None) ||
-           type == &PyType_Type || type == &PyFunction_Type || type == &PyBytes_Type ||
-           type == reinterpret_cast<PyTypeObject*>(ordered_dict_.ptr()) ||
-           type == reinterpret_cast<PyTypeObject*>(tensor_type_.ptr()) ||
+    // Classes include those with a metaclass, as torch's storage classes, which every tensor's reference names.
+    constexpr unsigned long kBuiltIn = Py_TPFLAGS_UNICODE_SUBCLASS | Py_TPFLAGS_TUPLE_SUBCLASS |
+                                       Py_TPFLAGS_LONG_SUBCLASS | Py_TPFLAGS_DICT_SUBCLASS | Py_TPFLAGS_LIST_SUBCLASS |
+                                       Py_TPFLAGS_BYTES_SUBCLASS | Py_TPFLAGS_TYPE_SUBCLASS;
+    return PyType_HasFeature(type, kBuiltIn) || type == &PyFloat_Type || type == Py_TYPE(Py_None) ||
+           type == &PyFunction_Type || type == reinterpret_cast<PyTypeObject*>(tensor_type_.ptr()) ||
            type == reinterpret_cast<PyTypeObject*>(parameter_type_.ptr());
   }
 

@@ -111,6 +111,8 @@ void PositionalSink::write(uint64_t offset, std::vector<iovec>& pieces) {
 }
 
 void PositionalSink::set_nbytes(uint64_t nbytes) {
+  struct stat facts;
+  if (fstat(fd_, &facts) == 0 && facts.st_size == static_cast<off_t>(nbytes)) return;  // no journal entry for nothing
   while (call_ftruncate(fd_, static_cast<off_t>(nbytes)) != 0) {
     if (errno != EINTR) throw SystemError(errno, "ftruncate");
   }

@@ -23,11 +23,16 @@ namespace {
 // kernel copies it.
 constexpr size_t kDirectRegionNbytes = kSlotNbytes;
 constexpr size_t kBufferedRegionNbytes = 1u << 20;
+// Below these, reserving blocks and starting threads cost more than they save (measured at 1 MiB: 0.96 ms with, 0.66
+// without).
+constexpr uint64_t kPreallocateFromNbytes = 4u << 20;
+constexpr uint64_t kThreadsFromNbytes = 4u << 20;
 constexpr auto kWatchInterval = std::chrono::milliseconds(50);
 
 size_t default_num_threads(const ArchiveContent& content, bool direct) {
   const size_t cores = std::max(1u, std::thread::hardware_concurrency());
   if (content.devices != nullptr) return std::clamp<size_t>(cores, 4, 8);
+  if (!direct && content.layout.file_nbytes() < kThreadsFromNbytes) return 1;
   // Direct workers mostly wait for the disk; buffered ones contend for the inode's lock, so two overlap checksum and
   // copy.
   return direct ? std::clamp<size_t>(cores / 2, 4, 8) : std::min<size_t>(cores, 2);
@@ -64,7 +69,7 @@ class ParallelWrite {
             num_regions_)) {}
 
   void run(const Watcher& watch) {
-    sink_.preallocate(file_nbytes_);
+    if (sink_.direct() || file_nbytes_ >= kPreallocateFromNbytes) sink_.preallocate(file_nbytes_);
     if (num_threads_ > 1) {
       run_threads(watch);
     } else {

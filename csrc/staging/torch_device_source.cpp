@@ -7,6 +7,7 @@
 #include <c10/core/StreamGuard.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
+#include <pthread.h>
 
 #include <cstdint>
 #include <cstring>
@@ -85,6 +86,11 @@ class LandsOnFailure {
 
 bool belongs_to_batch(const DevicePiece& piece) { return piece.nbytes < kBatchBelowNbytes; }
 
+// Never destroyed: pinned memory must not be freed after the driver has shut down.
+SlotPool* pinned_pool = nullptr;
+
+void start_pinned_pool() { pinned_pool = new SlotPool(std::make_unique<PinnedAllocator>(), kMaxIdlePinnedSlots); }
+
 }  // namespace
 
 TorchDeviceSource::TorchDeviceSource(std::vector<c10::Storage> storages) : storages_(std::move(storages)) {
@@ -155,9 +161,13 @@ void TorchDeviceSource::copy_from_device(c10::Device device, const std::vector<D
 }
 
 SlotPool& pinned_slots() {
-  // Never destroyed: pinned memory must not be freed after the driver has shut down.
-  static SlotPool* const pool = new SlotPool(std::make_unique<PinnedAllocator>(), kMaxIdlePinnedSlots);
-  return *pool;
+  static const bool started = [] {
+    start_pinned_pool();
+    pthread_atfork(nullptr, nullptr, start_pinned_pool);  // as SlotPool::host(): a lock may be held at fork()
+    return true;
+  }();
+  static_cast<void>(started);
+  return *pinned_pool;
 }
 
 }  // namespace sdio

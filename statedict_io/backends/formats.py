@@ -34,14 +34,14 @@ def skip_data() -> bool:
     return torch.serialization._serialization_tls.skip_data
 
 
-def contents(pickled: PickledObject, *, disable_byteorder_record: bool = False) -> Contents:
+def contents(pickled: PickledObject, alignment: int, *, disable_byteorder_record: bool = False) -> Contents:
     """What the installed torch would put into the archive, under its current settings."""
     sample, _ = _sample()
     byteorder = ("byteorder", sys.byteorder.encode())
     head = [("data.pkl", pickled.data_pkl)]
     for name in sample:
         if name == ".storage_alignment":
-            head.append((name, str(storage_alignment()).encode()))
+            head.append((name, str(alignment).encode()))
         elif name == "byteorder":
             head.extend([] if disable_byteorder_record else [byteorder])
         elif name in _FORMAT_RECORDS:
@@ -80,12 +80,13 @@ def _sample() -> tuple[dict[str, bytes], bytes]:
 def _reproduces(backend: Backend) -> bool:
     try:
         _, expected = _sample()
+        protocol = torch.serialization.DEFAULT_PROTOCOL
+        pickled = pickle_object(_sample_object(), pickle, protocol, backend.native_table())
+        alignment = storage_alignment()
         planned = backend.plan(
             "archive",
-            contents(
-                pickle_object(_sample_object(), pickle, torch.serialization.DEFAULT_PROTOCOL, backend.native_table())
-            ),
-            alignment=storage_alignment(),
+            contents(pickled, alignment),
+            alignment=alignment,
             compute_crc32=torch.serialization.get_crc32_options(),
         )
         ours = bytearray()

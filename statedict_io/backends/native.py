@@ -24,6 +24,8 @@ _REBUILD = (
 _DEVICE_TYPES = ["cuda", "xpu"]
 # Below this a durable save is bound by the fsync, and direct writes only add waiting.
 _DIRECT_FROM_NBYTES = 4 << 20
+# Without the flush the page cache takes the file at memory speed, until the kernel makes writers wait for the disk.
+_BUFFERED_BELOW_NBYTES = 1 << 30
 
 
 @functools.cache
@@ -64,11 +66,30 @@ class NativeArchive:
         return self._archive.nbytes
 
     def write_fd(self, fd: int, *, durable: bool, progress: ProgressCallback | None) -> None:
-        direct = "auto" if durable and self.nbytes >= _DIRECT_FROM_NBYTES else "off"
-        self._archive.write_fd(fd, direct=direct, progress=progress)
+        if durable:
+            direct = self.nbytes >= _DIRECT_FROM_NBYTES
+        else:
+            direct = self.nbytes > _BUFFERED_BELOW_NBYTES and self.nbytes > _unthrottled_nbytes()
+        self._archive.write_fd(fd, direct="auto" if direct else "off", progress=progress)
 
     def write_stream(self, write: Callable[[memoryview], Any], *, progress: ProgressCallback | None) -> None:
         self._archive.write_stream(write, progress=progress)
+
+
+def _unthrottled_nbytes() -> float:
+    """Dirty bytes that the kernel takes before it starts to write back and then to throttle writers
+    (Documentation/admin-guide/sysctl/vm.rst: dirty_background_ratio, a share of the available memory)."""
+    try:
+        with open("/proc/sys/vm/dirty_background_bytes") as file:
+            if nbytes := int(file.read()):
+                return nbytes
+        with open("/proc/sys/vm/dirty_background_ratio") as file:
+            share = int(file.read()) / 100
+        with open("/proc/meminfo") as file:
+            available = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable:"))
+        return share * available * 1024
+    except (OSError, ValueError, StopIteration):
+        return float("inf")
 
 
 def native_table() -> NativeTable:
@@ -80,14 +101,20 @@ def native_table() -> NativeTable:
 def plan(archive_name: str, contents: Contents, *, alignment: int, compute_crc32: bool) -> NativeArchive:
     extension, reason, _ = load()
     assert extension is not None, reason
-    archive = extension.Archive(
-        archive_name,
-        contents.head,
-        contents.table if isinstance(contents.table, extension.StorageTable) else contents.table.storages,
-        contents.tail,
-        alignment=alignment,
-        compute_crc32=compute_crc32,
-        skip_data=contents.skip_data,
-        device_types=[*_DEVICE_TYPES, torch._C._get_privateuse1_backend_name()],
-    )
-    return NativeArchive(archive)
+
+    def make(device_types: list[str]) -> Any:
+        return extension.Archive(
+            archive_name,
+            contents.head,
+            contents.table if isinstance(contents.table, extension.StorageTable) else contents.table.storages,
+            contents.tail,
+            alignment=alignment,
+            compute_crc32=compute_crc32,
+            skip_data=contents.skip_data,
+            device_types=device_types,
+        )
+
+    try:
+        return NativeArchive(make([*_DEVICE_TYPES, torch._C._get_privateuse1_backend_name()]))
+    except RuntimeError:  # an out-of-tree device without streams or events
+        return NativeArchive(make([]))
