@@ -16,10 +16,7 @@ from .protocol import Contents
 
 name = "native"
 
-_REBUILD = (
-    "with a C++ compiler and from the sources, "
-    "STATEDICT_IO_BUILD=native pip install --force-reinstall --no-deps --no-cache-dir --no-binary statedict-io ."
-)
+_REBUILD = "STATEDICT_IO_BUILD=native pip install --force-reinstall --no-deps --no-cache-dir ., in the source tree"
 # With streams and pinned memory. Storages elsewhere are copied to the CPU first, as torch.save does.
 _DEVICE_TYPES = ["cuda", "xpu"]
 # Below this a durable save is bound by the fsync, and direct writes only add waiting.
