@@ -1,10 +1,14 @@
-"""The backend without compiled code: pure Python over torch, on one thread. Same bytes, same promises."""
+"""The backend without compiled code: pure Python over torch. Same bytes, same promises.
+
+zlib releases the GIL, so a large payload is checksummed beside its writing; everything else is one thread's work.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import errno
 import os
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
@@ -17,7 +21,8 @@ from .protocol import Contents
 
 name = "torch"
 
-_CHUNK_NBYTES = 4 << 20
+_CHUNK_NBYTES = 1 << 20
+_GATHER_BELOW_NBYTES = 64 << 10
 
 #: a record's content; an int is the size of a hole
 _Value: TypeAlias = "bytes | torch.UntypedStorage | int"
@@ -61,48 +66,70 @@ class FallbackArchive:
                 chunk = bytes(chunk)
             write(memoryview(chunk))
 
-    def _chunks(self, progress: ProgressCallback | None) -> Iterator[bytes | memoryview | int]:
+    def _chunks(self, progress: ProgressCallback | None) -> Iterator[bytes | bytearray | memoryview | int]:
         """The file from front to back; an int is a hole of that many bytes."""
         crcs = []
         serialization_id = SerializationId()
-        done = 0
         small = bytearray()  # headers, descriptors and small payloads, to be handed out together
         values = [value for _, value in self._records]
         for record, value in zip(self._layout.records, [*values, None], strict=True):
-            small += record.header
-            crc = 0
-            if isinstance(value, int):
+            if value is None:
+                value = serialization_id.digits([r.name for r in self._layout.records[:-1]])
+            else:
                 serialization_id.fold_write_start(f"{self._layout.archive_name}/{record.name}".encode())
-                yield bytes(small)
-                small.clear()
+            small += record.header
+            if isinstance(value, int):
+                crc = 0
+                yield small
+                small = bytearray()
                 yield value
             else:
-                if value is None:
-                    value = serialization_id.digits([r.name for r in self._layout.records[:-1]])
-                else:
-                    serialization_id.fold_write_start(f"{self._layout.archive_name}/{record.name}".encode())
                 payload = _payload(value)
                 serialization_id.fold_write_start(payload)
-                for start in range(0, len(payload), _CHUNK_NBYTES):
-                    chunk = payload[start : start + _CHUNK_NBYTES]
-                    if self._compute_crc32:
-                        crc = zlib.crc32(chunk, crc)
-                    if len(small) + len(chunk) <= _CHUNK_NBYTES:
-                        small += chunk
+                crc_of_payload = self._start_crc(payload)
+                try:
+                    if len(payload) < _GATHER_BELOW_NBYTES:
+                        small += payload
                     else:
-                        yield bytes(small)
-                        small.clear()
-                        yield chunk
-                        if progress is not None:
-                            progress(done + start + len(chunk), self.nbytes)
+                        yield small
+                        small = bytearray()
+                        for start in range(0, len(payload), _CHUNK_NBYTES):
+                            yield payload[start : start + _CHUNK_NBYTES]
+                            if progress is not None:
+                                done = min(start + _CHUNK_NBYTES, len(payload))
+                                progress(record.payload_offset + done, self.nbytes)
+                finally:  # also when a write failed: no thread outlives the save
+                    crc = crc_of_payload()
             crcs.append(crc)
             if record.nbytes:
                 small += record.descriptor(crc)
                 serialization_id.fold_crc(crc)
-            done = record.end_offset
-        yield bytes(small) + self._layout.directory(crcs)
+            if len(small) >= _CHUNK_NBYTES:
+                yield small
+                small = bytearray()
+        yield small + self._layout.directory(crcs)
         if progress is not None:
             progress(self.nbytes, self.nbytes)
+
+    def _start_crc(self, payload: memoryview) -> Callable[[], int]:
+        """Begins to checksum ``payload``, a large one beside its writing; the result waits for it."""
+        if not self._compute_crc32:
+            return lambda: 0
+        if len(payload) < _CHUNK_NBYTES:
+            crc = zlib.crc32(payload)
+            return lambda: crc
+        crcs: list[int] = []
+        thread = threading.Thread(target=lambda: crcs.append(zlib.crc32(payload)))
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads, or the interpreter is exiting
+            return lambda: zlib.crc32(payload)
+
+        def wait() -> int:
+            thread.join()
+            return crcs[0]
+
+        return wait
 
 
 def native_table() -> None:
