@@ -39,16 +39,16 @@ class Replacement:
             ``path_inside``. ``fd`` is not set.
     """
 
-    fd: int
+    fd = -1
+    _directory_fd = -1
+    _temporary = ""
 
     def __init__(self, target: FileTarget, *, durable: bool, as_directory: bool = False) -> None:
         self._target = target
         self._durable = durable
         self._as_directory = as_directory
         self._directory, self._name = os.path.split(target.path)
-        self._directory_fd = -1
-        self._temporary = ""
-        self.fd = -1
+        self._process = os.getpid()
 
     @property
     def path_inside(self) -> str:
@@ -73,11 +73,14 @@ class Replacement:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        temporary = os.path.join(self._directory, self._temporary)
-        named_temporary = self._temporary and str(getattr(error, "filename", "")).startswith(temporary)
-        self._abandon()
-        if isinstance(error, OSError) and error.errno is not None and (error.filename is None or named_temporary):
-            error.filename = self._target.given
+        try:
+            if isinstance(error, OSError) and error.errno is not None and self._is_ours(error.filename):
+                error.filename = self._target.given
+        finally:
+            self._abandon()
+
+    def __del__(self) -> None:
+        self._abandon()  # for a signal's exception that came up on the way into __exit__
 
     def commit(self) -> None:
         """Puts the temporary in the target's place. On an error the target is untouched, unless it is the last fsync
@@ -137,11 +140,15 @@ class Replacement:
             os.fchmod(self.fd, mode)
 
     def _abandon(self) -> None:
-        # Each step also if a signal's exception ends the one before.
+        # Each step also if a signal's exception ends the one before. Between taking a descriptor and closing it there
+        # is no call, and so no look for signals. Nothing more depends on either descriptor: errors do not matter.
         try:
             if self.fd >= 0:
                 fd, self.fd = self.fd, -1
-                _close(fd)
+                try:  # noqa: SIM105
+                    os.close(fd)
+                except OSError:
+                    pass
         finally:
             try:
                 if self._temporary:
@@ -150,9 +157,19 @@ class Replacement:
             finally:
                 if self._directory_fd >= 0:
                     directory_fd, self._directory_fd = self._directory_fd, -1
-                    _close(directory_fd)
+                    try:  # noqa: SIM105
+                        os.close(directory_fd)
+                    except OSError:
+                        pass
+
+    def _is_ours(self, filename: object) -> bool:
+        """Whether an error's filename says nothing, or the temporary's name, which the caller has never heard of."""
+        inside = os.path.join(self._directory, self._temporary)
+        return filename is None or (self._temporary != "" and str(filename).startswith(inside))
 
     def _remove_temporary(self) -> None:
+        if os.getpid() != self._process:  # a child that was forked in the middle
+            return
         if self._as_directory:  # without opening anything: there may be no descriptor to be had
             with contextlib.suppress(OSError):
                 os.unlink(self._name_inside, dir_fd=self._directory_fd)
@@ -180,12 +197,6 @@ def _open_directory(path: str) -> int:
             raise
         # Searchable and writable but not readable: good for all but fsync.
         return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-
-
-def _close(fd: int) -> None:
-    """For descriptors that nothing more depends on."""
-    with contextlib.suppress(OSError):
-        os.close(fd)
 
 
 def _change_owner(fd: int, user: int, group: int) -> bool:

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "archive/layout.h"
+#include "bindings/released_gil.h"
 #include "bindings/storage_table.h"
 #include "checksum/crc32.h"
 #include "file/system_error.h"
@@ -45,31 +46,29 @@ class Archive {
   // Returns whether the file took direct I/O.
   bool write_fd(int fd, DirectIo direct_io, const py::object& progress, size_t num_threads,
                 size_t region_nbytes) const {
-    const py::gil_scoped_release no_gil;
+    ReleasedGil gil;
     PositionalSink sink(fd, direct_io);
     WriteOptions options;
     options.num_threads = num_threads;
     options.region_nbytes = region_nbytes;
-    write_archive(*content_, sink, options, [&](uint64_t bytes_done) { watch(progress, bytes_done); });
+    write_archive(*content_, sink, options, [&](uint64_t bytes_done) { watch(gil, progress, bytes_done); });
     return sink.direct();
   }
 
   void write_stream(const py::object& write, const py::object& progress) const {
-    const py::gil_scoped_release no_gil;
-    stream_archive(
-        *content_,
-        [&](const char* bytes, size_t size) {
-          const py::gil_scoped_acquire gil;
-          write(py::memoryview::from_memory(bytes, static_cast<py::ssize_t>(size)));
-        },
-        [&](uint64_t bytes_done) { watch(progress, bytes_done); });
+    ReleasedGil gil;
+    const auto write_view = [&](const char* bytes, size_t size) {
+      gil.with_gil([&] { write(py::memoryview::from_memory(bytes, static_cast<py::ssize_t>(size))); });
+    };
+    stream_archive(*content_, write_view, [&](uint64_t bytes_done) { watch(gil, progress, bytes_done); });
   }
 
  private:
-  void watch(const py::object& progress, uint64_t bytes_done) const {
-    const py::gil_scoped_acquire gil;
-    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-    if (!progress.is_none()) progress(bytes_done, nbytes());
+  void watch(ReleasedGil& gil, const py::object& progress, uint64_t bytes_done) const {
+    gil.with_gil([&] {
+      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+      if (!progress.is_none()) progress(bytes_done, nbytes());
+    });
   }
 
   void add_literals(const py::list& records) {

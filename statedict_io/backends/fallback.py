@@ -56,6 +56,8 @@ class FallbackArchive:
             left = memoryview(chunk)
             while left:
                 written = os.pwrite(fd, left, offset)
+                if written == 0:
+                    raise OSError(errno.EIO, "pwrite wrote nothing")
                 offset += written
                 left = left[written:]
         os.ftruncate(fd, self.nbytes)

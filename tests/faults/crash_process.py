@@ -1,0 +1,139 @@
+"""Kills savers and looks at what is left, with a reader looking on all the time; run under preload.c.
+
+    crash_process.py DIRECTORY {native,torch,legacy} NUM_RANDOM SEED
+
+Savers are forked from a process that has saved before. Some are killed before, in the middle of and after each call of
+a save, the others at random moments. Prints counts, as JSON.
+"""
+
+import io
+import itertools
+import json
+import os
+import pathlib
+import random
+import signal
+import sys
+import time
+import zipfile
+
+import torch
+
+import statedict_io as sio
+from faults.preload import AFTER, BEFORE, HALFWAY, Preload
+from statedict_io import replacement
+
+SMALL, LARGE = 100_000, 9 << 20
+
+
+class Checkpoints:
+    def __init__(self, directory, way):
+        self.path = pathlib.Path(directory, "model.pt")
+        self.options = {"_use_new_zipfile_serialization": False} if way == "legacy" else {"backend": way}
+
+    def save(self, generation, nbytes):
+        weight = torch.full((nbytes,), generation % 251, dtype=torch.uint8)
+        sio.save({"generation": generation, "weight": weight}, self.path, **self.options)
+
+    def generation(self):
+        """Of the file at the path, all of which is looked at."""
+        content = self.path.read_bytes()
+        if content[:2] == b"PK":
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                assert archive.testzip() is None
+        loaded = torch.load(io.BytesIO(content))
+        assert bool((loaded["weight"] == loaded["generation"] % 251).all())
+        return loaded["generation"]
+
+    def leftovers(self):
+        return [name for name in os.listdir(self.path.parent) if name != self.path.name]
+
+
+def forked(action):
+    """The id of a child that does `action` and nothing else."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            action()
+            status = 0
+        except BaseException as e:  # the parent is to hear of it
+            print(repr(e), file=sys.stderr, flush=True)
+        finally:
+            os._exit(status)
+    return child
+
+
+def watch(checkpoints, report):
+    """Reads until it is told to end: every read finds a whole file, and never an older one than before."""
+    stop = []
+    signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
+    last, reads = 0, 0
+    while not stop:
+        generation = checkpoints.generation()
+        assert generation >= last, f"generation {generation} after {last}"
+        last = generation
+        reads += 1
+    os.write(report, str(reads).encode())
+
+
+def enumerated_kills(preload, checkpoints):
+    replacement._owner.cache_clear()  # as in a forked child, which has another process id
+    with preload.watching(record=1, no_sync=True) as control:
+        checkpoints.save(0, SMALL)
+        total = control.total
+    writes = [i for i, event in enumerate(preload.events(), 1) if "write" in event.call]
+    yield from itertools.product(range(1, total + 1), (BEFORE, AFTER))
+    yield from itertools.product(writes, [HALFWAY])
+
+
+def save_until_killed(checkpoints, generation, nbytes):
+    for later in itertools.count(generation):
+        checkpoints.save(later, nbytes)
+
+
+def save_and_die(preload, checkpoints, generation, at, when):
+    with preload.watching(no_sync=True, kill_at=at, kill_when=when):
+        checkpoints.save(generation, SMALL)
+
+
+def main(directory, way, num_random, seed):
+    torch.set_num_threads(1)  # OpenMP's threads do not survive fork(), and torch waits for them
+    chance, preload = random.Random(int(seed)), Preload()
+    checkpoints = Checkpoints(directory, way)
+    checkpoints.save(0, LARGE)
+    kills = [*enumerated_kills(preload, checkpoints), *[None] * int(num_random)]
+    read_end, write_end = os.pipe()
+    reader = forked(lambda: watch(checkpoints, write_end))
+    counts = {"way": way, "kills": 0, "at_calls": 0, "new_file": 0, "leftovers": 0}
+    generation = 0
+    for kill in kills:
+        first = generation + 1
+        if kill is None:
+            nbytes = chance.choice([SMALL, LARGE])
+            child = forked(lambda first=first, nbytes=nbytes: save_until_killed(checkpoints, first, nbytes))
+            time.sleep(chance.uniform(0.001, 0.08))
+            os.kill(child, signal.SIGKILL)
+        else:
+            child = forked(lambda first=first, kill=kill: save_and_die(preload, checkpoints, first, *kill))
+            counts["at_calls"] += 1
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, f"{kill}: ended with {status}"
+        counts["kills"] += 1
+        found = checkpoints.generation()
+        assert found == generation or (found >= first if kill is None else found == first), f"{kill}: {found}"
+        counts["new_file"] += found != generation
+        counts["leftovers"] += bool(checkpoints.leftovers())
+        generation = found + 1
+        checkpoints.save(generation, SMALL)
+        assert checkpoints.generation() == generation
+        assert not checkpoints.leftovers(), f"{kill}: left {checkpoints.leftovers()}"
+    os.kill(reader, signal.SIGTERM)
+    _, status = os.waitpid(reader, 0)
+    assert status == 0, "the reader found something wrong"
+    counts["reads"] = int(os.read(read_end, 100))
+    print(json.dumps(counts))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

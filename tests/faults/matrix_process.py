@@ -1,0 +1,188 @@
+"""Makes every call of a save fail, in every way; run under preload.c.
+
+    matrix_process.py DIRECTORY {native,torch,legacy} {quick,exhaustive}
+
+Prints each failure and a summary, the last line, as JSON.
+"""
+
+import faulthandler
+import itertools
+import json
+import os
+import pathlib
+import sys
+import time
+
+import torch
+
+import statedict_io as sio
+from faults.fault_oracle import REFUSED, SAVED, decisive, expected_errno, faults_of, leaves_temporary, steps_of
+from faults.preload import AFTERWARDS, Preload
+from statedict_io import replacement
+
+SECONDS_A_SAVE = 20
+SMALL, LARGE = 3000, 12 << 20
+
+
+class Laboratory:
+    def __init__(self, directory, way, nbytes, durable, overwrite, *, cold=False, leftover=False):
+        self.directory = pathlib.Path(directory, f"{way}-{nbytes}-{durable}-{overwrite}-{cold}-{leftover}")
+        (self.directory / "in").mkdir(parents=True)
+        self.path = self.directory / "in" / "model.pt"
+        self.way, self.nbytes, self.durable, self.overwrite = way, nbytes, durable, overwrite
+        self.cold, self.leftover, self.leftover_name = cold, leftover, None
+        self.new = {"weight": torch.full((nbytes,), 2, dtype=torch.uint8)}
+        self.direct = way == "native" and durable and nbytes == LARGE
+        self.old_file = self.directory / "old"
+        self.old_file.write_bytes(b"the old checkpoint" * 100)
+        self.old_file.chmod(0o640)
+        if os.geteuid() == 0:
+            os.chown(self.old_file, 1234, 1234)
+        self.path.unlink(missing_ok=True)
+        self.save()
+        self.new_bytes = self.path.read_bytes()
+
+    def __str__(self):
+        words = [self.way, "large" if self.nbytes == LARGE else "small", "durable" if self.durable else "not durable"]
+        words += ["overwrite" if self.overwrite else "fresh", *["cold"] * self.cold, *["leftover"] * self.leftover]
+        return ", ".join(words)
+
+    def save(self):
+        options = {"_use_new_zipfile_serialization": False} if self.way == "legacy" else {"backend": self.way}
+        sio.save(self.new, str(self.path), durable=self.durable, **options)
+
+    def reset(self):
+        for entry in self.directory.joinpath("in").iterdir():
+            if entry.is_dir():
+                for inner in entry.iterdir():
+                    inner.unlink()
+                entry.rmdir()
+            else:
+                entry.unlink()
+        if self.overwrite:
+            os.link(self.old_file, self.path)  # a save replaces the name and leaves this file alone
+        if self.leftover:
+            # Of a process of this boot whose id is past the largest that Linux gives out.
+            host, boot, namespace, _, _ = replacement._owner(os.getpid()).split("-")
+            self.leftover_name = (
+                f"{replacement._temporary_prefix('model.pt')}{host}-{boot}-{namespace}-{1 << 23:x}-1.0-0.sdio-tmp"
+            )
+            self.path.with_name(self.leftover_name).write_bytes(b"left over")
+        if self.cold:
+            replacement._owner.cache_clear()
+            replacement._machine.cache_clear()
+
+    def enumerate(self, preload):
+        self.reset()
+        with preload.watching(record=1, no_sync=True):
+            self.save()
+        return steps_of(preload.events(), str(self.path), overwrite=self.overwrite)
+
+    def try_fault(self, preload, steps, step, fault):
+        """None, or what is wrong."""
+        self.reset()
+        before = self.resources()
+        error = None
+        faulthandler.dump_traceback_later(SECONDS_A_SAVE, exit=True)
+        with preload.watching(
+            no_sync=True, fail=fault.call, error=fault.error, first=fault.first, last=fault.last, how=fault.how
+        ) as control:
+            try:
+                self.save()
+            except Exception as e:
+                error = e
+        faulthandler.cancel_dump_traceback_later()
+        if not control.fired:
+            return "the call was not made again"
+        decides, right = decisive(steps, step, fault, legacy=self.way == "legacy", direct=self.direct)
+        return self.judge(decides, right, fault, error, before)
+
+    def judge(self, step, right, fault, error, before):
+        outcome = SAVED if error is None else REFUSED
+        if outcome not in right:
+            return f"{outcome}, not {' or '.join(sorted(right))}: {error!r}"
+        if error is not None:
+            if not isinstance(error, OSError):
+                # torch's legacy writer goes past Python's file object and reports a RuntimeError.
+                by_torch = self.way == "legacy" and fault.call == "write" and isinstance(error, RuntimeError)
+                return self.left_behind(step, fault, outcome, before) if by_torch else f"not an OSError: {error!r}"
+            if (
+                error.errno != expected_errno(step, fault)
+                or error.filename != str(self.path)
+                or error.filename2 is not None
+            ):
+                return f"errno {error.errno}, filename {error.filename!r}, filename2 {error.filename2!r}: {error!r}"
+            if "None" in str(error) or ".sdio-tmp" in str(error):
+                return f"says {error}"
+        return self.left_behind(step, fault, outcome, before)
+
+    def left_behind(self, step, fault, outcome, before):
+        renamed = step.stage == "settle" or (step.stage == "rename" and fault.how == AFTERWARDS)
+        # A group that could not be kept gets nothing.
+        mode = 0o600 if fault.call == "fchown" and fault.persistent else 0o640 if self.overwrite else 0o666 & ~UMASK
+        wrong = self.wrong_content(mode, new=outcome == SAVED or renamed)
+        if wrong:
+            return wrong
+        others = [p.name for p in self.path.parent.iterdir() if p != self.path]
+        # What was left by another is removed if it can be.
+        cannot_look = outcome == REFUSED or fault.call in ("open", "stat", "fstatat") or step.stage == "clean"
+        left = [name for name in others if name != self.leftover_name or not cannot_look]
+        if left and not leaves_temporary(fault):
+            return f"left {left}"
+        after = self.resources()
+        deadline = time.monotonic() + 2
+        while after[1] > before[1] and time.monotonic() < deadline:  # one that was joined may still be listed
+            time.sleep(0.001)
+            after = self.resources()
+        if after[0] != before[0] or after[1] > before[1]:
+            return f"descriptors and threads {before} before, {after} after"
+        return None
+
+    def wrong_content(self, mode, *, new):
+        try:
+            found = self.path.read_bytes()
+        except FileNotFoundError:
+            return "the target is gone" if new or self.overwrite else None
+        if new:
+            if found != self.new_bytes:
+                return "not the new file's bytes"
+            return None if self.path.stat().st_mode & 0o777 == mode else f"mode {self.path.stat().st_mode:o}"
+        return None if self.overwrite and found == self.old_file.read_bytes() else "neither the old file nor none"
+
+    @staticmethod
+    def resources():
+        return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+
+
+def laboratories(directory, way):
+    for nbytes, durable, overwrite in itertools.product((SMALL, LARGE), (True, False), (True, False)):
+        if way != "legacy" or nbytes == SMALL:
+            yield Laboratory(directory, way, nbytes, durable, overwrite)
+    yield Laboratory(directory, way, SMALL, True, True, leftover=True)
+    yield Laboratory(directory, way, SMALL, False, True, cold=True, leftover=True)
+
+
+UMASK = os.umask(0o022)
+os.umask(UMASK)
+
+
+def main(directory, way, size):
+    preload, tried, failures, errors, num_calls = Preload(), 0, 0, set(), 0
+    for laboratory in laboratories(directory, way):
+        steps = laboratory.enumerate(preload)
+        num_calls += len(steps)
+        for step in steps:
+            if laboratory.nbytes == LARGE and size == "quick" and step.stage not in ("write", "commit"):
+                continue  # as for the small file
+            for fault in faults_of(step.event.call, step.occurrence, exhaustive=size == "exhaustive"):
+                tried += 1
+                errors.add((fault.error, fault.how))
+                wrong = laboratory.try_fault(preload, steps, step, fault)
+                if wrong:
+                    failures += 1
+                    print(f"{laboratory}; {step.stage}: {fault} [{step.event}]: {wrong}", flush=True)
+    print(json.dumps({"way": way, "calls": num_calls, "errors": len(errors), "faults": tried, "failures": failures}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

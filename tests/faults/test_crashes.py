@@ -1,0 +1,33 @@
+"""SIGKILL at every call of a save and at random moments: the path always holds a whole checkpoint."""
+
+import json
+
+import pytest
+
+from faults.preload import run_module
+from faults.test_fault_injection import require
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("way", "num_random"),
+    [
+        ("native", 30),
+        ("torch", 30),
+        ("legacy", 0),
+        *(pytest.param(way, 500, marks=pytest.mark.long) for way in ("native", "torch")),
+    ],
+)
+def test_killed_savers_leave_a_whole_file(way, num_random, preload, tmp_path, capsys):
+    require(way)
+    counts = json.loads(run_module(preload, "crash_process", tmp_path, way, num_random, 20, timeout=850))
+    with capsys.disabled():
+        print(
+            f"\n{way}: {counts['kills']} SIGKILLs ({counts['at_calls']} at calls), {counts['reads']} reads meanwhile, "
+            f"{counts['leftovers']} leftovers cleaned, 0 torn or missing"
+        )
+    assert counts["at_calls"] >= 50
+    # Both sides of the rename were met, and kills left something to clean.
+    assert 0 < counts["new_file"] < counts["kills"]
+    assert counts["leftovers"] > 5
+    assert counts["reads"] > 20

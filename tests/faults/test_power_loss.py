@@ -1,0 +1,84 @@
+"""The model of power loss, replayed over recorded saves: see power_loss.py for what it assumes."""
+
+import pickle
+
+import pytest
+
+import statedict_io as sio
+from faults.power_loss import Flush, History, Operation, examine
+from faults.preload import run_module
+
+
+@pytest.fixture(scope="module")
+def records(preload, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("records")
+    ways = ["torch", "legacy", "stock", *(["native"] if sio.backend_info().name == "native" else [])]
+    run_module(preload, "power_loss_process", directory, *ways)
+    return pickle.loads((directory / "records.pickle").read_bytes())
+
+
+def histories(records, *, durable, stock=False):
+    for name, was_durable, events, target, before, after in records:
+        if was_durable == durable and name.startswith("stock") == stock:
+            yield name, History.of(events, target), before, after
+
+
+def is_flush_of_file(step):
+    return isinstance(step, Flush) and step.inode is not None
+
+
+def is_flush_of_directory(step):
+    return isinstance(step, Flush) and step.directory is not None
+
+
+def test_a_durable_save_survives_power_loss_at_every_step(records, capsys):
+    prefixes = states = 0
+    for name, history, before, after in histories(records, durable=True):
+        kinds = [step.kind if isinstance(step, Operation) else "flush" for step in history.steps]
+        assert kinds.count("write") >= 1 and kinds[-2:] == ["rename", "flush"], f"{name}: {kinds}"
+        verdict = examine(history, before, after)
+        assert verdict.violations == 0, f"{name}: {verdict}"
+        assert verdict.lost_after_return == 0, f"{name}: {verdict}"
+        prefixes += verdict.prefixes
+        states += verdict.states
+    with capsys.disabled():
+        print(f"\npower loss: {prefixes} prefixes, {states} states of the disk, 0 without the old or the new file")
+    assert prefixes > 50
+
+
+def test_the_model_sees_a_forgotten_fsync_of_the_file(records):
+    for name, history, before, after in histories(records, durable=True):
+        broken = history.without(is_flush_of_file)
+        assert len(broken.steps) == len(history.steps) - 1
+        assert examine(broken, before, after, first_violation_only=True).violations > 0, name
+
+
+def test_the_model_sees_a_forgotten_fsync_of_the_directory(records):
+    for name, history, before, after in histories(records, durable=True):
+        verdict = examine(history.without(is_flush_of_directory), before, after)
+        assert verdict.violations == 0, name
+        assert verdict.lost_after_return > 0, name
+
+
+def test_the_model_sees_a_rename_before_the_fsync(records):
+    for name, history, before, after in histories(records, durable=True):
+        rename = next(step for step in history.steps if isinstance(step, Operation) and step.kind == "rename")
+        steps = [step for step in history.steps if step is not rename]
+        steps.insert(next(i for i, step in enumerate(steps) if is_flush_of_file(step)), rename)
+        broken = History(history.target, steps)
+        assert examine(broken, before, after, first_violation_only=True).violations > 0, name
+
+
+def test_the_model_sees_that_saving_in_place_loses_both(records):
+    seen = 0
+    for name, history, before, after in histories(records, durable=True, stock=True):
+        if before is not None:
+            assert examine(history, before, after, first_violation_only=True).violations > 0, name
+            seen += 1
+    assert seen
+
+
+def test_what_is_not_durable_may_be_lost(records):
+    """Why durable=True is the default; a file system may well do better than the model."""
+    for name, history, before, after in histories(records, durable=False):
+        assert examine(history, before, after, first_violation_only=True).violations > 0, name
