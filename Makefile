@@ -25,7 +25,7 @@ export STATEDICT_IO_WERROR := 1
 export STATEDICT_IO_REQUIRE_NATIVE := 1
 
 native_sources := CMakeLists.txt setup.py $(wildcard cmake/*) $(shell find csrc -name '*.cpp' -o -name '*.h')
-cpp_sources = $(shell find csrc tests/cpp benchmarks -name '*.cpp' -o -name '*.h')
+cpp_sources = $(shell find csrc tests benchmarks -name '*.cpp' -o -name '*.h')
 torch_dir = $(shell $(bin)/python -c 'import importlib.util; print(*importlib.util.find_spec("torch").submodule_search_locations)')
 editable_install := $(bin)/python -m pip install --quiet --no-build-isolation --editable
 
