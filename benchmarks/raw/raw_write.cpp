@@ -175,17 +175,28 @@ Options parse(int argc, char** argv) {
       if (++i >= argc) throw std::invalid_argument(name + " needs a value");
       return argv[i];
     };
-    if (name == "--direct") options.direct = true;
-    else if (name == "--buffered") options.direct = false;
-    else if (name == "--serve") options.serve = true;
-    else if (name == "--fsync") options.fsync = true;
-    else if (name == "--fsync-directory") options.fsync_directory = true;
-    else if (name == "--threads") options.threads = std::stoi(value());
-    else if (name == "--chunk") options.chunk_nbytes = std::stoull(value());
-    else if (name == "--size") options.size_nbytes = std::stoull(value());
-    else if (name == "--source") options.source_nbytes = std::stoull(value());
-    else if (name == "--path") options.path = value();
-    else throw std::invalid_argument("unknown option " + name);
+    if (name == "--direct")
+      options.direct = true;
+    else if (name == "--buffered")
+      options.direct = false;
+    else if (name == "--serve")
+      options.serve = true;
+    else if (name == "--fsync")
+      options.fsync = true;
+    else if (name == "--fsync-directory")
+      options.fsync_directory = true;
+    else if (name == "--threads")
+      options.threads = std::stoi(value());
+    else if (name == "--chunk")
+      options.chunk_nbytes = std::stoull(value());
+    else if (name == "--size")
+      options.size_nbytes = std::stoull(value());
+    else if (name == "--source")
+      options.source_nbytes = std::stoull(value());
+    else if (name == "--path")
+      options.path = value();
+    else
+      throw std::invalid_argument("unknown option " + name);
   }
   if (!options.serve && options.path.empty()) throw std::invalid_argument("--path FILE or --serve is needed");
   if (options.threads < 1 || options.chunk_nbytes == 0 || options.chunk_nbytes % kAlignment != 0) {
