@@ -31,7 +31,7 @@ size_t default_num_threads(const ArchiveContent& content, bool direct) {
   const size_t cores = std::max(1u, std::thread::hardware_concurrency());
   if (content.devices != nullptr) return std::clamp<size_t>(cores, 4, 8);
   // Direct workers mostly wait for the disk. Buffered ones contend for the inode's lock and the page allocator: two
-  // took from 0.12 to 1.08 s for 1 GiB where one takes 0.15.
+  // took from 0.12 to 1.08 s for 1 GiB where one mostly takes 0.2.
   return direct ? std::clamp<size_t>(cores / 2, 4, 8) : 1;
 }
 
