@@ -56,7 +56,7 @@ class NativeReader:
             loaded = dict(zip(stored, storages, strict=False))  # no storages where a checksum is wrong
             for record in compressed:
                 loaded[record], crc = self._load_compressed(record)
-                if verify and self.records[record].crc32 not in (0, crc):
+                if verify and self.records[record].crc32 != crc:
                     wrong.append(record)
                 report.add(self.records[record].nbytes)
         if wrong:
