@@ -18,7 +18,7 @@ struct WriteOptions {
   size_t region_nbytes = 0;  // 0: chosen from the sink; a power of two, at most kSlotNbytes
 };
 
-// Called in the thread that called write, now and then while the workers run: reports progress, and throws to cancel
+// Called in the thread that called write, now and then between regions: reports progress, and throws to cancel
 // the save.
 using Watcher = std::function<void(uint64_t bytes_done)>;
 
