@@ -21,6 +21,8 @@ namespace {
 
 // Large writes keep the device's queue full, and cost the page cache fewest calls.
 constexpr size_t kRegionNbytes = kSlotNbytes;
+constexpr size_t kSmallestRegionNbytes = 1u << 20;
+constexpr uint64_t kRegionsPerFile = 32;
 // Below this, reserving blocks costs more than it saves.
 constexpr uint64_t kPreallocateFromNbytes = 4u << 20;
 constexpr auto kWatchInterval = std::chrono::milliseconds(50);
@@ -33,6 +35,13 @@ size_t default_num_threads(const ArchiveContent& content, bool direct) {
   // one takes 0.2. With a device they wait for copies too.
   const size_t cores = std::max(1u, std::thread::hardware_concurrency());
   return content.devices != nullptr ? std::clamp<size_t>(cores, 4, 8) : 1;
+}
+
+// A small file is cut finer, for work for every thread and little staging memory.
+size_t default_region_nbytes(uint64_t file_nbytes, bool direct) {
+  size_t nbytes = kRegionNbytes;
+  while (direct && nbytes > kSmallestRegionNbytes && file_nbytes / nbytes < kRegionsPerFile) nbytes /= 2;
+  return nbytes;
 }
 
 // Signals stay with the threads that the interpreter knows.
@@ -57,7 +66,8 @@ class ParallelWrite {
         assembler_(content),
         gather_(sink.direct() ? RegionAssembler::Gather::kAll : RegionAssembler::Gather::kSmall),
         file_nbytes_(content.layout.file_nbytes()),
-        region_nbytes_(options.region_nbytes != 0 ? options.region_nbytes : kRegionNbytes),
+        region_nbytes_(options.region_nbytes != 0 ? options.region_nbytes
+                                                  : default_region_nbytes(file_nbytes_, sink.direct())),
         num_regions_((file_nbytes_ + region_nbytes_ - 1) / region_nbytes_),
         num_threads_(std::min<uint64_t>(
             options.num_threads != 0 ? options.num_threads : default_num_threads(content, sink.direct()),
