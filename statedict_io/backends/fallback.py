@@ -5,7 +5,6 @@ zlib releases the GIL, so a large payload is checksummed beside its writing; eve
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import threading
@@ -17,6 +16,7 @@ import torch
 
 from ..progress import ProgressCallback
 from .archive import ArchiveLayout, SerializationId
+from .fallback_reader import FallbackReader, FileSource, storage_memory
 from .protocol import Contents
 
 name = "torch"
@@ -142,6 +142,10 @@ def plan(archive_name: str, contents: Contents, *, alignment: int, compute_crc32
     return FallbackArchive(archive_name, contents, alignment=alignment, compute_crc32=compute_crc32)
 
 
+def open_archive(fd: int, path: str) -> FallbackReader:
+    return FallbackReader(FileSource(fd, path), path)
+
+
 def _nbytes(value: _Value) -> int:
     if isinstance(value, int):
         return value
@@ -151,12 +155,7 @@ def _nbytes(value: _Value) -> int:
 def _payload(value: bytes | torch.UntypedStorage) -> memoryview:
     if isinstance(value, bytes):
         return memoryview(value)
-    storage = value if value.device.type == "cpu" else value.cpu()
-    if storage.nbytes() == 0:
-        return memoryview(b"")
-    memory = (ctypes.c_ubyte * storage.nbytes()).from_address(storage.data_ptr())
-    memory._storage = storage  # the view's owner is this object, and now also of the memory
-    return memoryview(memory).cast("B")
+    return storage_memory(value if value.device.type == "cpu" else value.cpu())
 
 
 def _preallocate(fd: int, nbytes: int) -> None:
