@@ -60,8 +60,11 @@ class Records:
     def storages(self) -> list[int]:
         """The records ``data/...``, in the order in which the unpickler will ask for them: that of the keys in all
         files of torch, whatever order another writer gave them."""
-        found = [(entry.name, index) for index, entry in enumerate(self.entries) if is_storage(entry)]
-        return [index for _, index in sorted(found, key=lambda pair: _key_order(pair[0]))]
+        found = [index for index, entry in enumerate(self.entries) if is_storage(entry)]
+        expected = (f"data/{key}" for key in range(len(found)))
+        if any(self.entries[index].name != name for index, name in zip(found, expected, strict=True)):
+            found.sort(key=lambda index: _key_order(self.entries[index].name))
+        return found
 
     def explained(self, error: CorruptCheckpointError) -> CorruptCheckpointError:
         """``error`` with the names of the tensors that live in its records."""
@@ -86,7 +89,8 @@ class Records:
 
 
 def is_storage(entry: RecordEntry) -> bool:
-    return entry.name.startswith("data/") and not entry.name.endswith("/")
+    name = entry.name
+    return name[:5] == "data/" and name[-1] != "/"
 
 
 def _key_order(name: str) -> tuple[int, int | str]:

@@ -9,7 +9,9 @@ its storages come from.
 from __future__ import annotations
 
 import contextlib
+import gc
 import sys
+import threading
 import types
 import warnings
 from collections.abc import Callable
@@ -47,10 +49,19 @@ class SmallRecords(Protocol):
 class ZipReader:
     """Stands in for ``torch._C.PyTorchFileReader``."""
 
-    def __init__(self, records: SmallRecords, feed: StorageFeed, *, assume_native_byteorder: bool = False) -> None:
+    def __init__(
+        self,
+        records: SmallRecords,
+        feed: StorageFeed,
+        *,
+        lean_pickle: Callable[[bytes], bytes] = bytes,
+        assume_native_byteorder: bool = False,
+    ) -> None:
         self._records = records
         self.feed = feed
+        self._lean_pickle = lean_pickle
         self._assume_native_byteorder = assume_native_byteorder
+        self.slow_unpickler = False
 
     def has_record(self, name: str) -> bool:
         return name in self._records or (self._assume_native_byteorder and name == "byteorder")
@@ -58,7 +69,8 @@ class ZipReader:
     def get_record(self, name: str) -> bytes:
         if self._assume_native_byteorder and name == "byteorder":
             return sys.byteorder.encode()
-        return self._records.read(name)
+        data = self._records.read(name)
+        return self._lean_pickle(data) if self.slow_unpickler and name == "data.pkl" else data
 
     def get_storage_from_record(self, name: str, nbytes: int, _: object) -> _Handed:
         return _Handed(self.feed.take(name, nbytes))
@@ -119,7 +131,9 @@ def torch_load(open_reader: OpenReader, after: Callable[[], None] = lambda: None
     def unpickle(zip_file: Any, map_location: Any, pickle_module: Any, **options: Any) -> Any:
         if not isinstance(zip_file, ZipReader):
             return torch_unpickle(zip_file, map_location, pickle_module, **options)
-        result = torch_unpickle(zip_file, map_location, _quick(pickle_module, zip_file, map_location), **options)
+        zip_file.slow_unpickler = pickle_module is torch._weights_only_unpickler
+        with _collector_paused:
+            result = torch_unpickle(zip_file, map_location, _quick(pickle_module, zip_file, map_location), **options)
         after()
         return result
 
@@ -135,6 +149,32 @@ def torch_load(open_reader: OpenReader, after: Callable[[], None] = lambda: None
     rebound = types.FunctionType(load.__code__, names, load.__name__, load.__defaults__)
     rebound.__kwdefaults__ = load.__kwdefaults__
     return rebound
+
+
+class _CollectorPause:
+    """No cyclic garbage collection while somebody unpickles: nothing that is being built is garbage, and the collector
+    would go through all of it again and again."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_inside = 0
+        self._was_enabled = False
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._num_inside == 0:
+                self._was_enabled = gc.isenabled()
+                gc.disable()
+            self._num_inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._num_inside -= 1
+            if self._num_inside == 0 and self._was_enabled:
+                gc.enable()
+
+
+_collector_paused = _CollectorPause()
 
 
 class _WarningsAbove:
@@ -189,11 +229,29 @@ def _quick(pickle_module: Any, zip_file: ZipReader, map_location: Any) -> Any:
 
         return persistent_load
 
+    if pickle_module is torch._weights_only_unpickler:
+        return types.SimpleNamespace(Unpickler=_restricted_unpickler(persistent_load_by))
+
     class Unpickler(pickle_module.Unpickler):  # type: ignore[misc]
         def __setattr__(self, name: str, value: Any) -> None:
             super().__setattr__(name, persistent_load_by(value) if name == "persistent_load" else value)
 
     return types.SimpleNamespace(Unpickler=Unpickler)
+
+
+def _restricted_unpickler(persistent_load_by: Callable[[Any], Any]) -> Any:
+    """torch's, in Python, sets other attributes all the time: ``__setattr__`` would slow it down."""
+
+    class Unpickler(torch._weights_only_unpickler.Unpickler):  # type: ignore[misc]
+        @property
+        def persistent_load(self) -> Callable[[Any], Any]:
+            return self.quick_persistent_load
+
+        @persistent_load.setter
+        def persistent_load(self, value: Any) -> None:
+            self.quick_persistent_load = persistent_load_by(value)
+
+    return Unpickler
 
 
 def _native_byteorder(zip_file: ZipReader) -> bool:

@@ -253,8 +253,7 @@ std::vector<size_t> load_payloads(const Directory& directory, PositionalSource& 
   read.run(watch);
   std::vector<size_t> wrong;
   for (size_t i = 0; i < records.size() && verify; ++i) {
-    const uint32_t recorded = directory[records[i]].crc32;
-    if (recorded != 0 && recorded != read.crcs[i]) wrong.push_back(records[i]);
+    if (directory[records[i]].crc32 != read.crcs[i]) wrong.push_back(records[i]);
   }
   std::sort(wrong.begin(), wrong.end());
   return wrong;
