@@ -217,8 +217,8 @@ def _check_has_checksums(f: Any) -> None:
         return  # torch.load will say it
     if legacy:
         raise ValueError(
-            f"verify=True: {f} is in torch's legacy format, which has no checksums; load it with verify=False, and save "
-            "it again to have them"
+            f"verify=True: {f} is in torch's legacy format, which has no checksums; load it with verify=False, "
+            "and save it again to have them"
         )
 
 

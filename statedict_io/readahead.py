@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .archives import Records
-from .errors import CorruptCheckpointError, corrupt
+from .errors import CorruptCheckpointError
 from .progress import ProgressCallback
 from .verification import with_crc
 
@@ -41,16 +41,11 @@ class ReadAhead:
         """See :class:`~statedict_io.unpickling.StorageFeed`."""
         storage = self._ready.pop(name, None)
         if storage is None:
-            index = self._records.index(name)
-            self._check_size(name, self._records.entries[index].nbytes, nbytes)
-            self._fill(index)
-            storage = self._ready.pop(name)
-        self._check_size(name, storage.nbytes(), nbytes)
+            self._fill(self._records.sized(name, nbytes))
+            return self._ready.pop(name)
+        if storage.nbytes() != nbytes:
+            self._records.sized(name, nbytes)
         return storage
-
-    def _check_size(self, name: str, found: int, wanted: int) -> None:
-        if found != wanted:
-            raise corrupt(self._records.path, f"record {name!r} has {found} bytes, data.pkl says {wanted}")
 
     def unread(self) -> list[int]:
         """The records that nobody asked for."""

@@ -56,11 +56,13 @@ class ZipReader:
         *,
         lean_pickle: Callable[[bytes], bytes] = bytes,
         assume_native_byteorder: bool = False,
+        in_place: bool = False,
     ) -> None:
         self._records = records
         self.feed = feed
         self._lean_pickle = lean_pickle
         self._assume_native_byteorder = assume_native_byteorder
+        self.in_place = in_place  #: storages stay where the feed puts them, whatever their location says
         self.slow_unpickler = False
 
     def has_record(self, name: str) -> bool:
@@ -190,8 +192,8 @@ def _quick(pickle_module: Any, zip_file: ZipReader, map_location: Any) -> Any:
     """``pickle_module`` for ``_load``, whose unpickler resolves references to plain CPU storages without the detours
     that ``_load`` makes for every one of them; all others as before."""
     # Whatever its location: map_location sends it to the CPU. str() of any device of theirs is their own.
-    to_cpu = isinstance(map_location, (str, torch.device)) and str(map_location) == "cpu"
-    if not (to_cpu or map_location is None):
+    in_place = zip_file.in_place or (isinstance(map_location, (str, torch.device)) and str(map_location) == "cpu")
+    if not (in_place or map_location is None):
         return pickle_module
     if torch.serialization._package_registry[0][1] is not torch.serialization._cpu_tag or not _native_byteorder(
         zip_file
@@ -213,7 +215,7 @@ def _quick(pickle_module: Any, zip_file: ZipReader, map_location: Any) -> Any:
             known = loaded.get(key)
             if known is not None:
                 return known
-            if (to_cpu or location == "cpu") and type(numel) is int:
+            if (in_place or location == "cpu") and type(numel) is int:
                 dtype = torch.uint8 if storage_type is untyped else storage_type.dtype
                 size = element_sizes.get(dtype)
                 if size is None:
@@ -258,10 +260,18 @@ def _native_byteorder(zip_file: ZipReader) -> bool:
     """As ``torch.serialization._load`` finds it."""
     if zip_file.has_record("byteorder"):
         return zip_file.get_record("byteorder") == sys.byteorder.encode()
-    return byteorder_without_record() == sys.byteorder
+    return _byteorder_without_record() == sys.byteorder
 
 
-def byteorder_without_record() -> str:
+def swaps_bytes(records: SmallRecords) -> bool:
+    """Whether the storages have the other byte order than this machine."""
+    recorded = records.read("byteorder").decode() if "byteorder" in records else _byteorder_without_record()
+    if recorded not in ("little", "big"):
+        raise ValueError(f"Unknown endianness type: {recorded}")  # as torch.load
+    return recorded != sys.byteorder
+
+
+def _byteorder_without_record() -> str:
     """Of files that do not say: torch before 2.1 wrote none."""
     endianness = torch.serialization.get_default_load_endianness()
     kinds = torch.serialization.LoadEndianness

@@ -17,6 +17,7 @@ import torch
 from ..progress import ProgressCallback
 from .archive import ArchiveLayout, SerializationId
 from .fallback_reader import FallbackReader, FileSource, storage_memory
+from .file_range import FileRange
 from .protocol import Contents
 
 name = "torch"
@@ -25,7 +26,7 @@ _CHUNK_NBYTES = 1 << 20
 _GATHER_BELOW_NBYTES = 64 << 10
 
 #: a record's content; an int is the size of a hole
-_Value: TypeAlias = "bytes | torch.UntypedStorage | int"
+_Value: TypeAlias = "bytes | torch.UntypedStorage | FileRange | int"
 
 
 class FallbackArchive:
@@ -85,6 +86,20 @@ class FallbackArchive:
                 yield small
                 small = bytearray()
                 yield value
+            elif isinstance(value, FileRange):
+                crc = 0
+                done = 0
+                yield small
+                small = bytearray()
+                for piece in value.pieces(_CHUNK_NBYTES):
+                    if done == 0:
+                        serialization_id.fold_write_start(piece)
+                    if self._compute_crc32:
+                        crc = zlib.crc32(piece, crc)
+                    yield piece
+                    done += len(piece)
+                    if progress is not None:
+                        progress(record.payload_offset + done, self.nbytes)
             else:
                 payload = _payload(value)
                 serialization_id.fold_write_start(payload)
