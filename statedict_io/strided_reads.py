@@ -27,7 +27,7 @@ def memory_of(tensor: torch.Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor, writable; the tensor must outlive it."""
     nbytes = tensor.numel() * tensor.element_size()
     if nbytes == 0:
-        return memoryview(b"")
+        return memoryview(bytearray())
     return memoryview((ctypes.c_ubyte * nbytes).from_address(tensor.data_ptr())).cast("B")
 
 

@@ -68,7 +68,7 @@ class FileSource:
 def storage_memory(storage: torch.UntypedStorage) -> memoryview:
     """The bytes of a CPU storage, writable; keeps the storage."""
     if storage.nbytes() == 0:
-        return memoryview(b"")
+        return memoryview(bytearray())
     memory = (ctypes.c_ubyte * storage.nbytes()).from_address(storage.data_ptr())
     memory._storage = storage  # the view's owner is this object, and now also of the memory
     return memoryview(memory).cast("B")
