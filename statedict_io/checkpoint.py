@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -92,7 +93,9 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         offset = None
         if record is not None and not self._records.entries[record].compressed:
             offset = self._archive().payload_offset(record) + found.storage_offset() * found.element_size()
-        return TensorInfo(found.shape, found.dtype, offset, found.numel() * found.element_size())
+        # What a strided nested tensor has instead of a shape is its data.
+        shape = torch.Size([found.size(0)]) if found.is_nested else found.shape
+        return TensorInfo(shape, found.dtype, offset, found.numel() * found.element_size())
 
     def blocks(self, name: str, max_nbytes: int) -> Iterator[torch.Tensor]:
         """The tensor's elements in row-major order, in pieces; see :meth:`record` for which tensors."""
@@ -166,9 +169,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             if not can_rebind():
                 raise corrupt(self.path, f"torch {torch.__version__} cannot be made to read it lazily")
             file.seek(0)
-            return torch_load(lambda _: contextlib.nullcontext(reader))(
-                file, lambda storage, _: storage, weights_only=True, mmap=False
-            )
+            return torch_load(lambda _: contextlib.nullcontext(reader))(file, "cpu", weights_only=True, mmap=False)
 
     def _record_of(self, tensor: torch.Tensor) -> int | None:
         """The one record that a plain tensor lies in."""
@@ -203,16 +204,15 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         """``view``: of the tensor's placeholder."""
         record = self._record_of(self._tensors[name])
         assert record is not None
-        if self._records.entries[record].compressed:
-            whole = self[name]
-            return whole.as_strided(view.shape, view.stride(), view.storage_offset()).clone(
-                memory_format=torch.contiguous_format
-            )
         out = torch.empty(view.shape, dtype=view.dtype, device="cpu")
         archive = self._archive()
-        fill(
-            _bits(out), view.storage_offset(), view.stride(), lambda at, memory: archive.read_range(record, at, memory)
-        )
+        if self._records.entries[record].compressed:
+            storage = archive.load_storages([record], verify=False, progress=None)[0]
+            whole = torch.empty(0, dtype=view.dtype, device="cpu")
+            out.copy_(whole.set_(storage, view.storage_offset(), view.shape, view.stride()))
+        else:
+            read = functools.partial(archive.read_range, record)
+            fill(_bits(out), view.storage_offset(), view.stride(), read)
         if self._swap:
             out.untyped_storage().byteswap(out.dtype)
         return self._finished(out, view)
