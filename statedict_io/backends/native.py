@@ -122,3 +122,9 @@ def open_archive(fd: int, path: str) -> NativeReader:
     extension, reason, _ = load()
     assert extension is not None, reason
     return NativeReader(extension, fd, path)
+
+
+def lean_pickle(data_pkl: bytes) -> bytes:
+    extension, reason, _ = load()
+    assert extension is not None, reason
+    return extension.without_unused_puts(data_pkl)

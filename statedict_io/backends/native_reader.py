@@ -26,7 +26,7 @@ class NativeReader:
         with self._naming_errors():
             self._reader = extension.ArchiveReader(fd, direct=direct)
         self.archive_name: str = self._reader.archive_name
-        self.records: Sequence[RecordEntry] = [RecordEntry(*entry) for entry in self._reader.entries()]
+        self.records: Sequence[RecordEntry] = [*map(RecordEntry._make, self._reader.entries())]
 
     def payload_offset(self, record: int) -> int:
         with self._naming_errors():
