@@ -5,16 +5,23 @@ try:
 except ImportError as e:
     raise ImportError("statedict_io needs PyTorch 2.6 or later, which this environment lacks: pip install torch") from e
 
-from .backends import BackendInfo, backend_info
-from .errors import CorruptCheckpointError, NativeUnavailableError, StateDictIOError
+from .async_saving import save_async
+from .backends import BackendInfo, backend_info, release_buffers
+from .errors import CorruptCheckpointError, NativeUnavailableError, SnapshotLimitError, StateDictIOError
+from .pending import PendingSave, wait_all
 from .saving import fastsave, save
 
 __all__ = [
     "BackendInfo",
     "CorruptCheckpointError",
     "NativeUnavailableError",
+    "PendingSave",
+    "SnapshotLimitError",
     "StateDictIOError",
     "backend_info",
     "fastsave",
+    "release_buffers",
     "save",
+    "save_async",
+    "wait_all",
 ]

@@ -52,5 +52,15 @@ def choose(wish: str) -> Backend | None:
     return fallback if formats.reproduced_by(fallback) else None
 
 
+def release_buffers() -> None:
+    """Gives the memory that is kept for the next save back to the system; that of saves in flight stays."""
+    for backend in (native, fallback):
+        backend.release_buffers()
+    # Pinned memory goes to torch's allocator, which keeps it too.
+    empty_host_cache = getattr(torch.accelerator, "empty_host_cache", None)
+    if empty_host_cache is not None and torch.accelerator.is_available():
+        empty_host_cache()
+
+
 def _not_reproduced() -> str:
     return f"torch {torch.__version__} writes a format that statedict_io does not reproduce; its own torch.save is used"
