@@ -114,8 +114,12 @@ def save_async(
         pending.withdraw(save)
         raise
     try:
-        thread.start()
-    except RuntimeError:  # no more threads, or the interpreter is exiting
+        in_call = pending.exit_has_begun()
+        if not in_call:
+            thread.start()
+    except RuntimeError:  # no more threads
+        in_call = True
+    if in_call:
         write(snapshot, snapshot, in_call=True)
     return save
 

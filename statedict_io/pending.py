@@ -196,6 +196,8 @@ def wait_for_predecessor(pending: PendingSave) -> None:
 
 def finish(pending: PendingSave, error: BaseException | None) -> None:
     _register.finish(pending, error)
+    if _exit_has_been_reported:
+        _report_uncollected()
 
 
 def withdraw(pending: PendingSave) -> None:
@@ -244,9 +246,25 @@ def wait_all(timeout: float | None = None) -> None:
         raise failed._error
 
 
+def exit_has_begun() -> bool:
+    """Whether threads that are started now would not be waited for."""
+    return _exit_has_begun
+
+
+_exit_has_begun = _exit_has_been_reported = False
+
+
 def _at_exit() -> None:
+    global _exit_has_begun
+    _exit_has_begun = True
     _register.wait_until_empty(None)
     _report_uncollected()
+
+
+def _at_last() -> None:
+    global _exit_has_been_reported
+    _at_exit()
+    _exit_has_been_reported = True
 
 
 def _report_uncollected() -> None:
@@ -269,4 +287,4 @@ if hasattr(os, "register_at_fork"):
 # and run no atexit functions, but these.
 if hasattr(threading, "_register_atexit"):
     threading._register_atexit(_at_exit)
-atexit.register(_report_uncollected)
+atexit.register(_at_last)

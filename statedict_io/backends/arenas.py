@@ -24,11 +24,10 @@ def acquire(nbytes: int, max_nbytes: int) -> mmap.mmap:
     global _nbytes
     nbytes = arena_nbytes(nbytes)
     with _lock:
-        fitting = [arena for arena in _idle if nbytes <= len(arena) <= 2 * nbytes]
-        if fitting:
-            arena = min(fitting, key=len)
-            _idle.remove(arena)
-            return arena
+        # Of this size only: one that is larger would count for less than it takes.
+        for i, arena in enumerate(_idle):
+            if len(arena) == nbytes:
+                return _idle.pop(i)
         while _idle and _nbytes + nbytes > max_nbytes:
             _nbytes -= len(_idle.pop(0))
         arena = _map(nbytes)
