@@ -5,10 +5,12 @@ try:
 except ImportError as e:
     raise ImportError("statedict_io needs PyTorch 2.6 or later, which this environment lacks: pip install torch") from e
 
-from .backends import BackendInfo, backend_info
+from .async_saving import save_async
+from .backends import BackendInfo, backend_info, release_buffers
 from .checkpoint import Checkpoint, TensorInfo, open_checkpoint
-from .errors import CorruptCheckpointError, NativeUnavailableError, StateDictIOError
+from .errors import CorruptCheckpointError, NativeUnavailableError, SnapshotLimitError, StateDictIOError
 from .loading import load
+from .pending import PendingSave, wait_all
 from .saving import fastsave, save
 from .verification import RecordReport, VerifyReport, verify
 
@@ -17,7 +19,9 @@ __all__ = [
     "Checkpoint",
     "CorruptCheckpointError",
     "NativeUnavailableError",
+    "PendingSave",
     "RecordReport",
+    "SnapshotLimitError",
     "StateDictIOError",
     "TensorInfo",
     "VerifyReport",
@@ -25,6 +29,9 @@ __all__ = [
     "fastsave",
     "load",
     "open_checkpoint",
+    "release_buffers",
     "save",
+    "save_async",
     "verify",
+    "wait_all",
 ]

@@ -46,6 +46,7 @@ class Archive:
         progress: Callable[[int, int], Any] | None = None,
         num_threads: int = 0,
         region_nbytes: int = 0,
+        bytes_per_second: float = 0.0,
     ) -> bool:
         """Writes the archive at offset 0 of a regular file and sets the file's size.
 
@@ -54,6 +55,7 @@ class Archive:
             direct: ``"auto"``, ``"on"`` or ``"off"``: O_DIRECT.
             progress: called in this thread with (bytes_done, bytes_total).
             num_threads, region_nbytes: 0 chooses.
+            bytes_per_second: 0: as fast as it goes.
 
         Returns:
             Whether the file took direct I/O to the end.
@@ -125,6 +127,53 @@ class ArchiveReader:
         span_nbytes: int = 0,
     ) -> list[int]:
         """The CRC-32 of the payloads of stored records, in memory that does not grow with them."""
+    @property
+    def device_nbytes(self) -> dict[str, int]:
+        """Of the storages on each device that the pipeline copies from."""
+
+    @property
+    def image_nbytes(self) -> int:
+        """Of the memory that :meth:`image` takes."""
+
+    @property
+    def packed_nbytes(self) -> int:
+        """Of the host memory that :meth:`clone` takes."""
+
+    def image(self, *, max_nbytes: int) -> Image:
+        """Assembles the whole archive in memory.
+
+        Args:
+            max_nbytes: idle snapshot slots beyond these go back to the system, those of this image included.
+        """
+
+    def clone(self, *, max_nbytes: int) -> bool:
+        """Refers to copies from now on: those of storages on devices there, queued on the current streams; of the
+        others in snapshot slots. False, and nothing has changed, where a device has no room."""
+
+    def clone_done(self) -> bool: ...
+    def wait_clone(self) -> None:
+        """Returns when the copies on devices are done, and lets go of the originals."""
+
+class Image:
+    """An archive's bytes in memory; its memory is free for the next once it is written."""
+
+    @property
+    def nbytes(self) -> int: ...
+    def write_fd(
+        self,
+        fd: int,
+        *,
+        direct: str = "auto",
+        progress: Callable[[int, int], Any] | None = None,
+        num_threads: int = 0,
+        bytes_per_second: float = 0.0,
+    ) -> bool:
+        """See :meth:`Archive.write_fd`; once."""
+
+    def write_stream(
+        self, write: Callable[[memoryview], Any], *, progress: Callable[[int, int], Any] | None = None
+    ) -> None:
+        """See :meth:`Archive.write_stream`; once."""
 
 def crc32(data: Buffer, crc: int = 0) -> int:
     """As ``zlib.crc32``."""
@@ -137,6 +186,9 @@ def simd() -> str:
 
 def num_slots_allocated() -> int:
     """Staging slots allocated since the process started; a second save adds none."""
+
+def snapshot_pool_nbytes() -> int:
+    """Of all snapshot slots, idle or not."""
 
 def release_buffers() -> None:
     """Gives idle staging memory back to the system."""

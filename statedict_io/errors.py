@@ -39,6 +39,10 @@ class NativeUnavailableError(StateDictIOError):
     """``backend="native"`` was asked for and the compiled extension cannot be used; says why and what to do."""
 
 
+class SnapshotLimitError(StateDictIOError):
+    """``save_async(when_full="raise")``: as many saves are in flight, or hold as much memory, as the limits allow."""
+
+
 def _reduce_refusal(self: Any) -> tuple[Any, ...]:
     return refused_target, (OSError(self.errno, self.strerror), self.filename, self.torch_message)
 

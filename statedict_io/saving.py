@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import pickle
 import stat
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.serialization
 
-from . import backends
+from . import backends, pending
 from . import progress as progress_module
 from .backends import formats, stock
-from .backends.protocol import Archive
+from .backends.protocol import Archive, Snapshot
+from .pacing import paced
 from .pickling import pickle_object
-from .progress import Progress, ProgressCallback
+from .progress import Progress
 from .replacement import Replacement
 from .targets import FileTarget, PathStreamTarget, Target, full_writer, resolve
 
@@ -53,33 +56,22 @@ def save(
         Exception: for bad arguments and objects that cannot be pickled, what ``torch.save`` raises, before the target
         is touched.
     """
-    torch.serialization._check_dill_version(pickle_module)
-    progress_module.check(progress)
-    chosen = backends.choose(backend)
-    target = resolve(f, names_archive=_use_new_zipfile_serialization)
-    # A hole cannot be streamed: torch seeks there, and says so where it cannot.
-    streams_holes = formats.skip_data() and not isinstance(target, FileTarget)
-    if chosen is None or streams_holes or not _use_new_zipfile_serialization:
-        stock.save(
-            obj,
-            target,
-            durable=durable,
-            pickle_module=pickle_module,
-            pickle_protocol=pickle_protocol,
-            _use_new_zipfile_serialization=_use_new_zipfile_serialization,
-            _disable_byteorder_record=_disable_byteorder_record,
-        )
-        return
-    pickled = pickle_object(obj, pickle_module, pickle_protocol, chosen.native_table())
-    alignment = formats.storage_alignment()
-    archive = chosen.plan(
-        target.archive_name,
-        formats.contents(pickled, alignment, disable_byteorder_record=_disable_byteorder_record),
-        alignment=alignment,
-        compute_crc32=torch.serialization.get_crc32_options(),
+    planned = plan(
+        obj,
+        f,
+        pickle_module,
+        pickle_protocol,
+        _use_new_zipfile_serialization,
+        _disable_byteorder_record,
+        backend=backend,
+        progress=progress,
     )
-    with progress_module.reporting(progress, target.archive_name) as callback:
-        _write(archive, target, durable, callback)
+    if isinstance(planned.target, FileTarget):
+        pending.wait_for_earlier(planned.target.path)
+    if planned.archive is None:
+        planned.write_stock(durable)
+    else:
+        write(planned.archive, planned.target, durable, progress)
 
 
 def fastsave(model: object, path: Any, **options: Any) -> None:
@@ -90,21 +82,80 @@ def fastsave(model: object, path: Any, **options: Any) -> None:
     save(model.state_dict() if isinstance(model, torch.nn.Module) else model, path, **options)
 
 
-def _write(archive: Archive, target: Target, durable: bool, progress: ProgressCallback | None) -> None:
-    if isinstance(target, FileTarget):
-        with Replacement(target, durable=durable) as replacement:
-            archive.write_fd(replacement.fd, durable=durable, progress=progress)
-            replacement.commit()
-    elif isinstance(target, PathStreamTarget):
-        try:
-            with open(target.given, "wb", buffering=0) as stream:
-                archive.write_stream(full_writer(stream.write), progress=progress)
-                if durable and stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-                    os.fsync(stream.fileno())
-        except OSError as e:
-            if e.errno is not None:
-                e.filename = target.given
-            raise
-    else:
-        archive.write_stream(full_writer(target.given.write), progress=progress)
-        target.given.flush()
+@dataclass(frozen=True)
+class PlannedSave:
+    target: Target
+    archive: Archive | None  #: None: the installed torch.save has to write
+    write_stock: Callable[[bool], None]  #: lets it; takes ``durable``
+
+
+def plan(
+    obj: object,
+    f: Any,
+    pickle_module: Any,
+    pickle_protocol: int,
+    use_new_zipfile_serialization: bool,
+    disable_byteorder_record: bool,
+    *,
+    backend: str,
+    progress: Progress,
+) -> PlannedSave:
+    """Everything that can be refused without touching the target; arguments and errors are those of :func:`save`."""
+    torch.serialization._check_dill_version(pickle_module)
+    progress_module.check(progress)
+    chosen = backends.choose(backend)
+    target = resolve(f, names_archive=use_new_zipfile_serialization)
+
+    def write_stock(durable: bool) -> None:
+        stock.save(
+            obj,
+            target,
+            durable=durable,
+            pickle_module=pickle_module,
+            pickle_protocol=pickle_protocol,
+            _use_new_zipfile_serialization=use_new_zipfile_serialization,
+            _disable_byteorder_record=disable_byteorder_record,
+        )
+
+    # A hole cannot be streamed: torch seeks there, and says so where it cannot.
+    streams_holes = formats.skip_data() and not isinstance(target, FileTarget)
+    if chosen is None or streams_holes or not use_new_zipfile_serialization:
+        return PlannedSave(target, None, write_stock)
+    pickled = pickle_object(obj, pickle_module, pickle_protocol, chosen.native_table())
+    alignment = formats.storage_alignment()
+    archive = chosen.plan(
+        target.archive_name,
+        formats.contents(pickled, alignment, disable_byteorder_record=disable_byteorder_record),
+        alignment=alignment,
+        compute_crc32=torch.serialization.get_crc32_options(),
+    )
+    return PlannedSave(target, archive, write_stock)
+
+
+def write(
+    archive: Archive | Snapshot,
+    target: Target,
+    durable: bool,
+    progress: Progress,
+    bytes_per_second: float | None = None,
+) -> None:
+    """Writes what was planned, and commits it."""
+    with progress_module.reporting(progress, target.archive_name) as callback:
+        if isinstance(target, FileTarget):
+            with Replacement(target, durable=durable) as replacement:
+                archive.write_fd(replacement.fd, durable=durable, progress=callback, bytes_per_second=bytes_per_second)
+                replacement.commit()
+        elif isinstance(target, PathStreamTarget):
+            try:
+                with open(target.given, "wb", buffering=0) as stream:
+                    write_all = full_writer(paced(stream.write, bytes_per_second))
+                    archive.write_stream(write_all, progress=callback)
+                    if durable and stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                        os.fsync(stream.fileno())
+            except OSError as e:
+                if e.errno is not None:
+                    e.filename = target.given
+                raise
+        else:
+            archive.write_stream(full_writer(target.given.write), progress=callback)
+            target.given.flush()

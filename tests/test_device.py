@@ -1,7 +1,7 @@
-"""Tensors on an accelerator, through a stand-in for one: the checks of device_standin/checks.py.
+"""Tensors on an accelerator, through a stand-in for one: the checks of device_standin/.
 
 The stand-in takes the one PrivateUse1 device that a process can have, so all checks run in one process beside this one.
-To run them by hand: ``pytest tests/device_standin/checks.py``.
+To run them by hand: ``pytest tests/device_standin/*checks.py``.
 """
 
 import ast
@@ -12,23 +12,25 @@ import xml.etree.ElementTree
 
 import pytest
 
-CHECKS = pathlib.Path(__file__).with_name("device_standin") / "checks.py"
+CHECKS = [pathlib.Path(__file__).with_name("device_standin") / name for name in ("checks.py", "async_checks.py")]
 NAMES = [
     node.name
-    for node in ast.parse(CHECKS.read_text()).body
+    for file in CHECKS
+    for node in ast.parse(file.read_text()).body
     if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
 ]
 
 
 @pytest.fixture(scope="module")
-def cases(tmp_path_factory):
+def cases(tmp_path_factory, request):
     """(the <testcase> elements of every check, what the run printed)."""
     directory = tmp_path_factory.mktemp("device")
     report = directory / "report.xml"
-    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", str(CHECKS)]
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", *map(str, CHECKS)]
+    command += ["--long"] * request.config.getoption("--long")
     command += [f"--junitxml={report}", f"--basetemp={directory / 'checks'}"]
     try:
-        run = subprocess.run(command, cwd=CHECKS.parents[2], capture_output=True, text=True, timeout=280)
+        run = subprocess.run(command, cwd=CHECKS[0].parents[2], capture_output=True, text=True, timeout=280)
         printed = run.stdout + run.stderr
     except subprocess.TimeoutExpired as hang:
         printed = f"{hang}\n{(hang.stdout or b'').decode()}"

@@ -24,15 +24,16 @@ INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', re.M)
 ROWS = [
     {"__main__"},
     {"__init__", "benchmark"},
+    {"async_saving"},
     {"saving"},
     {"backends"},
     {"backends.stock", "backends.fallback", "backends.native", "backends.formats"},
     {"backends.native_reader"},
     {"backends.inflate"},
-    {"backends.protocol", "backends.archive"},
+    {"backends.protocol", "backends.archive", "backends.arenas"},
     {"replacement"},
-    {"targets", "pickling"},
-    {"progress", "errors", "_build_info", "_native"},
+    {"targets", "pickling", "pending"},
+    {"progress", "errors", "pacing", "host_memory", "device_room", "_build_info", "_native"},
 ]
 
 

@@ -12,7 +12,7 @@
 #include "archive/corrupt_archive.h"
 #include "archive/directory.h"
 #include "bindings/direct_io_wish.h"
-#include "bindings/released_gil.h"
+#include "bindings/watching.h"
 #include "file/positional_source.h"
 #include "pipeline/archive_reader.h"
 #include "pipeline/payload_reader.h"
@@ -116,13 +116,6 @@ class ArchiveReader {
  private:
   void check(size_t record) const {
     if (record >= directory_->num_records()) throw py::index_error("no record " + std::to_string(record));
-  }
-
-  static void watch(ReleasedGil& gil, const py::object& progress, uint64_t done, uint64_t total) {
-    gil.with_gil([&] {
-      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-      if (!progress.is_none()) progress(done, total);
-    });
   }
 
   std::unique_ptr<PositionalSource> source_;

@@ -1,13 +1,13 @@
 #include "pipeline/archive_writer.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
+#include <memory>
 #include <thread>
 #include <vector>
 
 #include "pipeline/slot_pool.h"
-#include "pipeline/worker_threads.h"
+#include "pipeline/write_pace.h"
 
 namespace sdio {
 namespace {
@@ -19,14 +19,15 @@ constexpr uint64_t kRegionsPerFile = 32;
 // Below this, reserving blocks costs more than it saves.
 constexpr uint64_t kPreallocateFromNbytes = 4u << 20;
 
-size_t default_num_threads(const ArchiveContent& content, bool direct) {
+size_t default_num_threads(bool from_device, bool direct) {
   // Direct writes that were queued together end together: with 4 workers the disk waited while all of them copied the
   // next region (88 % of the raw limit), with 8 at least 4 writes are always queued (92 to 101 %).
   if (direct) return 8;
   // Buffered ones contend for the inode's lock and the page allocator: two took from 0.12 to 1.08 s for 1 GiB where
-  // one takes 0.2. With a device they wait for copies too.
+  // one takes 0.2. That one is the caller's thread: one of its own took 0.74 s, as the page cache then finds no freed
+  // pages at hand on its core. With a device they wait for copies too.
   const size_t cores = std::max(1u, std::thread::hardware_concurrency());
-  return content.devices != nullptr ? std::clamp<size_t>(cores, 4, 8) : 1;
+  return from_device ? std::clamp<size_t>(cores, 4, 8) : 1;
 }
 
 // A small file is cut finer, for work for every thread and little staging memory.
@@ -36,76 +37,112 @@ size_t default_region_nbytes(uint64_t file_nbytes, bool direct) {
   return nbytes;
 }
 
-class ParallelWrite {
- public:
-  ParallelWrite(const ArchiveContent& content, PositionalSink& sink, const WriteOptions& options)
-      : content_(content),
-        sink_(sink),
-        assembler_(content),
-        gather_(sink.direct() ? RegionAssembler::Gather::kAll : RegionAssembler::Gather::kSmall),
-        file_nbytes_(content.layout.file_nbytes()),
-        region_nbytes_(options.region_nbytes != 0 ? options.region_nbytes
-                                                  : default_region_nbytes(file_nbytes_, sink.direct())),
-        num_regions_((file_nbytes_ + region_nbytes_ - 1) / region_nbytes_),
-        num_threads_(std::min<uint64_t>(
-            options.num_threads != 0 ? options.num_threads : default_num_threads(content, sink.direct()),
-            num_regions_)) {}
+// A direct write is a whole number of blocks; the file is cut to its length afterwards.
+void pad_to_blocks(char* slot, iovec& piece, size_t alignment) {
+  const size_t blocks = (piece.iov_len + alignment - 1) / alignment;
+  const size_t padded = std::min(blocks * alignment, kSlotNbytes);
+  std::memset(slot + piece.iov_len, 0, padded - piece.iov_len);
+  piece.iov_len = padded;
+}
 
-  void run(const Watcher& watch) {
-    if (sink_.direct() || file_nbytes_ >= kPreallocateFromNbytes) sink_.preallocate(file_nbytes_);
-    // One works in the caller's thread: the page cache of a 1 GiB file came to 0.74 s (median) from a thread of its
-    // own, 0.18 from the caller's, whose core has just freed pages at hand.
-    workers_.run(num_threads_ > 1 ? num_threads_ : 0, [this] { work(); }, [&] { watch(bytes_done_); });
-    sink_.set_nbytes(file_nbytes_);
-    watch(file_nbytes_);
+// What the workers of one write share.
+struct Writing {
+  Writing(PositionalSink& sink_, const WriteOptions& options) : sink(sink_), pace(options.bytes_per_second) {}
+
+  void write(uint64_t begin, uint64_t nbytes, std::vector<iovec>& pieces) {
+    pace.wait_for(nbytes);
+    sink.write(begin, pieces);
+  }
+
+  PositionalSink& sink;
+  WritePace pace;
+};
+
+class AssembleAndWrite final : public RegionWorker {
+ public:
+  AssembleAndWrite(const ArchiveContent& content, RegionAssembler& assembler, RegionAssembler::Gather gather,
+                   Writing& writing)
+      : assembler_(assembler),
+        gather_(gather),
+        writing_(writing),
+        slot_(content.devices != nullptr ? content.devices->slots().acquire() : SlotPool::host().acquire()) {}
+
+  void work(uint64_t begin, uint64_t nbytes) override {
+    if (assembler_.is_hole(begin, nbytes)) return;
+    pieces_.clear();
+    assembler_.assemble(begin, nbytes, slot_.memory(), gather_, pieces_);
+    if (gather_ == RegionAssembler::Gather::kAll) {
+      pad_to_blocks(slot_.data(), pieces_.front(), writing_.sink.alignment());
+    }
+    writing_.write(begin, nbytes, pieces_);
   }
 
  private:
-  void work() {
-    const SlotPool::Handle slot =
-        content_.devices != nullptr ? content_.devices->slots().acquire() : SlotPool::host().acquire();
-    std::vector<iovec> pieces;
-    // Ascending order: assemble() waits for earlier regions only.
-    for (uint64_t region = next_region_++; region < num_regions_ && workers_.go_on(); region = next_region_++) {
-      const uint64_t begin = region * region_nbytes_;
-      const uint64_t nbytes = std::min(region_nbytes_, file_nbytes_ - begin);
-      if (!assembler_.is_hole(begin, nbytes)) {
-        pieces.clear();
-        assembler_.assemble(begin, nbytes, slot.memory(), gather_, pieces);
-        if (gather_ == RegionAssembler::Gather::kAll) pad(pieces, slot);
-        sink_.write(begin, pieces);
-      }
-      bytes_done_ += nbytes;
-    }
-  }
-
-  // A direct write is a whole number of blocks; the file is cut to its length afterwards.
-  void pad(std::vector<iovec>& pieces, const SlotPool::Handle& slot) const {
-    iovec& piece = pieces.front();
-    const size_t blocks = (piece.iov_len + sink_.alignment() - 1) / sink_.alignment();
-    const size_t padded = std::min(blocks * sink_.alignment(), kSlotNbytes);
-    std::memset(slot.data() + piece.iov_len, 0, padded - piece.iov_len);
-    piece.iov_len = padded;
-  }
-
-  const ArchiveContent& content_;
-  PositionalSink& sink_;
-  RegionAssembler assembler_;
+  RegionAssembler& assembler_;
   const RegionAssembler::Gather gather_;
-  const uint64_t file_nbytes_;
-  const uint64_t region_nbytes_;
-  const uint64_t num_regions_;
-  const size_t num_threads_;
-  std::atomic<uint64_t> next_region_{0};
-  std::atomic<uint64_t> bytes_done_{0};
-  WorkerThreads workers_{[this] { assembler_.cancel(); }};
+  Writing& writing_;
+  const SlotPool::Handle slot_;
+  std::vector<iovec> pieces_;
 };
+
+class WriteImage final : public RegionWorker {
+ public:
+  WriteImage(ArchiveImage& image, Writing& writing) : image_(image), writing_(writing) {}
+
+  void work(uint64_t begin, uint64_t nbytes) override {
+    const std::optional<SlotPool::Handle> slot = image_.take(begin);
+    if (!slot) return;
+    pieces_.assign(1, {slot->data(), nbytes});
+    if (writing_.sink.direct()) pad_to_blocks(slot->data(), pieces_.front(), writing_.sink.alignment());
+    writing_.write(begin, nbytes, pieces_);
+  }
+
+ private:
+  ArchiveImage& image_;
+  Writing& writing_;
+  std::vector<iovec> pieces_;
+};
+
+size_t num_threads_of(const WriteOptions& options, bool from_device, bool direct) {
+  return options.num_threads != 0 ? options.num_threads : default_num_threads(from_device, direct);
+}
+
+void preallocate(PositionalSink& sink, uint64_t file_nbytes) {
+  if (sink.direct() || file_nbytes >= kPreallocateFromNbytes) sink.preallocate(file_nbytes);
+}
 
 }  // namespace
 
 void write_archive(const ArchiveContent& content, PositionalSink& sink, const WriteOptions& options,
                    const Watcher& watch) {
-  ParallelWrite(content, sink, options).run(watch);
+  const uint64_t file_nbytes = content.layout.file_nbytes();
+  const uint64_t region_nbytes =
+      options.region_nbytes != 0 ? options.region_nbytes : default_region_nbytes(file_nbytes, sink.direct());
+  const auto gather = sink.direct() ? RegionAssembler::Gather::kAll : RegionAssembler::Gather::kSmall;
+  RegionAssembler assembler(content);
+  Writing writing(sink, options);
+  preallocate(sink, file_nbytes);
+  for_each_region(
+      {file_nbytes, region_nbytes}, num_threads_of(options, content.devices != nullptr, sink.direct()),
+      [&] { return std::make_unique<AssembleAndWrite>(content, assembler, gather, writing); },
+      [&] {
+        assembler.cancel();
+        writing.pace.cancel();
+      },
+      watch);
+  sink.set_nbytes(file_nbytes);
+  watch(file_nbytes);
+}
+
+void write_image(ArchiveImage& image, PositionalSink& sink, const WriteOptions& options, const Watcher& watch) {
+  const uint64_t file_nbytes = image.file_nbytes();
+  Writing writing(sink, options);
+  preallocate(sink, file_nbytes);
+  for_each_region(
+      {file_nbytes, kSlotNbytes}, num_threads_of(options, /*from_device=*/false, sink.direct()),
+      [&] { return std::make_unique<WriteImage>(image, writing); }, [&] { writing.pace.cancel(); }, watch);
+  sink.set_nbytes(file_nbytes);
+  watch(file_nbytes);
 }
 
 void stream_archive(const ArchiveContent& content, const StreamWrite& write, const Watcher& watch) {
@@ -119,6 +156,20 @@ void stream_archive(const ArchiveContent& content, const StreamWrite& write, con
     const uint64_t nbytes = std::min<uint64_t>(kSlotNbytes, file_nbytes - begin);
     assembler.assemble(begin, nbytes, slot.memory(), RegionAssembler::Gather::kSmall, pieces);
     for (const iovec& piece : pieces) write(static_cast<const char*>(piece.iov_base), piece.iov_len);
+    watch(begin + nbytes);
+  }
+}
+
+void stream_image(ArchiveImage& image, const StreamWrite& write, const Watcher& watch) {
+  const uint64_t file_nbytes = image.file_nbytes();
+  for (uint64_t begin = 0; begin < file_nbytes; begin += kSlotNbytes) {
+    const uint64_t nbytes = std::min<uint64_t>(kSlotNbytes, file_nbytes - begin);
+    if (const std::optional<SlotPool::Handle> slot = image.take(begin)) {
+      write(slot->data(), nbytes);
+    } else {
+      const std::vector<char> zeros(nbytes);
+      write(zeros.data(), nbytes);
+    }
     watch(begin + nbytes);
   }
 }

@@ -9,14 +9,17 @@
 #include <functional>
 
 #include "file/positional_sink.h"
+#include "pipeline/archive_image.h"
+#include "pipeline/parallel_regions.h"
 #include "pipeline/region_assembler.h"
 #include "pipeline/worker_threads.h"
 
 namespace sdio {
 
 struct WriteOptions {
-  size_t num_threads = 0;    // 0: chosen from the sink, the device and the machine
-  size_t region_nbytes = 0;  // 0: chosen from the sink; a power of two, at most kSlotNbytes
+  size_t num_threads = 0;       // 0: chosen from the sink, the device and the machine
+  size_t region_nbytes = 0;     // 0: chosen from the sink; a power of two, at most kSlotNbytes
+  double bytes_per_second = 0;  // 0: as fast as it goes
 };
 
 // The file may hold anything before; it holds the archive after. Throws SystemError, std::bad_alloc, and what `watch`
@@ -24,8 +27,12 @@ struct WriteOptions {
 void write_archive(const ArchiveContent& content, PositionalSink& sink, const WriteOptions& options,
                    const Watcher& watch);
 
+// The same from an image, which is empty afterwards. `region_nbytes` is the image's.
+void write_image(ArchiveImage& image, PositionalSink& sink, const WriteOptions& options, const Watcher& watch);
+
 // `write` takes every byte it is given or throws.
 using StreamWrite = std::function<void(const char* bytes, size_t nbytes)>;
 void stream_archive(const ArchiveContent& content, const StreamWrite& write, const Watcher& watch);
+void stream_image(ArchiveImage& image, const StreamWrite& write, const Watcher& watch);
 
 }  // namespace sdio

@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "pipeline/packed_payloads.h"
 #include "pipeline/slot_pool.h"
 
 namespace sdio {
@@ -13,12 +14,15 @@ namespace sdio {
 struct Payload {
   enum class Kind {
     kMemory,           // `data`, readable until the save ends
+    kPacked,           // the source `packed_index` of `packed`, which outlives the save
     kDevice,           // asked of the DeviceSource by record index
     kHole,             // not written, reads as zeros, CRC 0
     kSerializationId,  // known once every other CRC is
   };
   Kind kind = Kind::kMemory;
   const char* data = nullptr;
+  const PackedPayloads* packed = nullptr;
+  size_t packed_index = 0;
 };
 
 // Bytes [record_offset, record_offset + nbytes) of a record, wanted at `destination`, which lies in a slot.

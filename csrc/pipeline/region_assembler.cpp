@@ -83,7 +83,10 @@ class RegionAssembler::Range {
     const uint64_t record_offset = offset_ - layout_.placement(record).payload_offset;
     switch (assembler_.kind(record)) {
       case Payload::Kind::kMemory:
-        put_memory(record, record_offset, nbytes);
+        put_memory(record, record_offset, assembler_.content_.payloads[record].data + record_offset, nbytes);
+        break;
+      case Payload::Kind::kPacked:
+        put_packed(record, record_offset, nbytes);
         break;
       case Payload::Kind::kDevice:
         device_pieces_.push_back({record, record_offset, nbytes, take(nbytes)});
@@ -97,8 +100,16 @@ class RegionAssembler::Range {
     }
   }
 
-  void put_memory(size_t record, uint64_t record_offset, uint64_t nbytes) {
-    const char* source = assembler_.content_.payloads[record].data + record_offset;
+  void put_packed(size_t record, uint64_t record_offset, uint64_t nbytes) {
+    const Payload& payload = assembler_.content_.payloads[record];
+    for (const uint64_t end = record_offset + nbytes; record_offset < end;) {
+      const iovec together = payload.packed->bytes(payload.packed_index, record_offset, end - record_offset);
+      put_memory(record, record_offset, static_cast<const char*>(together.iov_base), together.iov_len);
+      record_offset += together.iov_len;
+    }
+  }
+
+  void put_memory(size_t record, uint64_t record_offset, const char* source, uint64_t nbytes) {
     uint32_t crc = 0;
     if (gather_ == Gather::kSmall && nbytes >= kGatherBelowNbytes) {
       crc = assembler_.checksum(source, nbytes);

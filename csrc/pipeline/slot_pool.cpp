@@ -2,8 +2,10 @@
 
 #include <pthread.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cstdint>
+#include <limits>
 #include <new>
 #include <utility>
 
@@ -34,10 +36,21 @@ class HugePageMemory final : public SlotMemory {
 };
 
 SlotPool* host_pool = nullptr;
+SlotPool* snapshot_pool = nullptr;
 
-void start_host_pool() {
-  // A lock held by another thread at fork() stays locked in the child: leave the old pool behind.
+void start_pools() {
+  // A lock held by another thread at fork() stays locked in the child: leave the old pools behind.
   host_pool = new SlotPool(std::make_unique<HugePageAllocator>(), kMaxIdleHostSlots);
+  snapshot_pool = new SlotPool(std::make_unique<HugePageAllocator>(), std::numeric_limits<size_t>::max());
+}
+
+void start_pools_once() {
+  static const bool started = [] {
+    start_pools();
+    pthread_atfork(nullptr, nullptr, start_pools);
+    return true;
+  }();
+  static_cast<void>(started);
 }
 
 }  // namespace
@@ -45,7 +58,7 @@ void start_host_pool() {
 std::unique_ptr<SlotMemory> HugePageAllocator::allocate() { return std::make_unique<HugePageMemory>(); }
 
 SlotPool::SlotPool(std::unique_ptr<SlotAllocator> allocator, size_t max_idle)
-    : allocator_(std::move(allocator)), max_idle_(max_idle) {}
+    : allocator_(std::move(allocator)), max_idle_(max_idle), process_(getpid()) {}
 
 SlotPool::Handle SlotPool::acquire() {
   {
@@ -55,14 +68,25 @@ SlotPool::Handle SlotPool::acquire() {
       idle_.pop_back();
       return handle;
     }
-    ++num_allocated_;
   }
-  return Handle(this, allocator_->allocate());
+  Handle handle(this, allocator_->allocate());
+  std::lock_guard<std::mutex> lock(mutex_);
+  ++num_allocated_;
+  ++num_live_;
+  return handle;
 }
 
 void SlotPool::release(std::unique_ptr<SlotMemory> memory) {
+  if (getpid() != process_) {  // a forked child, where the lock may be held for ever
+    static_cast<void>(memory.release());
+    return;
+  }
   std::lock_guard<std::mutex> lock(mutex_);
-  if (idle_.size() < max_idle_) idle_.push_back(std::move(memory));
+  if (idle_.size() < max_idle_) {
+    idle_.push_back(std::move(memory));
+  } else {
+    --num_live_;
+  }
 }
 
 size_t SlotPool::num_allocated() const {
@@ -70,19 +94,34 @@ size_t SlotPool::num_allocated() const {
   return num_allocated_;
 }
 
-void SlotPool::release_idle() {
+uint64_t SlotPool::nbytes() const {
   std::lock_guard<std::mutex> lock(mutex_);
-  idle_.clear();
+  return static_cast<uint64_t>(num_live_) * kSlotNbytes;
+}
+
+uint64_t SlotPool::idle_nbytes() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return static_cast<uint64_t>(idle_.size()) * kSlotNbytes;
+}
+
+void SlotPool::release_idle() { trim(0); }
+
+void SlotPool::trim(uint64_t max_nbytes) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  while (!idle_.empty() && static_cast<uint64_t>(num_live_) * kSlotNbytes > max_nbytes) {
+    idle_.pop_back();
+    --num_live_;
+  }
 }
 
 SlotPool& SlotPool::host() {
-  static const bool started = [] {
-    start_host_pool();
-    pthread_atfork(nullptr, nullptr, start_host_pool);
-    return true;
-  }();
-  static_cast<void>(started);
+  start_pools_once();
   return *host_pool;
+}
+
+SlotPool& SlotPool::snapshots() {
+  start_pools_once();
+  return *snapshot_pool;
 }
 
 }  // namespace sdio

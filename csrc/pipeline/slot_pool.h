@@ -5,8 +5,10 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 namespace sdio {
@@ -40,7 +42,12 @@ class SlotPool {
   class Handle {
    public:
     Handle(SlotPool* pool, std::unique_ptr<SlotMemory> memory) : pool_(pool), memory_(std::move(memory)) {}
-    Handle(Handle&&) = default;
+    Handle(Handle&&) noexcept = default;
+    Handle& operator=(Handle&& other) noexcept {
+      std::swap(pool_, other.pool_);
+      std::swap(memory_, other.memory_);
+      return *this;
+    }
     ~Handle() {
       if (memory_) pool_->release(std::move(memory_));
     }
@@ -57,10 +64,16 @@ class SlotPool {
 
   Handle acquire();
   size_t num_allocated() const;  // since construction: stays the same when a save found its slots here
-  void release_idle();           // gives idle memory back to the system
+  uint64_t nbytes() const;       // of all its slots, idle or not
+  uint64_t idle_nbytes() const;
+  void release_idle();  // gives idle memory back to the system
+  // The same for as many idle slots as keep nbytes() above `max_nbytes`.
+  void trim(uint64_t max_nbytes);
 
-  // The process's pool of huge-page slots. A forked child starts with an empty one.
+  // The process's pools of huge-page slots: for regions on their way into a file, and for snapshots, which keeps what
+  // the largest of them needed. A forked child starts with empty ones.
   static SlotPool& host();
+  static SlotPool& snapshots();
 
  private:
   void release(std::unique_ptr<SlotMemory> memory);
@@ -70,6 +83,8 @@ class SlotPool {
   mutable std::mutex mutex_;
   std::vector<std::unique_ptr<SlotMemory>> idle_;
   size_t num_allocated_ = 0;
+  size_t num_live_ = 0;
+  const int process_;
 };
 
 }  // namespace sdio

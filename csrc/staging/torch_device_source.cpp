@@ -1,19 +1,18 @@
 #include "staging/torch_device_source.h"
 
-#include <ATen/Functions.h>
-#include <ATen/core/Tensor.h>
 #include <c10/core/Event.h>
-#include <c10/core/InferenceMode.h>
 #include <c10/core/StreamGuard.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <pthread.h>
 
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <utility>
+
+#include "staging/raw_bytes.h"
 
 namespace sdio {
 namespace {
@@ -22,14 +21,6 @@ namespace {
 constexpr uint64_t kBatchBelowNbytes = 128u << 10;
 constexpr size_t kBatchAtLeast = 8;
 constexpr size_t kMaxIdlePinnedSlots = 16;
-
-// Pieces are copied as bytes, below autograd and below any Python dispatch mode of the calling thread.
-class PlainDispatch {
- private:
-  c10::InferenceMode inference_mode_;
-  c10::impl::ExcludeDispatchKeyGuard no_python_{
-      c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::PythonTLSSnapshot})};
-};
 
 class PinnedMemory final : public SlotMemory {
  public:
@@ -53,15 +44,6 @@ class PinnedAllocator final : public SlotAllocator {
     return HugePageAllocator().allocate();
   }
 };
-
-at::Tensor device_bytes(const c10::Storage& storage, uint64_t offset, uint64_t nbytes) {
-  return at::empty({0}, at::TensorOptions().dtype(at::kByte).device(storage.device()))
-      .set_(storage, static_cast<int64_t>(offset), {static_cast<int64_t>(nbytes)}, {1});
-}
-
-at::Tensor host_bytes(char* data, uint64_t nbytes) {
-  return at::from_blob(data, {static_cast<int64_t>(nbytes)}, at::TensorOptions().dtype(at::kByte));
-}
 
 // Waits for the stream where the event that covers its copies is not waited for: after a failure, copies queued before
 // it would still land in slots that other saves have by then.
@@ -88,15 +70,28 @@ bool belongs_to_batch(const DevicePiece& piece) { return piece.nbytes < kBatchBe
 
 // Never destroyed: pinned memory must not be freed after the driver has shut down.
 SlotPool* pinned_pool = nullptr;
+SlotPool* pinned_snapshot_pool = nullptr;
 
-void start_pinned_pool() { pinned_pool = new SlotPool(std::make_unique<PinnedAllocator>(), kMaxIdlePinnedSlots); }
+void start_pinned_pools() {
+  pinned_pool = new SlotPool(std::make_unique<PinnedAllocator>(), kMaxIdlePinnedSlots);
+  pinned_snapshot_pool = new SlotPool(std::make_unique<PinnedAllocator>(), std::numeric_limits<size_t>::max());
+}
+
+void start_pinned_pools_once() {
+  static const bool started = [] {
+    start_pinned_pools();
+    pthread_atfork(nullptr, nullptr, start_pinned_pools);  // as SlotPool::host(): a lock may be held at fork()
+    return true;
+  }();
+  static_cast<void>(started);
+}
 
 }  // namespace
 
-TorchDeviceSource::TorchDeviceSource(std::vector<c10::Storage> storages) : storages_(std::move(storages)) {
-  for (const c10::Storage& storage : storages_) {
-    if (!storage || side_streams_.count(storage.device()) != 0) continue;
-    const c10::Device device = storage.device();
+TorchDeviceSource::TorchDeviceSource(std::vector<DeviceBytes> records) : records_(std::move(records)) {
+  for (const DeviceBytes& bytes : records_) {
+    if (!bytes.storage || side_streams_.count(bytes.storage.device()) != 0) continue;
+    const c10::Device device = bytes.storage.device();
     const c10::impl::VirtualGuardImpl backend(device.type());
     const c10::Stream side = backend.getStreamFromGlobalPool(device);
     c10::Event queued_work(device.type());
@@ -114,7 +109,7 @@ void TorchDeviceSource::copy(const std::vector<DevicePiece>& pieces) {
   for (const auto& device_and_stream : side_streams_) {
     std::vector<DevicePiece> of_device;
     for (const DevicePiece& piece : pieces) {
-      if (storages_[piece.record].device() == device_and_stream.first) of_device.push_back(piece);
+      if (records_[piece.record].storage.device() == device_and_stream.first) of_device.push_back(piece);
     }
     if (!of_device.empty()) copy_from_device(device_and_stream.first, of_device);
   }
@@ -128,7 +123,8 @@ void TorchDeviceSource::copy_from_device(c10::Device device, const std::vector<D
   std::optional<SlotPool::Handle> bounce;
   LandsOnFailure copies(side);
   for (const DevicePiece& piece : pieces) {
-    const at::Tensor source = device_bytes(storages_[piece.record], piece.record_offset, piece.nbytes);
+    const DeviceBytes& record = records_[piece.record];
+    const at::Tensor source = device_bytes(record.storage, record.offset + piece.record_offset, piece.nbytes);
     if (belongs_to_batch(piece)) {
       small.push_back(source);
     } else {
@@ -161,13 +157,13 @@ void TorchDeviceSource::copy_from_device(c10::Device device, const std::vector<D
 }
 
 SlotPool& pinned_slots() {
-  static const bool started = [] {
-    start_pinned_pool();
-    pthread_atfork(nullptr, nullptr, start_pinned_pool);  // as SlotPool::host(): a lock may be held at fork()
-    return true;
-  }();
-  static_cast<void>(started);
+  start_pinned_pools_once();
   return *pinned_pool;
+}
+
+SlotPool& pinned_snapshot_slots() {
+  start_pinned_pools_once();
+  return *pinned_snapshot_pool;
 }
 
 }  // namespace sdio

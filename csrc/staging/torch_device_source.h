@@ -9,6 +9,7 @@
 #include <c10/core/Storage.h>
 #include <c10/core/Stream.h>
 
+#include <cstdint>
 #include <unordered_map>
 #include <vector>
 
@@ -16,10 +17,18 @@
 
 namespace sdio {
 
+struct DeviceBytes {
+  c10::Storage storage;  // none: not on a device
+  uint64_t offset = 0;   // of the first byte in it
+  uint64_t nbytes = 0;
+};
+
 class TorchDeviceSource final : public DeviceSource {
  public:
-  // `storages[record]` for every record on a device; others are empty.
-  explicit TorchDeviceSource(std::vector<c10::Storage> storages);
+  // `records[record]` for every record on a device; others have no storage.
+  explicit TorchDeviceSource(std::vector<DeviceBytes> records);
+
+  const std::vector<DeviceBytes>& records() const { return records_; }
 
   void copy(const std::vector<DevicePiece>& pieces) override;
   SlotPool& slots() override;
@@ -27,11 +36,13 @@ class TorchDeviceSource final : public DeviceSource {
  private:
   void copy_from_device(c10::Device device, const std::vector<DevicePiece>& pieces);
 
-  std::vector<c10::Storage> storages_;
+  std::vector<DeviceBytes> records_;
   std::unordered_map<c10::Device, c10::Stream> side_streams_;
 };
 
-// The process's pool of slots in pinned memory; plain memory where the accelerator cannot pin.
+// The process's pools of slots in pinned memory, as SlotPool::host() and SlotPool::snapshots(); plain memory where the
+// accelerator cannot pin.
 SlotPool& pinned_slots();
+SlotPool& pinned_snapshot_slots();
 
 }  // namespace sdio

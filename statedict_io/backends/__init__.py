@@ -73,5 +73,16 @@ def _check(wish: str) -> None:
         raise ValueError(f"backend must be 'auto', 'native' or 'torch', got {wish!r}")
 
 
+def release_buffers() -> None:
+    """Gives the memory that is kept for the next save back to the system; that of saves in flight stays."""
+    for backend in (native, fallback):
+        backend.release_buffers()
+    # Pinned memory goes to torch's allocator, which keeps it too. Not of other devices: one that has no such allocator
+    # crashes the process.
+    empty_host_cache = getattr(torch.accelerator, "empty_host_cache", None)
+    if empty_host_cache is not None and (torch.cuda.is_initialized() or torch.xpu.is_initialized()):
+        empty_host_cache()
+
+
 def _not_reproduced() -> str:
     return f"torch {torch.__version__} writes a format that statedict_io does not reproduce; its own torch.save is used"

@@ -5,7 +5,9 @@ zlib releases the GIL, so a large payload is checksummed beside its writing; eve
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import mmap
 import os
 import threading
 import zlib
@@ -14,7 +16,9 @@ from typing import Any, TypeAlias
 
 import torch
 
+from ..pacing import WritePace
 from ..progress import ProgressCallback
+from . import arenas
 from .archive import ArchiveLayout, SerializationId
 from .fallback_reader import FallbackReader, FileSource, storage_memory
 from .file_range import FileRange
@@ -26,7 +30,7 @@ _CHUNK_NBYTES = 1 << 20
 _GATHER_BELOW_NBYTES = 64 << 10
 
 #: a record's content; an int is the size of a hole
-_Value: TypeAlias = "bytes | torch.UntypedStorage | FileRange | int"
+_Value: TypeAlias = "bytes | memoryview | torch.UntypedStorage | FileRange | int"
 
 
 class FallbackArchive:
@@ -46,15 +50,19 @@ class FallbackArchive:
     def nbytes(self) -> int:
         return self._layout.nbytes
 
-    def write_fd(self, fd: int, *, durable: bool, progress: ProgressCallback | None) -> None:
+    def write_fd(
+        self, fd: int, *, durable: bool, progress: ProgressCallback | None, bytes_per_second: float | None = None
+    ) -> None:
         del durable  # the commit's affair; there is no direct I/O here
         _preallocate(fd, self.nbytes)
+        pace = WritePace(bytes_per_second)
         offset = 0
         for chunk in self._chunks(progress):
             if isinstance(chunk, int):
                 offset += chunk
                 continue
             left = memoryview(chunk)
+            pace.wait_for(len(left))
             while left:
                 written = os.pwrite(fd, left, offset)
                 if written == 0:
@@ -68,6 +76,49 @@ class FallbackArchive:
             if isinstance(chunk, int):
                 chunk = bytes(chunk)
             write(memoryview(chunk))
+
+    @property
+    def device_nbytes(self) -> dict[str, int]:
+        return {}  # what is on a device comes to the host by torch's own copy
+
+    def snapshot_nbytes(self, *, on_devices: bool) -> int:
+        del on_devices
+        on_host = arenas.arena_nbytes(sum(storage.nbytes() for _, storage in self._storages_on_host()))
+        return on_host + sum(_nbytes(value) for _, value in self._records if _is_on_device(value))
+
+    def snapshot(self, *, on_devices: bool, max_nbytes: int) -> FallbackSnapshot:
+        del on_devices
+        return FallbackSnapshot(self, max_nbytes)
+
+    def _storages_on_host(self) -> list[tuple[int, torch.UntypedStorage]]:
+        """With the index of the record."""
+        return [
+            (i, value)
+            for i, (_, value) in enumerate(self._records)
+            if isinstance(value, torch.UntypedStorage) and not _is_on_device(value)
+        ]
+
+    def copy_storages(self, max_nbytes: int) -> mmap.mmap:
+        """From now on refers to copies; those of storages in host memory lie in the result."""
+        on_host = self._storages_on_host()
+        arena = arenas.acquire(sum(storage.nbytes() for _, storage in on_host), max_nbytes)
+        try:
+            for i, (record_name, value) in enumerate(self._records):
+                if isinstance(value, torch.UntypedStorage) and _is_on_device(value):
+                    self._records[i] = (record_name, value.cpu())
+            start = ctypes.addressof(ctypes.c_char.from_buffer(arena))
+            offset = 0
+            pieces = []
+            for i, storage in on_host:
+                nbytes = storage.nbytes()
+                pieces.append((start + offset, storage.data_ptr(), nbytes))
+                self._records[i] = (self._records[i][0], memoryview(arena)[offset : offset + nbytes])
+                offset += nbytes
+            arenas.copy(pieces)
+        except BaseException:
+            arenas.release(arena)
+            raise
+        return arena
 
     def _chunks(self, progress: ProgressCallback | None) -> Iterator[bytes | bytearray | memoryview | int]:
         """The file from front to back; an int is a hole of that many bytes."""
@@ -149,8 +200,43 @@ class FallbackArchive:
         return wait
 
 
+class FallbackSnapshot:
+    """See :class:`~statedict_io.backends.protocol.Snapshot`."""
+
+    def __init__(self, archive: FallbackArchive, max_nbytes: int) -> None:
+        self._archive: FallbackArchive | None = archive
+        self._arena: mmap.mmap | None = archive.copy_storages(max_nbytes)
+        self.nbytes = archive.nbytes
+
+    def done(self) -> bool:
+        return True
+
+    def wait(self) -> None:
+        pass
+
+    def release(self) -> None:
+        self._archive = None
+        arena, self._arena = self._arena, None
+        if arena is not None:
+            arenas.release(arena)
+
+    def write_fd(
+        self, fd: int, *, durable: bool, progress: ProgressCallback | None, bytes_per_second: float | None = None
+    ) -> None:
+        assert self._archive is not None
+        self._archive.write_fd(fd, durable=durable, progress=progress, bytes_per_second=bytes_per_second)
+
+    def write_stream(self, write: Callable[[memoryview], Any], *, progress: ProgressCallback | None) -> None:
+        assert self._archive is not None
+        self._archive.write_stream(write, progress=progress)
+
+
 def native_table() -> None:
     return None
+
+
+def release_buffers() -> None:
+    arenas.release_idle()
 
 
 def plan(archive_name: str, contents: Contents, *, alignment: int, compute_crc32: bool) -> FallbackArchive:
@@ -168,11 +254,15 @@ def lean_pickle(data_pkl: bytes) -> bytes:
 def _nbytes(value: _Value) -> int:
     if isinstance(value, int):
         return value
-    return len(value) if isinstance(value, bytes) else value.nbytes()
+    return len(value) if isinstance(value, (bytes, memoryview)) else value.nbytes()
 
 
-def _payload(value: bytes | torch.UntypedStorage) -> memoryview:
-    if isinstance(value, bytes):
+def _is_on_device(value: _Value) -> bool:
+    return isinstance(value, torch.UntypedStorage) and value.device.type != "cpu"
+
+
+def _payload(value: bytes | memoryview | torch.UntypedStorage) -> memoryview:
+    if not isinstance(value, torch.UntypedStorage):
         return memoryview(value)
     return storage_memory(value if value.device.type == "cpu" else value.cpu())
 

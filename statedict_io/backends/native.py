@@ -63,15 +63,65 @@ class NativeArchive:
     def nbytes(self) -> int:
         return self._archive.nbytes
 
-    def write_fd(self, fd: int, *, durable: bool, progress: ProgressCallback | None) -> None:
-        if durable:
-            direct = self.nbytes >= _DIRECT_FROM_NBYTES
-        else:
-            direct = self.nbytes > _BUFFERED_BELOW_NBYTES and self.nbytes > _unthrottled_nbytes()
-        self._archive.write_fd(fd, direct="auto" if direct else "off", progress=progress)
+    def write_fd(
+        self, fd: int, *, durable: bool, progress: ProgressCallback | None, bytes_per_second: float | None = None
+    ) -> None:
+        _write_fd(self._archive, fd, durable, progress, bytes_per_second)
 
     def write_stream(self, write: Callable[[memoryview], Any], *, progress: ProgressCallback | None) -> None:
         self._archive.write_stream(write, progress=progress)
+
+    @property
+    def device_nbytes(self) -> dict[str, int]:
+        return self._archive.device_nbytes
+
+    def snapshot_nbytes(self, *, on_devices: bool) -> int:
+        return self._archive.packed_nbytes if on_devices else self._archive.image_nbytes
+
+    def snapshot(self, *, on_devices: bool, max_nbytes: int) -> NativeSnapshot | None:
+        if not on_devices:
+            return NativeSnapshot(self._archive.image(max_nbytes=max_nbytes), None)
+        cloned = self._archive.clone(max_nbytes=max_nbytes)
+        return NativeSnapshot(self._archive, self._archive) if cloned else None
+
+
+class NativeSnapshot:
+    """See :class:`~statedict_io.backends.protocol.Snapshot`."""
+
+    def __init__(self, source: Any, clone: Any) -> None:
+        self._source = source  # an Image, or an Archive that refers to copies
+        self._clone = clone  # that Archive, whose copies may still be on their way
+        self.nbytes = source.nbytes
+
+    def done(self) -> bool:
+        clone = self._clone
+        return clone is None or clone.clone_done()
+
+    def wait(self) -> None:
+        clone = self._clone
+        if clone is not None:
+            clone.wait_clone()
+
+    def release(self) -> None:
+        self._source = self._clone = None
+
+    def write_fd(
+        self, fd: int, *, durable: bool, progress: ProgressCallback | None, bytes_per_second: float | None = None
+    ) -> None:
+        _write_fd(self._source, fd, durable, progress, bytes_per_second)
+
+    def write_stream(self, write: Callable[[memoryview], Any], *, progress: ProgressCallback | None) -> None:
+        self._source.write_stream(write, progress=progress)
+
+
+def _write_fd(
+    source: Any, fd: int, durable: bool, progress: ProgressCallback | None, bytes_per_second: float | None
+) -> None:
+    if durable:
+        direct = source.nbytes >= _DIRECT_FROM_NBYTES
+    else:
+        direct = source.nbytes > _BUFFERED_BELOW_NBYTES and source.nbytes > _unthrottled_nbytes()
+    source.write_fd(fd, direct="auto" if direct else "off", progress=progress, bytes_per_second=bytes_per_second or 0.0)
 
 
 def _unthrottled_nbytes() -> float:
@@ -128,3 +178,9 @@ def lean_pickle(data_pkl: bytes) -> bytes:
     extension, reason, _ = load()
     assert extension is not None, reason
     return extension.without_unused_puts(data_pkl)
+
+
+def release_buffers() -> None:
+    extension, _, _ = load()
+    if extension is not None:
+        extension.release_buffers()

@@ -30,7 +30,9 @@ class Archive(Protocol):
     def nbytes(self) -> int:
         """Of the whole file."""
 
-    def write_fd(self, fd: int, *, durable: bool, progress: ProgressCallback | None) -> None:
+    def write_fd(
+        self, fd: int, *, durable: bool, progress: ProgressCallback | None, bytes_per_second: float | None = None
+    ) -> None:
         """Writes the archive into an empty file.
 
         ``durable`` says that an fsync will follow, which decides between direct and buffered writes; it is the caller
@@ -39,6 +41,47 @@ class Archive(Protocol):
 
     def write_stream(self, write: Callable[[memoryview], Any], *, progress: ProgressCallback | None) -> None:
         """Hands the archive to ``write`` from front to back. ``write`` must take all of what it is given."""
+
+    @property
+    def device_nbytes(self) -> dict[str, int]:
+        """Of the storages on each device that a snapshot could leave there."""
+
+    def snapshot_nbytes(self, *, on_devices: bool) -> int:
+        """Of host memory that :meth:`snapshot` takes."""
+
+    def snapshot(self, *, on_devices: bool, max_nbytes: int) -> Snapshot | None:
+        """Copies the storages, which then are no longer referred to; of this archive nothing else may be used.
+
+        Args:
+            on_devices: copy storages on devices there. None is returned where a device has no room, and nothing has
+                changed.
+            max_nbytes: of host memory, that all snapshots and what is kept for the next may take.
+        """
+
+
+class Snapshot(Protocol):
+    """An archive whose bytes are its own. It is written once, by any thread, and then released."""
+
+    @property
+    def nbytes(self) -> int:
+        """Of the whole file."""
+
+    def done(self) -> bool:
+        """Whether every byte has been copied."""
+
+    def wait(self) -> None:
+        """Returns when it has."""
+
+    def release(self) -> None:
+        """Gives the memory back, for the next snapshot to use."""
+
+    def write_fd(
+        self, fd: int, *, durable: bool, progress: ProgressCallback | None, bytes_per_second: float | None = None
+    ) -> None:
+        """See :class:`Archive`."""
+
+    def write_stream(self, write: Callable[[memoryview], Any], *, progress: ProgressCallback | None) -> None:
+        """See :class:`Archive`."""
 
 
 class RecordEntry(NamedTuple):
@@ -103,3 +146,6 @@ class Backend(Protocol):
 
     def lean_pickle(self, data_pkl: bytes) -> bytes:
         """A stream that does the same with fewer steps, for an unpickler that takes long over each; or ``data_pkl``."""
+
+    def release_buffers(self) -> None:
+        """Gives idle memory back to the system."""

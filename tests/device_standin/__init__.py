@@ -90,7 +90,10 @@ def _device(device):
 
 
 def register():
-    """Makes "standin:0" and "standin:1" devices of this process; returns its Standin."""
+    """Makes "standin:0" and "standin:1" devices of this process; returns its Standin.
+
+    ``torch.standin.memory`` is what each says of its memory: (free, total), in bytes.
+    """
     standin = Standin(ctypes.CDLL(str(build())))
     torch.utils.rename_privateuse1_backend(NAME)
     module = types.ModuleType(f"torch.{NAME}")
@@ -98,6 +101,8 @@ def register():
     module.device_count = lambda: 2
     module.current_device = torch.accelerator.current_device_index
     module.device = _device
+    module.memory = (0, 0)
+    module.mem_get_info = lambda device: module.memory
     module._is_in_bad_fork = lambda: False
     module.manual_seed_all = lambda seed: None
     torch._register_device_module(NAME, module)

@@ -20,6 +20,7 @@
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <chrono>
@@ -81,7 +82,8 @@ Value& fail_host_copy = value("fail_host_copy", 0);  // n: the n-th copy to the 
 Value& fail_event_synchronize = value("fail_event_synchronize", 0);  // n: so is the n-th wait of the host for an event
 Value& lose_event_synchronize = value("lose_event_synchronize", 0);  // 1: the host does not wait for events
 Value& lose_event_block = value("lose_event_block", 0);              // 1: streams do not wait for events
-Value& pinned_memory = value("pinned_memory", 1);                    // 0: there is none; 2: it is not page-aligned
+Value& fail_allocation = value("fail_allocation", 0);  // n: the n-th allocation from now on finds no memory
+Value& pinned_memory = value("pinned_memory", 1);      // 0: there is none; 2: it is not page-aligned
 
 // Counters.
 Value& host_copies = value("host_copies", 0);                          // queued, not waited for
@@ -270,6 +272,7 @@ struct DeviceMemory final : c10::Allocator {
   c10::DataPtr allocate(size_t nbytes) override {
     const c10::Device device = device_at(current_device);
     if (nbytes == 0) return {nullptr, device};
+    TORCH_CHECK_WITH(OutOfMemoryError, !fail_allocation.expires(), "standin: out of memory");
     ++*allocations.at(device.index());
     const c10::Stream stream = current_stream(device.index());
     Block* block = nullptr;
@@ -350,6 +353,14 @@ struct Hooks final : at::PrivateUse1HooksInterface {
   c10::DeviceIndex deviceCount() const override { return kNumDevices; }
   void setCurrentDevice(c10::DeviceIndex device) const override { Guard().setDevice(device_at(device)); }
   c10::DeviceIndex getCurrentDevice() const override { return current_device; }
+  void resizePrivateUse1Bytes(const c10::Storage& storage, size_t nbytes) const override {
+    const c10::DeviceGuard guard(storage.device());
+    c10::DataPtr resized = device_memory.allocate(nbytes);
+    const size_t kept = std::min(nbytes, storage.nbytes());
+    queue_command(storage.device(), [to = resized.get(), from = storage.data(), kept] { std::memcpy(to, from, kept); });
+    storage.set_data_ptr_noswap(std::move(resized));
+    storage.set_nbytes(nbytes);
+  }
   bool isPinnedPtr(const void* data) const override { return PinnedMemory::owns(data); }
   c10::Allocator* getPinnedMemoryAllocator() const override {
     static auto* const allocator = new PinnedMemory;

@@ -1,6 +1,6 @@
 """Kills savers and looks at what is left, with a reader looking on all the time; run under preload.c.
 
-    crash_process.py DIRECTORY {native,torch,legacy} NUM_RANDOM SEED
+    crash_process.py DIRECTORY {native,torch,legacy}[-async] NUM_RANDOM SEED
 
 Savers are forked from a process that has saved before. Some are killed before, in the middle of and after each call of
 a save, the others at random moments. Prints counts, as JSON.
@@ -29,11 +29,16 @@ SMALL, LARGE = 100_000, 9 << 20
 class Checkpoints:
     def __init__(self, directory, way):
         self.path = pathlib.Path(directory, "model.pt")
-        self.options = {"_use_new_zipfile_serialization": False} if way == "legacy" else {"backend": way}
+        backend, _, self.is_async = way.partition("-")
+        self.options = {"_use_new_zipfile_serialization": False} if backend == "legacy" else {"backend": backend}
 
     def save(self, generation, nbytes):
         weight = torch.full((nbytes,), generation % 251, dtype=torch.uint8)
-        sio.save({"generation": generation, "weight": weight}, self.path, **self.options)
+        state = {"generation": generation, "weight": weight}
+        if self.is_async:
+            sio.save_async(state, self.path, **self.options).result()
+        else:
+            sio.save(state, self.path, **self.options)
 
     def generation(self):
         """Of the file at the path, all of which is looked at."""

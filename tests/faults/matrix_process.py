@@ -1,6 +1,6 @@
 """Makes every call of a save fail, in every way; run under preload.c.
 
-    matrix_process.py DIRECTORY {native,torch,legacy} {quick,exhaustive}
+    matrix_process.py DIRECTORY {native,torch,legacy}[-async] {quick,exhaustive}
 
 Prints each failure and a summary, the last line, as JSON.
 """
@@ -32,7 +32,7 @@ class Laboratory:
         self.way, self.nbytes, self.durable, self.overwrite = way, nbytes, durable, overwrite
         self.cold, self.leftover, self.leftover_name = cold, leftover, None
         self.new = {"weight": torch.full((nbytes,), 2, dtype=torch.uint8)}
-        self.direct = way == "native" and durable and nbytes == LARGE
+        self.direct = way.startswith("native") and durable and nbytes == LARGE
         self.old_file = self.directory / "old"
         self.old_file.write_bytes(b"the old checkpoint" * 100)
         self.old_file.chmod(0o640)
@@ -48,8 +48,12 @@ class Laboratory:
         return ", ".join(words)
 
     def save(self):
-        options = {"_use_new_zipfile_serialization": False} if self.way == "legacy" else {"backend": self.way}
-        sio.save(self.new, str(self.path), durable=self.durable, **options)
+        backend, _, is_async = self.way.partition("-")
+        options = {"_use_new_zipfile_serialization": False} if backend == "legacy" else {"backend": backend}
+        if is_async:
+            sio.save_async(self.new, str(self.path), durable=self.durable, **options).result()
+        else:
+            sio.save(self.new, str(self.path), durable=self.durable, **options)
 
     def reset(self):
         for entry in self.directory.joinpath("in").iterdir():

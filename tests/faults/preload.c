@@ -348,7 +348,10 @@ EXPORTED int closedir(DIR* directory) {
 }
 
 EXPORTED int pthread_create(pthread_t* thread, const pthread_attr_t* attributes, void* (*start)(void*), void* argument) {
-  if (verdict_on(ID_pthread_create) == FAIL) return control.error;
+  const int verdict = verdict_on(ID_pthread_create);
+  if (verdict == FAIL) return control.error;
   record(ID_pthread_create, -1, NULL, -1, NULL, 0, 0, 0);
-  return REAL(pthread_create)(thread, attributes, start, argument);
+  const int result = REAL(pthread_create)(thread, attributes, start, argument);
+  if (verdict == DIE_AFTER) die();
+  return result;
 }

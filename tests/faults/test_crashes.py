@@ -15,11 +15,13 @@ from faults.test_fault_injection import require
         ("native", 30),
         ("torch", 30),
         ("legacy", 0),
-        *(pytest.param(way, 500, marks=pytest.mark.long) for way in ("native", "torch")),
+        ("native-async", 10),
+        ("torch-async", 10),
+        *(pytest.param(way, 500, marks=pytest.mark.long) for way in ("native", "torch", "native-async")),
     ],
 )
 def test_killed_savers_leave_a_whole_file(way, num_random, preload, tmp_path, capsys):
-    require(way)
+    require(way.partition("-")[0])
     counts = json.loads(run_module(preload, "crash_process", tmp_path, way, num_random, 20, timeout=850))
     with capsys.disabled():
         print(

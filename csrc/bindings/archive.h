@@ -1,0 +1,10 @@
+// Planned archives and their snapshots as Python classes. Types in statedict_io/_native.pyi.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace sdio {
+
+void bind_archive(pybind11::module_& module);
+
+}  // namespace sdio

@@ -1,0 +1,20 @@
+// What the pipeline's watcher does in a Python thread: looks for signals and reports progress.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+
+#include "bindings/released_gil.h"
+
+namespace sdio {
+
+// Throws the exception of a signal or of `progress`, which is None or takes (bytes_done, bytes_total).
+inline void watch(ReleasedGil& gil, const pybind11::object& progress, uint64_t bytes_done, uint64_t bytes_total) {
+  gil.with_gil([&] {
+    if (PyErr_CheckSignals() != 0) throw pybind11::error_already_set();
+    if (!progress.is_none()) progress(bytes_done, bytes_total);
+  });
+}
+
+}  // namespace sdio

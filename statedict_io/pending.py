@@ -1,0 +1,290 @@
+"""Saves in flight: what the caller holds of one, and the register of all.
+
+The register bounds them, keeps those of one path in order, and loses no error: one that nobody asked for is raised by
+the next ``save_async`` to the path, or printed when the interpreter exits.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal
+
+from .errors import SnapshotLimitError, StateDictIOError
+
+
+@dataclass(frozen=True)
+class Limits:
+    max_in_flight: int
+    max_snapshot_nbytes: int  #: in host memory, of all saves in flight together
+    when_full: Literal["wait", "raise"]
+
+
+class PendingSave:
+    """A save that :func:`~statedict_io.save_async` started.
+
+    Every method may be called from any thread of the process that started it. As a context manager it waits for the
+    save on the way out, and raises its error unless the body raised one.
+    """
+
+    def __init__(self, path: str, file: str, nbytes: int, device_nbytes: dict[str, int]) -> None:
+        self.path = path  #: as given to save_async
+        self._file = file  #: what path leads to
+        self._nbytes = nbytes
+        self._device_nbytes = device_nbytes
+        self._process = os.getpid()
+        self._finished = threading.Event()
+        self._error: BaseException | None = None
+        self._predecessor: PendingSave | None = None
+        self._snapshot_done: Callable[[], bool] | None = None
+        self._wait_snapshot: Callable[[], None] | None = None
+
+    def done(self) -> bool:
+        """Whether the save has ended, well or not."""
+        return self._process == os.getpid() and self._finished.is_set()
+
+    def result(self, timeout: float | None = None) -> None:
+        """Waits until the file is there, and durable if that was asked for.
+
+        Raises:
+            TimeoutError: it is not after ``timeout`` seconds; the save goes on.
+            Exception: the save's error; the old file is whole.
+        """
+        if (error := self.exception(timeout)) is not None:
+            raise error
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Waits as :meth:`result` does, and returns the save's error or None."""
+        self._check_process()
+        if not self._finished.wait(timeout):
+            raise TimeoutError(f"the save to {self.path!r} has not ended after {timeout} s")
+        _register.collect(self)
+        return self._error
+
+    def snapshot_done(self) -> bool:
+        """Whether the state has been copied; False only after ``save_async(wait_snapshot=False)``."""
+        self._check_process()
+        is_done = self._snapshot_done
+        return is_done is None or is_done()
+
+    def wait_snapshot(self) -> None:
+        """Returns when the state has been copied: from then on the tensors may be changed on any stream.
+
+        Raises:
+            RuntimeError: what the device reports.
+        """
+        self._check_process()
+        if (wait := self._wait_snapshot) is not None:
+            wait()
+
+    def __enter__(self) -> PendingSave:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.result()
+        else:
+            self._finished.wait()  # the body's error comes first; this save's is reported later if there is one
+
+    def __repr__(self) -> str:
+        state = "in flight" if not self.done() else "done" if self._error is None else f"failed: {self._error!r}"
+        return f"<PendingSave {self.path!r}: {state}>"
+
+    def _check_process(self) -> None:
+        if self._process != os.getpid():
+            raise StateDictIOError(
+                f"the save to {self.path!r} belongs to process {self._process}, of which this is a forked child"
+            )
+
+
+class _Register:
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.in_flight: list[PendingSave] = []  # in the order of the calls
+        self.uncollected: list[PendingSave] = []  # ended in an error that nobody asked for
+
+    def admit(self, path: str, file: str, nbytes: int, device_nbytes: dict[str, int], limits: Limits) -> PendingSave:
+        with self.changed:
+            while self._full(nbytes, limits):
+                if limits.when_full == "raise":
+                    held = sum(save._nbytes for save in self.in_flight)
+                    raise SnapshotLimitError(
+                        f"save_async({path!r}): {len(self.in_flight)} saves in flight (max_in_flight="
+                        f"{limits.max_in_flight}) hold {held} bytes, and this one needs {nbytes} "
+                        f"(max_snapshot_nbytes={limits.max_snapshot_nbytes})"
+                    )
+                self.changed.wait()
+            pending = PendingSave(path, file, nbytes, device_nbytes)
+            pending._predecessor = self._last(file)
+            self.in_flight.append(pending)
+            return pending
+
+    def _full(self, nbytes: int, limits: Limits) -> bool:
+        held = sum(save._nbytes for save in self.in_flight)
+        return len(self.in_flight) >= limits.max_in_flight or (
+            nbytes > 0 and held + nbytes > limits.max_snapshot_nbytes
+        )
+
+    def _last(self, file: str) -> PendingSave | None:
+        return next((save for save in reversed(self.in_flight) if save._file == file), None)
+
+    def last_of(self, file: str) -> PendingSave | None:
+        with self.changed:
+            return self._last(file)
+
+    def device_nbytes(self, device: str) -> int:
+        with self.changed:
+            return sum(save._device_nbytes.get(device, 0) for save in self.in_flight)
+
+    def finish(self, pending: PendingSave, error: BaseException | None) -> None:
+        with self.changed:
+            pending._error = error
+            pending._predecessor = pending._snapshot_done = pending._wait_snapshot = None
+            self.in_flight.remove(pending)
+            if error is not None:
+                self.uncollected.append(pending)
+            pending._finished.set()
+            self.changed.notify_all()
+
+    def collect(self, pending: PendingSave) -> None:
+        with self.changed:
+            if pending in self.uncollected:
+                self.uncollected.remove(pending)
+
+    def take_uncollected(self, file: str | None = None) -> PendingSave | None:
+        with self.changed:
+            for i, save in enumerate(self.uncollected):
+                if file is None or save._file == file:
+                    return self.uncollected.pop(i)
+        return None
+
+    def wait_until_empty(self, timeout: float | None) -> bool:
+        with self.changed:
+            return self.changed.wait_for(lambda: not self.in_flight, timeout)
+
+
+_register = _Register()
+
+
+def admit(path: str, file: str, nbytes: int, device_nbytes: dict[str, int], limits: Limits) -> PendingSave:
+    """Registers a save, waiting while the limits are met.
+
+    Raises:
+        SnapshotLimitError: they are, and ``limits.when_full`` is "raise".
+    """
+    return _register.admit(path, file, nbytes, device_nbytes, limits)
+
+
+def set_snapshot(pending: PendingSave, done: Callable[[], bool], wait: Callable[[], None]) -> None:
+    pending._snapshot_done, pending._wait_snapshot = done, wait
+
+
+def wait_for_predecessor(pending: PendingSave) -> None:
+    """Returns when the save to the same file that was started before it has ended."""
+    if (predecessor := pending._predecessor) is not None:
+        predecessor._finished.wait()
+
+
+def finish(pending: PendingSave, error: BaseException | None) -> None:
+    _register.finish(pending, error)
+    if _exit_has_been_reported:
+        _report_uncollected()
+
+
+def withdraw(pending: PendingSave) -> None:
+    """Ends a save that the call itself has written, or whose error it raises."""
+    _register.finish(pending, None)
+
+
+def device_nbytes_in_flight(device: str) -> int:
+    return _register.device_nbytes(device)
+
+
+def wait_for_earlier(file: str) -> None:
+    """Returns when no save to ``file`` that was started before the call is in flight: the last call wins."""
+    if (last := _register.last_of(file)) is not None:
+        last._finished.wait()
+
+
+def raise_uncollected(file: str) -> None:
+    """Raises the error of an earlier save to ``file`` if nobody has asked for it."""
+    failed = _register.take_uncollected(file)
+    if failed is None or failed._error is None:
+        return
+    if hasattr(failed._error, "add_note"):
+        failed._error.add_note(
+            f"This is the error of an earlier save_async to {failed.path!r}, which nobody had asked for. "
+            "The save that raised it was not started."
+        )
+    raise failed._error
+
+
+def wait_all(timeout: float | None = None) -> None:
+    """Waits for every save in flight.
+
+    Args:
+        timeout: in seconds, of all together.
+
+    Raises:
+        TimeoutError: some are still in flight; they go on.
+        Exception: the error of the first save that failed and whose error nobody has asked for. Those of others are
+            raised by the next call, or reported at exit.
+    """
+    if not _register.wait_until_empty(timeout):
+        raise TimeoutError(f"{len(_register.in_flight)} saves have not ended after {timeout} s")
+    failed = _register.take_uncollected()
+    if failed is not None and failed._error is not None:
+        raise failed._error
+
+
+def exit_has_begun() -> bool:
+    """Whether threads that are started now would not be waited for."""
+    return _exit_has_begun
+
+
+_exit_has_begun = _exit_has_been_reported = False
+
+
+def _at_exit() -> None:
+    global _exit_has_begun
+    _exit_has_begun = True
+    _register.wait_until_empty(None)
+    _report_uncollected()
+
+
+def _at_last() -> None:
+    global _exit_has_been_reported
+    _at_exit()
+    _exit_has_been_reported = True
+
+
+def _report_uncollected() -> None:
+    while (failed := _register.take_uncollected()) is not None:
+        when = time.strftime("%H:%M:%S")
+        print(f"statedict_io: {when}: an asynchronous save failed, and nobody asked for its error", file=sys.stderr)
+        if failed._error is not None:
+            traceback.print_exception(type(failed._error), failed._error, failed._error.__traceback__)
+
+
+def _start_anew() -> None:
+    """In a forked child: its parent's saves are not its own, and their locks may be held for ever."""
+    global _register
+    _register = _Register()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)
+# The threads that write are no daemons, so exit waits for them anyway. Processes of multiprocessing leave by os._exit
+# and run no atexit functions, but these.
+if hasattr(threading, "_register_atexit"):
+    threading._register_atexit(_at_exit)
+atexit.register(_at_last)
