@@ -10,14 +10,15 @@ import errno
 import os
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import torch
 
 from ..progress import ProgressCallback
+from . import strips as strips_module
 from .archive import ArchiveLayout, SerializationId
-from .protocol import Contents
+from .protocol import Contents, Strip
 
 name = "torch"
 
@@ -47,7 +48,7 @@ class FallbackArchive:
 
     def write_fd(self, fd: int, *, durable: bool, progress: ProgressCallback | None) -> None:
         del durable  # the commit's affair; there is no direct I/O here
-        _preallocate(fd, self.nbytes)
+        strips_module.preallocate(fd, self.nbytes)
         offset = 0
         for chunk in self._chunks(progress):
             if isinstance(chunk, int):
@@ -142,6 +143,24 @@ def plan(archive_name: str, contents: Contents, *, alignment: int, compute_crc32
     return FallbackArchive(archive_name, contents, alignment=alignment, compute_crc32=compute_crc32)
 
 
+def write_strips(
+    path: str,
+    storages: Sequence[torch.UntypedStorage],
+    strips: Sequence[Strip],
+    *,
+    durable: bool,
+    compute_crc32: bool,
+    progress: ProgressCallback | None,
+) -> list[tuple[int, bytes]]:
+    with strips_module.opened(path) as fd:
+        results = strips_module.write_strips(
+            fd, storages, strips, compute_crc32=compute_crc32, progress=progress
+        )
+        if durable:
+            os.fsync(fd)
+    return results
+
+
 def _nbytes(value: _Value) -> int:
     if isinstance(value, int):
         return value
@@ -157,13 +176,3 @@ def _payload(value: bytes | torch.UntypedStorage) -> memoryview:
     memory = (ctypes.c_ubyte * storage.nbytes()).from_address(storage.data_ptr())
     memory._storage = storage  # the view's owner is this object, and now also of the memory
     return memoryview(memory).cast("B")
-
-
-def _preallocate(fd: int, nbytes: int) -> None:
-    if not hasattr(os, "posix_fallocate"):
-        return
-    try:
-        os.posix_fallocate(fd, 0, nbytes)
-    except OSError as e:
-        if e.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
-            raise
