@@ -7,14 +7,20 @@ except ImportError as e:
 
 from .backends import BackendInfo, backend_info
 from .errors import CorruptCheckpointError, NativeUnavailableError, StateDictIOError
+from .loading import load
 from .saving import fastsave, save
+from .verification import RecordReport, VerifyReport, verify
 
 __all__ = [
     "BackendInfo",
     "CorruptCheckpointError",
     "NativeUnavailableError",
+    "RecordReport",
     "StateDictIOError",
+    "VerifyReport",
     "backend_info",
     "fastsave",
+    "load",
     "save",
+    "verify",
 ]

@@ -67,6 +67,65 @@ class Archive:
     ) -> None:
         """Hands the archive to ``write`` from front to back; the views are valid during the call only."""
 
+class CorruptArchive(ValueError):
+    """The file's bytes cannot be a sound archive; the message names the record."""
+
+class ArchiveReader:
+    """An open archive; holds its directory. All methods release the GIL, and may be called from several threads.
+
+    Args:
+        fd: open for reading; must stay open, keeps its position.
+        direct: ``"auto"`` reads large, cold files past the page cache, ``"on"`` all that allows it, ``"off"`` none.
+
+    Raises:
+        CorruptArchive: also from the methods that read.
+        OSError: with ``errno``, without a filename; also from the methods that read.
+    """
+
+    def __init__(self, fd: int, *, direct: str = "auto") -> None: ...
+    @property
+    def archive_name(self) -> str: ...
+    @property
+    def direct_nbytes(self) -> int:
+        """How many bytes were read past the page cache."""
+
+    def entries(self) -> list[tuple[str, int, int, int, int, bool]]:
+        """(name, header_offset, nbytes, stored_nbytes, crc32, compressed) of each record, in directory order."""
+
+    def payload_offset(self, record: int) -> int: ...
+    def read_stored(self, record: int, offset: int, nbytes: int) -> bytes:
+        """A range of the record as it lies in the file, compressed or not."""
+
+    def read_into(self, record: int, offset: int, destination: Buffer) -> None:
+        """The same into a writable, contiguous buffer."""
+
+    def load_storages(
+        self,
+        records: Sequence[int],
+        *,
+        verify: bool,
+        progress: Callable[[int, int], Any] | None = None,
+        num_threads: int = 0,
+        span_nbytes: int = 0,
+    ) -> tuple[list[UntypedStorage], list[int]]:
+        """CPU storages that cannot be resized, and the records whose CRC-32 is wrong; no storages if there are any.
+
+        Args:
+            records: stored ones, each once.
+            progress: called in this thread with (bytes_done, bytes_total), headers included.
+            num_threads, span_nbytes: 0 chooses.
+        """
+
+    def checksums(
+        self,
+        records: Sequence[int],
+        *,
+        progress: Callable[[int, int], Any] | None = None,
+        num_threads: int = 0,
+        span_nbytes: int = 0,
+    ) -> list[int]:
+        """The CRC-32 of the payloads of stored records, in memory that does not grow with them."""
+
 def crc32(data: Buffer, crc: int = 0) -> int:
     """As ``zlib.crc32``."""
 

@@ -7,6 +7,7 @@ raises for bad arguments is raised here too.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -16,6 +17,22 @@ class StateDictIOError(Exception):
 
 class CorruptCheckpointError(StateDictIOError):
     """A checkpoint's bytes are not what its checksums or its structure say."""
+
+    records: tuple[str, ...] = ()  #: the records whose checksums do not match, where that is what is wrong
+
+
+class CorruptArchiveError(CorruptCheckpointError, RuntimeError):
+    """What :func:`statedict_io.load` raises: also the :class:`RuntimeError` that ``torch.load`` raises there."""
+
+
+def corrupt(path: str, problem: str, records: Iterable[str] = ()) -> CorruptCheckpointError:
+    """The error for a file whose bytes are wrong; says what to do."""
+    error = CorruptCheckpointError(
+        f"{path}: {problem}; the file is damaged or incomplete: copy it again from where it came from, or take an "
+        "older checkpoint"
+    )
+    error.records = tuple(records)
+    return error
 
 
 class NativeUnavailableError(StateDictIOError):

@@ -27,6 +27,8 @@ ROWS = [
     {"saving"},
     {"backends"},
     {"backends.stock", "backends.fallback", "backends.native", "backends.formats"},
+    {"backends.native_reader"},
+    {"backends.inflate"},
     {"backends.protocol", "backends.archive"},
     {"replacement"},
     {"targets", "pickling"},

@@ -8,36 +8,16 @@
 #include <utility>
 
 #include "archive/little_endian.h"
+#include "archive/zip_structures.h"
 
 namespace sdio {
 namespace {
 
-// [F: Local header], [F: Data descriptor], [F: Central directory], [F: End records]
-constexpr uint32_t kLocalHeaderSignature = 0x04034b50;
-constexpr uint32_t kDescriptorSignature = 0x08074b50;
-constexpr uint32_t kCentralHeaderSignature = 0x02014b50;
-constexpr uint32_t kZip64EndSignature = 0x06064b50;
-constexpr uint32_t kZip64LocatorSignature = 0x07064b50;
-constexpr uint32_t kEndSignature = 0x06054b50;
-
-constexpr uint64_t kLocalHeaderNbytes = 30;
-constexpr uint64_t kCentralHeaderNbytes = 46;
-constexpr uint64_t kZip64EndNbytes = 56;
-constexpr uint64_t kZip64LocatorNbytes = 20;
-constexpr uint64_t kEndNbytes = 22;
-constexpr uint64_t kExtraFieldHeaderNbytes = 4;
-constexpr uint32_t kDescriptor32Nbytes = 16;
-constexpr uint32_t kDescriptor64Nbytes = 24;
 constexpr uint64_t kSerializationIdNbytes = 40;
 
-constexpr uint64_t kMax16 = 0xffff;
-constexpr uint64_t kMax32 = 0xffffffff;
 // Padding comes on top, so stay a bit clear of what off_t can address.
 constexpr uint64_t kMaxFileNbytes = std::numeric_limits<int64_t>::max() / 2;
 
-constexpr uint16_t kFlagUtf8Name = 1 << 11;
-constexpr uint16_t kFlagHasDescriptor = 1 << 3;
-constexpr uint16_t kZip64ExtraId = 0x0001;
 constexpr char kSerializationIdName[] = ".data/serialization_id";
 
 bool size_needs_zip64(uint64_t nbytes) { return nbytes >= kMax32; }
@@ -209,12 +189,6 @@ std::string ArchiveLayout::directory(const std::vector<uint32_t>& crcs) const {
   p = put32(p, std::min(directory_offset(), kMax32));
   put16(p, 0);
   return bytes;
-}
-
-std::string archive_name_from_path(const std::string& path) {
-  const size_t slash = path.find_last_of("/\\");
-  const std::string base = slash == std::string::npos ? path : path.substr(slash + 1);
-  return base.substr(0, base.rfind('.'));  // npos: the whole
 }
 
 }  // namespace sdio

@@ -64,8 +64,4 @@ class ArchiveLayout {
   uint64_t directory_nbytes_ = 0;
 };
 
-// torch's archive name for a path: the part after the last slash or backslash, less its last extension. May be empty,
-// which torch refuses.
-std::string archive_name_from_path(const std::string& path);
-
 }  // namespace sdio

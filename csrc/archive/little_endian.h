@@ -1,4 +1,4 @@
-// Writes of little-endian integers into zip structures, whatever the host's byte order.
+// Little-endian integers of zip structures, whatever the host's byte order.
 #pragma once
 
 #include <cstdint>
@@ -22,5 +22,18 @@ inline char* put32(char* destination, uint64_t value) {
   return put_little_endian(destination, static_cast<uint32_t>(value));
 }
 inline char* put64(char* destination, uint64_t value) { return put_little_endian(destination, value); }
+
+template <typename Integer>
+inline Integer get_little_endian(const char* source) {
+  Integer value = 0;
+  for (unsigned byte = 0; byte < sizeof(Integer); ++byte) {
+    value = static_cast<Integer>(value | static_cast<Integer>(static_cast<unsigned char>(source[byte])) << (8 * byte));
+  }
+  return value;
+}
+
+inline uint16_t get16(const char* source) { return get_little_endian<uint16_t>(source); }
+inline uint32_t get32(const char* source) { return get_little_endian<uint32_t>(source); }
+inline uint64_t get64(const char* source) { return get_little_endian<uint64_t>(source); }
 
 }  // namespace sdio

@@ -11,6 +11,8 @@
 #include <vector>
 
 #include "archive/layout.h"
+#include "bindings/archive_reader.h"
+#include "bindings/direct_io_wish.h"
 #include "bindings/released_gil.h"
 #include "bindings/storage_table.h"
 #include "checksum/crc32.h"
@@ -118,13 +120,6 @@ class Archive {
   std::unique_ptr<ArchiveContent> content_;
 };
 
-DirectIo direct_io_from(const std::string& wish) {
-  if (wish == "auto") return DirectIo::kAuto;
-  if (wish == "on") return DirectIo::kOn;
-  if (wish == "off") return DirectIo::kOff;
-  throw py::value_error("direct must be 'auto', 'on' or 'off', got '" + wish + "'");
-}
-
 uint32_t crc32_of_buffer(const py::buffer& buffer, uint32_t crc) {
   const py::buffer_info info = buffer.request();
   const py::gil_scoped_release no_gil;
@@ -164,6 +159,7 @@ PYBIND11_MODULE(_native, module) {
       .def("write_stream", &Archive::write_stream, py::arg("write"), py::kw_only(), py::arg("progress") = py::none());
 
   bind_storage_table(module);
+  bind_archive_reader(module);
 
   module.def("crc32", &crc32_of_buffer, py::arg("data"), py::arg("crc") = 0);
   module.def("simd", &crc32_active_name);

@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cstring>
 
 #include "file/system_error.h"
 
@@ -16,34 +15,16 @@ namespace {
 
 constexpr size_t kMaxPieces = 1024;  // IOV_MAX on Linux and macOS
 
-// Offset and memory alignment that the file asks of direct I/O; 0 where it refuses, 4096 where it does not say.
-size_t direct_io_alignment(int fd) {
-#ifdef STATX_DIOALIGN
-  struct statx facts;
-  if (statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &facts) == 0 && (facts.stx_mask & STATX_DIOALIGN) != 0) {
-    return std::max(facts.stx_dio_mem_align, facts.stx_dio_offset_align);
-  }
-#else
-  static_cast<void>(fd);
-#endif
-  return 4096;
-}
-
 }  // namespace
-
-SystemError::SystemError(int error_number, const std::string& operation)
-    : std::runtime_error(operation + ": " + std::strerror(error_number)), error_number_(error_number) {}
 
 PositionalSink::PositionalSink(int fd, DirectIo direct_io) : fd_(fd), wish_(direct_io) {
   if (wish_ == DirectIo::kOff) return;
-  const size_t asked = direct_io_alignment(fd_);
-  // An alignment past the region size could not be met by whole regions.
-  const bool usable = asked != 0 && asked <= (1u << 20) && (asked & (asked - 1)) == 0;
-  if (usable && set_direct_flag(true)) {
-    alignment_ = std::max<size_t>(asked, 4096);
+  const size_t alignment = direct_io_alignment(fd_);
+  if (alignment != 0 && set_direct_flag(true)) {
+    alignment_ = alignment;
     direct_ = true;
   } else if (wish_ == DirectIo::kOn) {
-    throw SystemError(usable ? errno : EINVAL, "O_DIRECT");
+    throw SystemError(alignment != 0 ? errno : EINVAL, "O_DIRECT");
   }
 }
 

@@ -14,9 +14,9 @@
 #include <mutex>
 #include <vector>
 
-namespace sdio {
+#include "file/direct_io.h"
 
-enum class DirectIo { kOff, kAuto, kOn };
+namespace sdio {
 
 class PositionalSink {
  public:

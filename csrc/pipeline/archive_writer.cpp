@@ -1,20 +1,13 @@
 #include "pipeline/archive_writer.h"
 
-#include <pthread.h>
-#include <signal.h>
-
 #include <algorithm>
 #include <atomic>
-#include <chrono>
-#include <condition_variable>
 #include <cstring>
-#include <exception>
-#include <mutex>
-#include <system_error>
 #include <thread>
 #include <vector>
 
 #include "pipeline/slot_pool.h"
+#include "pipeline/worker_threads.h"
 
 namespace sdio {
 namespace {
@@ -25,7 +18,6 @@ constexpr size_t kRegionNbytes = kSlotNbytes;
 // without).
 constexpr uint64_t kPreallocateFromNbytes = 4u << 20;
 constexpr uint64_t kThreadsFromNbytes = 4u << 20;
-constexpr auto kWatchInterval = std::chrono::milliseconds(50);
 
 size_t default_num_threads(const ArchiveContent& content, bool direct) {
   const size_t cores = std::max(1u, std::thread::hardware_concurrency());
@@ -34,20 +26,6 @@ size_t default_num_threads(const ArchiveContent& content, bool direct) {
   // took from 0.12 to 1.08 s for 1 GiB where one mostly takes 0.2.
   return direct ? std::clamp<size_t>(cores / 2, 4, 8) : 1;
 }
-
-// Signals stay with the threads that the interpreter knows.
-class AllSignalsBlocked {
- public:
-  AllSignalsBlocked() {
-    sigset_t all;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &previous_);
-  }
-  ~AllSignalsBlocked() { pthread_sigmask(SIG_SETMASK, &previous_, nullptr); }
-
- private:
-  sigset_t previous_;
-};
 
 class ParallelWrite {
  public:
@@ -65,65 +43,28 @@ class ParallelWrite {
 
   void run(const Watcher& watch) {
     if (sink_.direct() || file_nbytes_ >= kPreallocateFromNbytes) sink_.preallocate(file_nbytes_);
-    if (num_threads_ > 1 || file_nbytes_ >= kThreadsFromNbytes) {
-      run_threads(watch);
-    } else {
-      work();
-    }
-    if (error_) std::rethrow_exception(error_);
+    const size_t num_threads = num_threads_ > 1 || file_nbytes_ >= kThreadsFromNbytes ? num_threads_ : 0;
+    workers_.run(num_threads, [this] { work(); }, [&] { watch(bytes_done_); });
     sink_.set_nbytes(file_nbytes_);
     watch(file_nbytes_);
   }
 
  private:
-  void run_threads(const Watcher& watch) {
-    std::vector<std::thread> threads;
-    try {
-      const AllSignalsBlocked in_workers;
-      for (size_t i = 0; i < num_threads_; ++i) {
-        threads.emplace_back([this] {
-          work();
-          std::lock_guard<std::mutex> lock(mutex_);
-          ++num_finished_;
-          finished_.notify_one();
-        });
-      }
-    } catch (const std::system_error&) {  // no more threads to be had: those that started do all the work
-      if (threads.empty()) work();
-    }
-    std::unique_lock<std::mutex> lock(mutex_);
-    while (!finished_.wait_for(lock, kWatchInterval, [&] { return num_finished_ == threads.size(); })) {
-      lock.unlock();
-      try {
-        if (!cancelled_) watch(bytes_done_);
-      } catch (...) {
-        fail(std::current_exception());
-      }
-      lock.lock();
-    }
-    lock.unlock();
-    for (std::thread& thread : threads) thread.join();
-  }
-
   void work() {
-    try {
-      const SlotPool::Handle slot =
-          content_.devices != nullptr ? content_.devices->slots().acquire() : SlotPool::host().acquire();
-      std::vector<iovec> pieces;
-      // Ascending order: assemble() waits for earlier regions only.
-      for (uint64_t region = next_region_++; region < num_regions_ && !cancelled_; region = next_region_++) {
-        const uint64_t begin = region * region_nbytes_;
-        const uint64_t nbytes = std::min(region_nbytes_, file_nbytes_ - begin);
-        if (!assembler_.is_hole(begin, nbytes)) {
-          pieces.clear();
-          assembler_.assemble(begin, nbytes, slot.memory(), gather_, pieces);
-          if (gather_ == RegionAssembler::Gather::kAll) pad(pieces, slot);
-          sink_.write(begin, pieces);
-        }
-        bytes_done_ += nbytes;
+    const SlotPool::Handle slot =
+        content_.devices != nullptr ? content_.devices->slots().acquire() : SlotPool::host().acquire();
+    std::vector<iovec> pieces;
+    // Ascending order: assemble() waits for earlier regions only.
+    for (uint64_t region = next_region_++; region < num_regions_ && !workers_.cancelled(); region = next_region_++) {
+      const uint64_t begin = region * region_nbytes_;
+      const uint64_t nbytes = std::min(region_nbytes_, file_nbytes_ - begin);
+      if (!assembler_.is_hole(begin, nbytes)) {
+        pieces.clear();
+        assembler_.assemble(begin, nbytes, slot.memory(), gather_, pieces);
+        if (gather_ == RegionAssembler::Gather::kAll) pad(pieces, slot);
+        sink_.write(begin, pieces);
       }
-    } catch (...) {
-      fail(std::current_exception());
+      bytes_done_ += nbytes;
     }
   }
 
@@ -136,15 +77,6 @@ class ParallelWrite {
     piece.iov_len = padded;
   }
 
-  void fail(std::exception_ptr error) {
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      if (!error_) error_ = error;  // those after it are its echoes
-    }
-    cancelled_ = true;
-    assembler_.cancel();
-  }
-
   const ArchiveContent& content_;
   PositionalSink& sink_;
   RegionAssembler assembler_;
@@ -155,11 +87,7 @@ class ParallelWrite {
   const size_t num_threads_;
   std::atomic<uint64_t> next_region_{0};
   std::atomic<uint64_t> bytes_done_{0};
-  std::atomic<bool> cancelled_{false};
-  std::mutex mutex_;
-  std::condition_variable finished_;
-  size_t num_finished_ = 0;
-  std::exception_ptr error_;
+  WorkerThreads workers_{[this] { assembler_.cancel(); }};
 };
 
 }  // namespace

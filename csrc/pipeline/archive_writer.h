@@ -10,6 +10,7 @@
 
 #include "file/positional_sink.h"
 #include "pipeline/region_assembler.h"
+#include "pipeline/worker_threads.h"
 
 namespace sdio {
 
@@ -17,10 +18,6 @@ struct WriteOptions {
   size_t num_threads = 0;    // 0: chosen from the sink, the device and the machine
   size_t region_nbytes = 0;  // 0: chosen from the sink; a power of two, at most kSlotNbytes
 };
-
-// Called in the thread that called write, now and then while the workers run: reports progress, and throws to cancel
-// the save.
-using Watcher = std::function<void(uint64_t bytes_done)>;
 
 // The file may hold anything before; it holds the archive after. Throws SystemError, std::bad_alloc, and what `watch`
 // or the device throws.

@@ -41,8 +41,7 @@ def choose(wish: str) -> Backend | None:
         NativeUnavailableError: ``wish`` is "native" and it cannot be used.
         ValueError: ``wish`` is none of "auto", "native", "torch".
     """
-    if wish not in ("auto", "native", "torch"):
-        raise ValueError(f"backend must be 'auto', 'native' or 'torch', got {wish!r}")
+    _check(wish)
     if wish != "torch":
         extension, reason, _ = native.load()
         if extension is not None and formats.reproduced_by(native):
@@ -50,6 +49,28 @@ def choose(wish: str) -> Backend | None:
         if wish == "native":
             raise NativeUnavailableError(f"backend='native': {reason if extension is None else _not_reproduced()}")
     return fallback if formats.reproduced_by(fallback) else None
+
+
+def for_reading(wish: str) -> Backend:
+    """The backend that reads for ``wish``; what the installed torch writes does not matter here.
+
+    Raises:
+        NativeUnavailableError: ``wish`` is "native" and it cannot be used.
+        ValueError: ``wish`` is none of "auto", "native", "torch".
+    """
+    _check(wish)
+    if wish != "torch":
+        extension, reason, _ = native.load()
+        if extension is not None and hasattr(native, "open_archive"):
+            return native
+        if wish == "native":
+            raise NativeUnavailableError(f"backend='native': {reason}")
+    return fallback
+
+
+def _check(wish: str) -> None:
+    if wish not in ("auto", "native", "torch"):
+        raise ValueError(f"backend must be 'auto', 'native' or 'torch', got {wish!r}")
 
 
 def _not_reproduced() -> str:

@@ -5,7 +5,6 @@ zlib releases the GIL, so a large payload is checksummed beside its writing; eve
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import threading
@@ -18,6 +17,7 @@ import torch
 from ..progress import ProgressCallback
 from . import strips as strips_module
 from .archive import ArchiveLayout, SerializationId
+from .fallback_reader import FallbackReader, FileSource, storage_memory
 from .protocol import Contents, Strip
 
 name = "torch"
@@ -161,6 +161,10 @@ def write_strips(
     return results
 
 
+def open_archive(fd: int, path: str) -> FallbackReader:
+    return FallbackReader(FileSource(fd, path), path)
+
+
 def _nbytes(value: _Value) -> int:
     if isinstance(value, int):
         return value
@@ -170,9 +174,4 @@ def _nbytes(value: _Value) -> int:
 def _payload(value: bytes | torch.UntypedStorage) -> memoryview:
     if isinstance(value, bytes):
         return memoryview(value)
-    storage = value if value.device.type == "cpu" else value.cpu()
-    if storage.nbytes() == 0:
-        return memoryview(b"")
-    memory = (ctypes.c_ubyte * storage.nbytes()).from_address(storage.data_ptr())
-    memory._storage = storage  # the view's owner is this object, and now also of the memory
-    return memoryview(memory).cast("B")
+    return storage_memory(value if value.device.type == "cpu" else value.cpu())

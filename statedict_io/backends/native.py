@@ -12,6 +12,7 @@ import torch
 
 from ..pickling import NativeTable
 from ..progress import ProgressCallback
+from .native_reader import NativeReader
 from .protocol import Contents
 
 name = "native"
@@ -115,3 +116,9 @@ def plan(archive_name: str, contents: Contents, *, alignment: int, compute_crc32
         return NativeArchive(make([*_DEVICE_TYPES, torch._C._get_privateuse1_backend_name()]))
     except RuntimeError:  # an out-of-tree device without streams or events
         return NativeArchive(make([]))
+
+
+def open_archive(fd: int, path: str) -> NativeReader:
+    extension, reason, _ = load()
+    assert extension is not None, reason
+    return NativeReader(extension, fd, path)

@@ -1,4 +1,4 @@
-"""What a backend is: a module with ``name`` and ``plan``."""
+"""What a backend is: a module with ``name``, ``plan`` and ``open_archive``."""
 
 from __future__ import annotations
 
@@ -53,6 +53,56 @@ class Strip(NamedTuple):
     nbytes_after: int  #: of the record, behind the last row
 
 
+@dataclass(frozen=True)
+class RecordEntry:
+    """A record as the central directory describes it."""
+
+    name: str  #: without the archive name: ``data/0``; of a record outside the archive's folder its full name
+    header_offset: int  #: of its local header in the file
+    nbytes: int  #: of the payload, uncompressed
+    stored_nbytes: int  #: in the file; equal to ``nbytes`` unless compressed
+    crc32: int  #: as recorded; 0 also where the writer had CRCs off
+    compressed: bool  #: deflate
+
+
+class ArchiveReader(Protocol):
+    """An open archive.
+
+    The descriptor is the caller's, stays open, and is only read positionally. Methods may be called from one thread at
+    a time. A structure that cannot be a sound archive raises :class:`~statedict_io.CorruptCheckpointError`; what the
+    system reports is an :class:`OSError` with ``errno`` and the path.
+    """
+
+    @property
+    def archive_name(self) -> str:
+        """The folder of the first record, "" if it is in none."""
+
+    @property
+    def records(self) -> Sequence[RecordEntry]:
+        """In the order of the directory."""
+
+    def payload_offset(self, record: int) -> int:
+        """In the file; reads the local header and checks it against the directory."""
+
+    def read(self, record: int) -> bytes:
+        """The whole payload, decompressed, its CRC not checked: for small records."""
+
+    def read_range(self, record: int, offset: int, destination: memoryview) -> None:
+        """Fills ``destination`` from the payload's byte ``offset`` on; of records that are not compressed."""
+
+    def load_storages(
+        self, records: Sequence[int], *, verify: bool, progress: ProgressCallback | None
+    ) -> list[torch.UntypedStorage]:
+        """CPU storages with the payloads. Like those of ``torch.load`` they cannot be resized: a tensor that claims
+        more than its storage is refused.
+
+        ``verify`` checks each CRC while reading and raises CorruptCheckpointError with the ``records`` that failed.
+        """
+
+    def checksums(self, records: Sequence[int], *, progress: ProgressCallback | None) -> list[int]:
+        """The CRC-32 of each payload as it is in the file, in bounded memory."""
+
+
 class Backend(Protocol):
     name: str
 
@@ -87,3 +137,7 @@ class Backend(Protocol):
         Raises:
             OSError: with ``errno`` and ``path``.
         """
+
+
+    def open_archive(self, fd: int, path: str) -> ArchiveReader:
+        """Reads the central directory of the file behind ``fd``; ``path`` is for messages."""

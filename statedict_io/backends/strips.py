@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import zlib
@@ -13,6 +12,7 @@ import torch
 
 from ..progress import ProgressCallback
 from . import crc32
+from .fallback_reader import storage_memory
 from .protocol import Strip
 
 _CHUNK_NBYTES = 1 << 20
@@ -93,11 +93,7 @@ def bytes_of(storage: torch.UntypedStorage, offset: int, nbytes: int) -> memoryv
     if storage.device.type != "cpu":
         on_device = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage, offset, (nbytes,), (1,))
         storage, offset = on_device.cpu().untyped_storage(), 0
-    if nbytes == 0:
-        return memoryview(b"")
-    memory = (ctypes.c_ubyte * nbytes).from_address(storage.data_ptr() + offset)
-    memory._storage = storage  # the view's owner is this object, and now also of the memory
-    return memoryview(memory).cast("B")
+    return storage_memory(storage)[offset : offset + nbytes]
 
 
 def write_all(fd: int, data: memoryview, offset: int) -> None:

@@ -147,16 +147,6 @@ TEST(ArchiveLayout, RefusesWhatTorchCouldNotWrite) {
   EXPECT_THROW(ArchiveLayout("x", {{"a", uint64_t{1} << 62}, {"b", uint64_t{1} << 62}}, 64), std::invalid_argument);
 }
 
-TEST(ArchiveName, IsTheBaseNameLessItsLastExtension) {
-  EXPECT_EQ(archive_name_from_path("dir/model.pt"), "model");
-  EXPECT_EQ(archive_name_from_path("a.b.c"), "a.b");
-  EXPECT_EQ(archive_name_from_path("noext"), "noext");
-  EXPECT_EQ(archive_name_from_path("a\\b.pt"), "b");
-  EXPECT_EQ(archive_name_from_path(".pt"), "");
-  EXPECT_EQ(archive_name_from_path("d/"), "");
-  EXPECT_EQ(archive_name_from_path("q.."), "q.");
-}
-
 TEST(SerializationId, EqualsTorchs) {
   // torch.save([torch.zeros(0), torch.ones(1, dtype=torch.uint8)], "x.pt"): the id in the file and the CRCs it is made
   // of.

@@ -1,0 +1,164 @@
+#include "bindings/archive_reader.h"
+
+#include <pybind11/stl.h>
+#include <torch/csrc/Storage.h>
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "archive/corrupt_archive.h"
+#include "archive/directory.h"
+#include "bindings/direct_io_wish.h"
+#include "bindings/released_gil.h"
+#include "file/positional_source.h"
+#include "pipeline/archive_reader.h"
+#include "pipeline/payload_reader.h"
+#include "staging/storage_memory.h"
+
+namespace py = pybind11;
+
+namespace sdio {
+namespace {
+
+py::object owned(PyObject* object) {
+  if (object == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(object);
+}
+
+// Names are bytes of anybody's choice: what is not UTF-8 stays printable.
+py::object text(std::string_view bytes) {
+  return owned(PyUnicode_DecodeUTF8(bytes.data(), static_cast<py::ssize_t>(bytes.size()), "backslashreplace"));
+}
+
+class ArchiveReader {
+ public:
+  ArchiveReader(int fd, DirectIo direct_io) {
+    const ReleasedGil gil;
+    source_ = std::make_unique<PositionalSource>(fd, direct_io);
+    directory_ = std::make_unique<Directory>(read_directory(*source_));
+  }
+
+  py::object archive_name() const { return text(directory_->archive_name()); }
+
+  py::list entries() const {
+    const std::string folder = std::string(directory_->archive_name()) + "/";
+    py::list list(directory_->num_records());
+    for (size_t i = 0; i < directory_->num_records(); ++i) {
+      const DirectoryRecord& record = (*directory_)[i];
+      std::string_view name = directory_->name(i);
+      if (folder.size() > 1 && name.size() > folder.size() && name.substr(0, folder.size()) == folder) {
+        name.remove_prefix(folder.size());
+      }
+      list[i] = py::make_tuple(text(name), record.header_offset, record.nbytes, record.stored_nbytes, record.crc32,
+                               record.compressed);
+    }
+    return list;
+  }
+
+  uint64_t payload_offset(size_t record) const {
+    check(record);
+    const ReleasedGil gil;
+    return read_payload_offset(*directory_, *source_, record);
+  }
+
+  py::object read_stored_bytes(size_t record, uint64_t offset, uint64_t nbytes) const {
+    check(record);
+    const uint64_t stored_nbytes = (*directory_)[record].stored_nbytes;
+    // Before the allocation: it is no larger than the file.
+    if (offset > stored_nbytes || nbytes > stored_nbytes - offset) throw py::index_error("beyond the record's end");
+    const py::object bytes = owned(PyBytes_FromStringAndSize(nullptr, static_cast<py::ssize_t>(nbytes)));
+    {
+      char* const destination = PyBytes_AS_STRING(bytes.ptr());
+      const ReleasedGil gil;
+      read_stored(*directory_, *source_, record, offset, nbytes, destination);
+    }
+    return bytes;
+  }
+
+  void read_into(size_t record, uint64_t offset, const py::buffer& destination) const {
+    check(record);
+    const py::buffer_info info = destination.request(/*writable=*/true);
+    if (PyBuffer_IsContiguous(info.view(), 'C') == 0) throw py::value_error("the destination must be contiguous");
+    const ReleasedGil gil;
+    read_stored(*directory_, *source_, record, offset, static_cast<uint64_t>(info.size * info.itemsize),
+                static_cast<char*>(info.ptr));
+  }
+
+  // (storages, records whose checksum is wrong): no storages if there are any.
+  py::tuple load_storages(const std::vector<size_t>& records, bool verify, const py::object& progress,
+                          size_t num_threads, uint64_t span_nbytes) const {
+    std::vector<c10::Storage> storages;
+    std::vector<size_t> wrong;
+    {
+      ReleasedGil gil;
+      StorageMemory memory(records.size());
+      wrong = load_payloads(*directory_, *source_, records, memory, verify, {num_threads, span_nbytes},
+                            [&](uint64_t done, uint64_t total) { watch(gil, progress, done, total); });
+      if (wrong.empty()) storages = memory.take_storages();
+    }
+    py::list wrapped(storages.size());
+    for (size_t i = 0; i < storages.size(); ++i) wrapped[i] = owned(THPStorage_Wrap(std::move(storages[i])));
+    return py::make_tuple(wrapped, wrong);
+  }
+
+  std::vector<uint32_t> checksums(const std::vector<size_t>& records, const py::object& progress, size_t num_threads,
+                                  uint64_t span_nbytes) const {
+    ReleasedGil gil;
+    return payload_checksums(*directory_, *source_, records, {num_threads, span_nbytes},
+                             [&](uint64_t done, uint64_t total) { watch(gil, progress, done, total); });
+  }
+
+  uint64_t direct_nbytes() const { return source_->direct_nbytes(); }
+
+ private:
+  void check(size_t record) const {
+    if (record >= directory_->num_records()) throw py::index_error("no record " + std::to_string(record));
+  }
+
+  static void watch(ReleasedGil& gil, const py::object& progress, uint64_t done, uint64_t total) {
+    gil.with_gil([&] {
+      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+      if (!progress.is_none()) progress(done, total);
+    });
+  }
+
+  std::unique_ptr<PositionalSource> source_;
+  std::unique_ptr<Directory> directory_;
+};
+
+}  // namespace
+
+void bind_archive_reader(py::module_& module) {
+  static const auto corrupt_archive =
+      py::exception<CorruptArchive>(module, "CorruptArchive", PyExc_ValueError).release();
+  py::register_exception_translator([](std::exception_ptr error) {
+    try {
+      if (error) std::rethrow_exception(error);
+    } catch (const CorruptArchive& e) {
+      PyErr_SetObject(corrupt_archive.ptr(), text(e.what()).ptr());
+    } catch (const UnexpectedEnd& e) {
+      PyErr_SetObject(corrupt_archive.ptr(), text(e.what()).ptr());
+    }
+  });
+
+  py::class_<ArchiveReader>(module, "ArchiveReader")
+      .def(py::init([](int fd, const std::string& direct) {
+             return std::make_unique<ArchiveReader>(fd, direct_io_from(direct));
+           }),
+           py::arg("fd"), py::kw_only(), py::arg("direct") = "auto")
+      .def_property_readonly("archive_name", &ArchiveReader::archive_name)
+      .def("entries", &ArchiveReader::entries)
+      .def("payload_offset", &ArchiveReader::payload_offset, py::arg("record"))
+      .def("read_stored", &ArchiveReader::read_stored_bytes, py::arg("record"), py::arg("offset"), py::arg("nbytes"))
+      .def("read_into", &ArchiveReader::read_into, py::arg("record"), py::arg("offset"), py::arg("destination"))
+      .def("load_storages", &ArchiveReader::load_storages, py::arg("records"), py::kw_only(), py::arg("verify"),
+           py::arg("progress") = py::none(), py::arg("num_threads") = 0, py::arg("span_nbytes") = 0)
+      .def("checksums", &ArchiveReader::checksums, py::arg("records"), py::kw_only(), py::arg("progress") = py::none(),
+           py::arg("num_threads") = 0, py::arg("span_nbytes") = 0)
+      .def_property_readonly("direct_nbytes", &ArchiveReader::direct_nbytes);
+}
+
+}  // namespace sdio

@@ -1,0 +1,24 @@
+// Opens an archive: its directory, and single reads from single records.
+//
+// Any thread. Throws CorruptArchive, UnexpectedEnd and SystemError.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "archive/directory.h"
+#include "file/positional_source.h"
+
+namespace sdio {
+
+Directory read_directory(PositionalSource& source);
+
+// Reads the record's local header.
+uint64_t read_payload_offset(const Directory& directory, PositionalSource& source, size_t record);
+
+// Bytes [offset, offset + nbytes) of the record as it lies in the file, compressed or not. Throws std::out_of_range
+// where it has fewer.
+void read_stored(const Directory& directory, PositionalSource& source, size_t record, uint64_t offset, uint64_t nbytes,
+                 char* destination);
+
+}  // namespace sdio

@@ -1,0 +1,271 @@
+#include "pipeline/payload_reader.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <thread>
+
+#include "checksum/crc32.h"
+#include "pipeline/read_plan.h"
+#include "pipeline/slot_pool.h"
+#include "pipeline/worker_threads.h"
+
+namespace sdio {
+namespace {
+
+// A buffered read of this size is still in the cache when it is checksummed or copied.
+constexpr uint64_t kBlockNbytes = 1u << 20;
+// Below this, starting threads costs more than it saves.
+constexpr uint64_t kThreadsFromNbytes = 4u << 20;
+// What malloc gives, and vector loads of torch's kernels get by with.
+constexpr uintptr_t kPayloadAlignment = 16;
+// Unused pages between payloads are kept where giving them back would save less than this share: it splits huge pages.
+constexpr uint64_t kKeptGapShare = 64;
+
+size_t default_num_threads() { return std::clamp<size_t>(std::thread::hardware_concurrency(), 4, 8); }
+
+uint64_t plan_alignment(const PositionalSource& source) {
+  return std::max<uint64_t>(source.alignment(), static_cast<uint64_t>(sysconf(_SC_PAGESIZE)));
+}
+
+// What is known of a record so far, by whichever workers read parts of it.
+struct RecordState {
+  std::atomic<uint64_t> nbytes_left{0};  // of [begin, end)
+  std::atomic<uint32_t> sure_crc{0};     // of the payload's sure part, from its pieces in any order
+  std::unique_ptr<char[]> around_sure;   // of a record that crosses spans of slots: the rest of it
+  char* adopted = nullptr;               // where the payload stayed in its extent
+};
+
+class ParallelRead {
+ public:
+  ParallelRead(const Directory& directory, PositionalSource& source, const std::vector<size_t>& records,
+               PayloadMemory* memory, bool checksum, const ReadOptions& options)
+      : directory_(directory),
+        source_(source),
+        plan_(directory, records, memory != nullptr ? ReadPlan::Keep::kMemory : ReadPlan::Keep::kNothing,
+              plan_alignment(source), options.span_nbytes != 0 ? options.span_nbytes : kSlotNbytes),
+        memory_(memory),
+        checksum_(checksum),
+        num_threads_(
+            std::min(options.num_threads != 0 ? options.num_threads : default_num_threads(), plan_.spans.size())),
+        states_(std::make_unique<RecordState[]>(records.size())) {
+    for (size_t i = 0; i < plan_.records.size(); ++i) {
+      states_[i].nbytes_left = plan_.records[i].end - plan_.records[i].begin;
+    }
+    if (checksum_) crcs.resize(records.size());
+  }
+
+  void run(const ReadWatcher& watch) {
+    extents_.resize(plan_.extents.size());
+    const uint64_t alignment = plan_alignment(source_);
+    for (size_t i = 0; i < extents_.size(); ++i) {
+      const PlannedExtent& extent = plan_.extents[i];
+      if (!extent.mirrored) continue;
+      // Room for a direct read to the end of its last block.
+      const uint64_t nbytes = (extent.end - extent.begin + alignment - 1) / alignment * alignment;
+      extents_[i] = memory_->map_extent(extent.begin, nbytes);
+    }
+    const size_t num_threads = num_threads_ > 1 && plan_.nbytes >= kThreadsFromNbytes ? num_threads_ : 0;
+    WorkerThreads workers;
+    workers.run(num_threads, [&] { work(workers); }, [&] { watch(bytes_done_, plan_.nbytes); });
+    for (size_t i = 0; i < extents_.size(); ++i) {
+      if (extents_[i]) extents_[i]->allow_fork();
+    }
+    release_gaps();
+    watch(plan_.nbytes, plan_.nbytes);
+  }
+
+  std::vector<uint32_t> crcs;  // by request
+
+ private:
+  // A span in memory: of its extent, or of a slot.
+  struct Bytes {
+    const PlannedSpan& span;
+    char* memory;
+    const std::shared_ptr<ExtentMemory>& extent;  // null in a slot
+  };
+
+  void work(const WorkerThreads& workers) {
+    std::optional<SlotPool::Handle> slot;
+    for (size_t i = next_span_++; i < plan_.spans.size() && !workers.cancelled(); i = next_span_++) {
+      const PlannedSpan& span = plan_.spans[i];
+      const std::shared_ptr<ExtentMemory>& extent = extents_[span.extent];
+      if (!extent && !slot) slot.emplace(SlotPool::host().acquire());
+      read(Bytes{span, extent ? extent->at(span.begin) : slot->data(), extent}, workers);
+    }
+  }
+
+  void read(const Bytes& bytes, const WorkerThreads& workers) {
+    const PlannedSpan& span = bytes.span;
+    size_t record = span.first_record;
+    if (source_.prefers_direct(span.begin, span.end - span.begin)) {
+      source_.read_aligned(span.begin, bytes.memory, span.end - span.begin);
+      absorb(bytes, span.begin, span.end, record);
+      return;
+    }
+    for (uint64_t begin = span.begin; begin < span.end && !workers.cancelled(); begin += kBlockNbytes) {
+      const uint64_t end = std::min(span.end, begin + kBlockNbytes);
+      source_.read(begin, bytes.memory + (begin - span.begin), end - begin);
+      absorb(bytes, begin, end, record);
+    }
+  }
+
+  // [begin, end) of the span has been read; `record` is the first that reaches into it, and becomes that of the next
+  // call.
+  void absorb(const Bytes& bytes, uint64_t begin, uint64_t end, size_t& record) {
+    for (size_t i = record; i < plan_.records.size() && plan_.records[i].begin < end; ++i) {
+      const PlannedRecord& planned = plan_.records[i];
+      if (planned.end <= end) record = i + 1;
+      const uint64_t from = std::max(begin, planned.begin);
+      const uint64_t to = std::min(end, planned.end);
+      if (checksum_) add_sure(bytes, i, std::max(from, planned.sure_begin), std::min(to, planned.sure_end));
+      if (planned.crosses) {
+        keep(bytes, i, from, std::min(to, planned.sure_begin));
+        keep(bytes, i, std::max(from, planned.sure_end), to);
+      }
+      if (states_[i].nbytes_left.fetch_sub(to - from, std::memory_order_acq_rel) == to - from) finish(bytes, i);
+    }
+    bytes_done_ += end - begin;
+  }
+
+  void add_sure(const Bytes& bytes, size_t i, uint64_t begin, uint64_t end) {
+    if (begin >= end) return;
+    const uint32_t crc = crc32(0, bytes.memory + (begin - bytes.span.begin), end - begin);
+    states_[i].sure_crc.fetch_xor(crc32_shift(crc, plan_.records[i].sure_end - end), std::memory_order_relaxed);
+  }
+
+  // Copies [begin, end) of a crossing record out of the slot.
+  void keep(const Bytes& bytes, size_t i, uint64_t begin, uint64_t end) {
+    if (begin >= end) return;
+    const PlannedRecord& planned = plan_.records[i];
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (!states_[i].around_sure) {
+        states_[i].around_sure.reset(new char[planned.sure_begin - planned.begin + planned.end - planned.sure_end]);
+      }
+    }
+    std::memcpy(kept(i, begin), bytes.memory + (begin - bytes.span.begin), end - begin);
+  }
+
+  char* kept(size_t i, uint64_t file_offset) const {
+    const PlannedRecord& planned = plan_.records[i];
+    char* const memory = states_[i].around_sure.get();
+    return file_offset <= planned.sure_begin
+               ? memory + (file_offset - planned.begin)
+               : memory + (planned.sure_begin - planned.begin) + (file_offset - planned.sure_end);
+  }
+
+  // All of the record has been read.
+  void finish(const Bytes& bytes, size_t i) {
+    const PlannedRecord& planned = plan_.records[i];
+    RecordState& state = states_[i];
+    const auto at = [&](uint64_t file_offset) {
+      if (bytes.extent) return bytes.extent->at(file_offset);
+      return planned.crosses ? kept(i, file_offset) : bytes.memory + (file_offset - bytes.span.begin);
+    };
+    const uint64_t begin = directory_.payload_offset(planned.record, at(planned.begin));
+    const uint64_t end = begin + planned.nbytes;
+    char* const payload = at(begin);
+    if (planned.sure_begin < planned.sure_end) {
+      if (checksum_) {
+        const uint32_t head = crc32(0, payload, planned.sure_begin - begin);
+        const uint32_t tail = crc32(0, at(planned.sure_end), end - planned.sure_end);
+        crcs[planned.request] =
+            crc32_shift(head, end - planned.sure_begin) ^ crc32_shift(state.sure_crc, end - planned.sure_end) ^ tail;
+      }
+      if (memory_ != nullptr) adopt_or_copy(bytes, i, payload);
+    } else if (memory_ == nullptr) {
+      crcs[planned.request] = crc32(0, payload, planned.nbytes);
+    } else if (!checksum_) {
+      adopt_or_copy(bytes, i, payload);
+    } else if (planned.nbytes < kMinPayloadInExtentNbytes) {
+      char* const destination = memory_->allocate(planned.request, planned.nbytes);
+      crcs[planned.request] = planned.nbytes != 0 ? crc32_copy(0, destination, payload, planned.nbytes) : 0;
+    } else {
+      crcs[planned.request] = crc32(0, payload, planned.nbytes);
+      adopt_or_copy(bytes, i, payload);
+    }
+    state.around_sure.reset();
+  }
+
+  void adopt_or_copy(const Bytes& bytes, size_t i, char* payload) {
+    const PlannedRecord& planned = plan_.records[i];
+    if (planned.nbytes < kMinPayloadInExtentNbytes || !bytes.extent) {
+      char* const destination = memory_->allocate(planned.request, planned.nbytes);
+      if (planned.nbytes != 0) std::memcpy(destination, payload, planned.nbytes);
+      return;
+    }
+    // Writers other than torch do not align. The local header before the payload leaves room to.
+    const uintptr_t misalignment = reinterpret_cast<uintptr_t>(payload) % kPayloadAlignment;
+    if (misalignment != 0) std::memmove(payload - misalignment, payload, planned.nbytes);
+    states_[i].adopted = payload - misalignment;
+    memory_->adopt(planned.request, states_[i].adopted, planned.nbytes, bytes.extent);
+  }
+
+  // What lies between the payloads that stayed in an extent goes back to the system where it is worth it.
+  void release_gaps() {
+    size_t i = 0;
+    for (size_t extent = 0; extent < extents_.size(); ++extent) {
+      const uint64_t end_offset = plan_.extents[extent].end;
+      if (!extents_[extent]) {
+        while (i < plan_.records.size() && plan_.records[i].end <= end_offset) ++i;
+        continue;
+      }
+      char* gap = extents_[extent]->at(plan_.extents[extent].begin);
+      for (; i < plan_.records.size() && plan_.records[i].end <= end_offset; ++i) {
+        if (states_[i].adopted == nullptr) continue;
+        release_gap(gap, states_[i].adopted, plan_.records[i].nbytes);
+        gap = states_[i].adopted + plan_.records[i].nbytes;
+      }
+      ExtentMemory::release(gap, static_cast<uint64_t>(extents_[extent]->at(end_offset) - gap));
+    }
+  }
+
+  static void release_gap(char* begin, char* end, uint64_t payload_nbytes) {
+    const auto nbytes = static_cast<uint64_t>(end - begin);
+    if (nbytes >= payload_nbytes / kKeptGapShare) ExtentMemory::release(begin, nbytes);
+  }
+
+  const Directory& directory_;
+  PositionalSource& source_;
+  const ReadPlan plan_;
+  PayloadMemory* const memory_;  // null: only checksums are wanted
+  const bool checksum_;
+  const size_t num_threads_;
+  const std::unique_ptr<RecordState[]> states_;  // of plan_.records
+  std::vector<std::shared_ptr<ExtentMemory>> extents_;
+  std::atomic<size_t> next_span_{0};
+  std::atomic<uint64_t> bytes_done_{0};
+  std::mutex mutex_;
+};
+
+}  // namespace
+
+std::vector<size_t> load_payloads(const Directory& directory, PositionalSource& source,
+                                  const std::vector<size_t>& records, PayloadMemory& memory, bool verify,
+                                  const ReadOptions& options, const ReadWatcher& watch) {
+  ParallelRead read(directory, source, records, &memory, verify, options);
+  read.run(watch);
+  std::vector<size_t> wrong;
+  for (size_t i = 0; i < records.size() && verify; ++i) {
+    const uint32_t recorded = directory[records[i]].crc32;
+    if (recorded != 0 && recorded != read.crcs[i]) wrong.push_back(records[i]);
+  }
+  std::sort(wrong.begin(), wrong.end());
+  return wrong;
+}
+
+std::vector<uint32_t> payload_checksums(const Directory& directory, PositionalSource& source,
+                                        const std::vector<size_t>& records, const ReadOptions& options,
+                                        const ReadWatcher& watch) {
+  ParallelRead read(directory, source, records, nullptr, true, options);
+  read.run(watch);
+  return std::move(read.crcs);
+}
+
+}  // namespace sdio

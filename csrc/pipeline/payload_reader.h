@@ -1,0 +1,39 @@
+// Reads the payloads of many records at once, in parallel: into memory that outlives the read, or through slots to
+// checksum them.
+//
+// Each call takes one thread's time until all is read; one source serves several calls at once. Throws CorruptArchive,
+// UnexpectedEnd, SystemError, std::bad_alloc, std::invalid_argument for records that are compressed or asked for
+// twice, and what `watch` or the memory throws.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "archive/directory.h"
+#include "file/positional_source.h"
+#include "pipeline/payload_memory.h"
+
+namespace sdio {
+
+struct ReadOptions {
+  size_t num_threads = 0;    // 0: chosen from the machine
+  uint64_t span_nbytes = 0;  // 0: kSlotNbytes; a power of two, at least a page, at most kSlotNbytes
+};
+
+// As Watcher, with the bytes to be read in all, headers included.
+using ReadWatcher = std::function<void(uint64_t bytes_done, uint64_t bytes_total)>;
+
+// Puts the payload of records[i] into `memory` as request i. Under `verify` returns the records whose CRC-32 is not the
+// recorded one (0 is not recorded), in ascending order.
+std::vector<size_t> load_payloads(const Directory& directory, PositionalSource& source,
+                                  const std::vector<size_t>& records, PayloadMemory& memory, bool verify,
+                                  const ReadOptions& options, const ReadWatcher& watch);
+
+// The CRC-32 of each payload, in memory that does not grow with them.
+std::vector<uint32_t> payload_checksums(const Directory& directory, PositionalSource& source,
+                                        const std::vector<size_t>& records, const ReadOptions& options,
+                                        const ReadWatcher& watch);
+
+}  // namespace sdio

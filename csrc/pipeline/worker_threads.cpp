@@ -1,0 +1,71 @@
+#include "pipeline/worker_threads.h"
+
+#include <pthread.h>
+#include <signal.h>
+
+#include <chrono>
+#include <thread>
+#include <vector>
+
+namespace sdio {
+namespace {
+
+constexpr auto kWatchInterval = std::chrono::milliseconds(50);
+
+// Signals stay with the threads that the interpreter knows.
+class AllSignalsBlocked {
+ public:
+  AllSignalsBlocked() {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &previous_);
+  }
+  ~AllSignalsBlocked() { pthread_sigmask(SIG_SETMASK, &previous_, nullptr); }
+
+ private:
+  sigset_t previous_;
+};
+
+}  // namespace
+
+void WorkerThreads::run(size_t num_threads, const std::function<void()>& work, const std::function<void()>& watch) {
+  std::vector<std::thread> threads;
+  try {
+    threads.reserve(num_threads);
+    const AllSignalsBlocked in_workers;
+    for (size_t i = 0; i < num_threads; ++i) {
+      threads.emplace_back([&] {
+        guarded(work);
+        std::lock_guard<std::mutex> lock(mutex_);
+        ++num_finished_;
+        finished_.notify_one();
+      });
+    }
+  } catch (const std::exception&) {  // no more threads to be had: those that started do all the work
+  }
+  if (threads.empty()) guarded(work);
+  std::unique_lock<std::mutex> lock(mutex_);
+  while (!finished_.wait_for(lock, kWatchInterval, [&] { return num_finished_ == threads.size(); })) {
+    lock.unlock();
+    if (!cancelled()) guarded(watch);
+    lock.lock();
+  }
+  lock.unlock();
+  for (std::thread& thread : threads) thread.join();
+  if (error_) std::rethrow_exception(error_);
+}
+
+void WorkerThreads::guarded(const std::function<void()>& function) {
+  try {
+    function();
+  } catch (...) {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (!error_) error_ = std::current_exception();  // those after it are its echoes
+    }
+    cancelled_ = true;
+    on_cancel_();
+  }
+}
+
+}  // namespace sdio

@@ -1,0 +1,128 @@
+"""Opening an archive for reading, and its records by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from . import backends
+from .backends.protocol import ArchiveReader, RecordEntry
+from .errors import CorruptCheckpointError, StateDictIOError, corrupt
+from .outline import tensors_by_record
+
+DATA_PKL = "data.pkl"
+_ZIP_START = b"PK\x03\x04"
+# A pickle of the number with which torch's format before 1.6 begins.
+_LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
+_NAMES_SHOWN = 8
+
+
+class Records:
+    """The records of an archive by name.
+
+    Owns nothing: the archive's descriptor must stay open. Used by one thread at a time.
+    """
+
+    def __init__(self, archive: ArchiveReader, path: str) -> None:
+        self.archive = archive
+        self.path = path
+        self.entries = archive.records
+        self._indices = {entry.name: index for index, entry in enumerate(self.entries)}
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._indices
+
+    def names(self) -> list[str]:
+        return list(self._indices)
+
+    def index(self, name: str) -> int:
+        found = self._indices.get(name)
+        if found is None:
+            raise corrupt(self.path, f"it has no record {name!r}, which its data.pkl asks for")
+        return found
+
+    def entry(self, name: str) -> RecordEntry:
+        return self.entries[self.index(name)]
+
+    def read(self, name: str) -> bytes:
+        if name == DATA_PKL and name not in self:
+            raise corrupt(self.path, "it has no record 'data.pkl': torch.save did not write this archive")
+        return self.archive.read(self.index(name))
+
+    def payload_offset(self, name: str) -> int:
+        return self.archive.payload_offset(self.index(name))
+
+    def header_offset(self, name: str) -> int:
+        return self.entry(name).header_offset
+
+    def storages(self) -> list[int]:
+        """The records ``data/...``, in the order in which the unpickler will ask for them: that of the keys in all
+        files of torch, whatever order another writer gave them."""
+        found = [(entry.name, index) for index, entry in enumerate(self.entries) if is_storage(entry)]
+        return [index for _, index in sorted(found, key=lambda pair: _key_order(pair[0]))]
+
+    def explained(self, error: CorruptCheckpointError) -> CorruptCheckpointError:
+        """``error`` with the names of the tensors that live in its records."""
+        if not error.records:
+            return error
+        described = "; ".join(self.describe(error.records))
+        return corrupt(self.path, f"checksums do not match: {described}", error.records)
+
+    def describe(self, names: tuple[str, ...] | list[str]) -> list[str]:
+        """A line a record: its name and its tensors."""
+        try:
+            tensors = tensors_by_record(self.read(DATA_PKL))
+        except (StateDictIOError, OSError):
+            tensors = {}
+        lines = []
+        for name in names:
+            living = tensors.get(name, [])
+            shown = ", ".join(tensor or "the object itself" for tensor in living[:_NAMES_SHOWN])
+            more = f" and {len(living) - _NAMES_SHOWN} more" if len(living) > _NAMES_SHOWN else ""
+            lines.append(f"record {name}" + (f" (tensors: {shown}{more})" if living else ""))
+        return lines
+
+
+def is_storage(entry: RecordEntry) -> bool:
+    return entry.name.startswith("data/") and not entry.name.endswith("/")
+
+
+def _key_order(name: str) -> tuple[int, int | str]:
+    key = name[len("data/") :]
+    return (0, int(key)) if key.isdecimal() and len(key) < 20 else (1, key)
+
+
+@contextmanager
+def opened(path: Any, backend: str = "auto") -> Iterator[Records]:
+    """The records of the file at ``path``, which is open inside the block.
+
+    Raises:
+        OSError: the file cannot be opened or read.
+        CorruptCheckpointError: it is no sound archive.
+        StateDictIOError: it is in a format that has no records.
+    """
+    chosen = backends.for_reading(backend)
+    given = os.fsdecode(path)
+    fd = os.open(given, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        start = os.pread(fd, len(_LEGACY_START), 0)
+        if start.startswith(_LEGACY_START):
+            raise StateDictIOError(
+                f"{given}: is in torch's legacy format, which has no records and no checksums; "
+                "load it with statedict_io.load or torch.load, and save it again"
+            )
+        if not start.startswith(_ZIP_START):
+            raise corrupt(given, "does not begin like a file of torch.save (a zip archive)")
+        yield Records(chosen.open_archive(fd, given), given)
+    except OSError as e:
+        if e.errno is not None and e.filename is None:
+            e.filename = given
+        raise
+    finally:
+        os.close(fd)
+
+
+def is_legacy(start: bytes) -> bool:
+    return start.startswith(_LEGACY_START)

@@ -1,0 +1,127 @@
+"""Reading through the extension: see :class:`~statedict_io.backends.protocol.ArchiveReader`.
+
+The extension reads stored records and says what is wrong with a structure; paths, and the rare compressed record, are
+added here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
+
+import torch
+
+from ..errors import corrupt
+from ..progress import ProgressCallback
+from .inflate import Damage, inflated
+from .protocol import RecordEntry
+
+
+class NativeReader:
+    def __init__(self, extension: ModuleType, fd: int, path: str, direct: str = "auto") -> None:
+        self._extension = extension
+        self._path = path
+        with self._naming_errors():
+            self._reader = extension.ArchiveReader(fd, direct=direct)
+        self.archive_name: str = self._reader.archive_name
+        self.records: Sequence[RecordEntry] = [RecordEntry(*entry) for entry in self._reader.entries()]
+
+    def payload_offset(self, record: int) -> int:
+        with self._naming_errors():
+            return self._reader.payload_offset(record)
+
+    def read(self, record: int) -> bytes:
+        entry = self.records[record]
+        with self._naming_errors():
+            if entry.compressed:
+                return b"".join(self._inflated(record))
+            return self._reader.read_stored(record, 0, entry.nbytes)
+
+    def read_range(self, record: int, offset: int, destination: memoryview) -> None:
+        entry = self.records[record]
+        if entry.compressed or offset < 0 or offset + destination.nbytes > entry.nbytes:
+            raise ValueError(f"no range of {entry.name}: bytes {offset} to {offset + destination.nbytes}")
+        with self._naming_errors():
+            self._reader.read_into(record, offset, destination)
+
+    def load_storages(
+        self, records: Sequence[int], *, verify: bool, progress: ProgressCallback | None
+    ) -> list[torch.UntypedStorage]:
+        stored, compressed = self._split(records)
+        report = _Report(progress, sum(self.records[record].nbytes for record in compressed))
+        with self._naming_errors():
+            storages, wrong = self._reader.load_storages(stored, verify=verify, progress=report.of_stored)
+            loaded = dict(zip(stored, storages, strict=False))  # no storages where a checksum is wrong
+            for record in compressed:
+                loaded[record], crc = self._load_compressed(record)
+                if verify and self.records[record].crc32 not in (0, crc):
+                    wrong.append(record)
+                report.add(self.records[record].nbytes)
+        if wrong:
+            names = [self.records[record].name for record in sorted(wrong)]
+            raise corrupt(self._path, f"checksums do not match in {', '.join(names)}", names)
+        return [loaded[record] for record in records]
+
+    def checksums(self, records: Sequence[int], *, progress: ProgressCallback | None) -> list[int]:
+        stored, compressed = self._split(records)
+        report = _Report(progress, sum(self.records[record].nbytes for record in compressed))
+        with self._naming_errors():
+            crcs = dict(zip(stored, self._reader.checksums(stored, progress=report.of_stored), strict=True))
+            for record in compressed:
+                crcs[record] = 0
+                for piece in self._inflated(record):
+                    crcs[record] = self._extension.crc32(piece, crcs[record])
+                report.add(self.records[record].nbytes)
+        return [crcs[record] for record in records]
+
+    def _split(self, records: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Each once: stored ones, compressed ones."""
+        unique = dict.fromkeys(records)
+        compressed = [record for record in unique if self.records[record].compressed]
+        return [record for record in unique if not self.records[record].compressed], compressed
+
+    def _load_compressed(self, record: int) -> tuple[torch.UntypedStorage, int]:
+        nbytes = self.records[record].nbytes
+        # A slice cannot be resized, like the storages of torch.load and of the extension.
+        storage = torch.UntypedStorage(nbytes, device="cpu")[0:nbytes]
+        done = crc = 0
+        for piece in self._inflated(record):
+            ctypes.memmove(storage.data_ptr() + done, piece, len(piece))
+            crc = self._extension.crc32(piece, crc)
+            done += len(piece)
+        return storage, crc
+
+    def _inflated(self, record: int) -> Iterator[bytes]:
+        return inflated(lambda offset, nbytes: self._reader.read_stored(record, offset, nbytes), self.records[record])
+
+    @contextmanager
+    def _naming_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (self._extension.CorruptArchive, Damage) as e:
+            raise corrupt(self._path, str(e)) from None
+        except OSError as e:
+            if e.errno is not None and e.filename is None:
+                e.filename = self._path
+            raise
+
+
+class _Report:
+    """Progress over stored and then compressed records."""
+
+    def __init__(self, progress: ProgressCallback | None, compressed_nbytes: int) -> None:
+        self._progress = progress
+        self._left = compressed_nbytes
+        self._total = compressed_nbytes
+
+    def of_stored(self, bytes_done: int, bytes_total: int) -> None:
+        self._total = bytes_total + self._left
+        if self._progress is not None:
+            self._progress(bytes_done, self._total)
+
+    def add(self, nbytes: int) -> None:
+        self._left -= nbytes
+        if self._progress is not None:
+            self._progress(self._total - self._left, self._total)

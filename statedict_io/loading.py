@@ -1,0 +1,310 @@
+"""``load``: what ``torch.load`` returns, read in parallel."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import os
+import threading
+from typing import Any
+
+import torch
+import torch.serialization
+
+from . import backends
+from . import progress as progress_module
+from .archives import DATA_PKL, Records, is_legacy, is_storage
+from .backends.fallback_reader import FallbackReader
+from .backends.protocol import Backend
+from .errors import CorruptArchiveError, CorruptCheckpointError, corrupt
+from .progress import Progress, ProgressCallback
+from .readahead import ReadAhead
+from .unpickling import ZipReader, can_rebind, torch_load
+from .verification import check
+
+
+def load(
+    f: Any,
+    map_location: Any = None,
+    *,
+    weights_only: bool | None = True,
+    mmap: bool | None = None,
+    verify: bool = False,
+    backend: str = "auto",
+    progress: Progress = None,
+    pickle_module: Any = None,
+    **pickle_load_args: Any,
+) -> Any:
+    """Loads what :func:`torch.load` would, from the same files, faster.
+
+    Storages are read in parallel, straight into their final memory; the unpickler is torch's own. File objects, the
+    legacy format, TorchScript archives, ``.safetensors`` files, ``mmap`` and fake tensors are left to ``torch.load``
+    altogether.
+
+    Args:
+        f: a path, or an object with ``read``, ``readline``, ``tell`` and ``seek``.
+        map_location: None, a string, a :class:`torch.device`, a dict or a callable. ``"meta"`` reads no data.
+        weights_only: unpickle with torch's restricted unpickler: the security boundary. Load with ``False`` only what
+            you trust.
+        mmap: map the file instead of reading it.
+        verify: check the CRC-32 of every record, those that are not asked for too. Records without one (saved with CRCs
+            off) pass.
+        backend: ``"auto"``, ``"native"`` or ``"torch"``: what reads the file.
+        progress: ``True`` for a bar on stderr, or a callable taking (bytes_done, bytes_total).
+        pickle_module, pickle_load_args: as for ``torch.load``.
+
+    Raises:
+        CorruptCheckpointError: the file is no sound archive, or a checksum does not match; names the record and the
+            tensors in it. It is a :class:`RuntimeError` too, which ``torch.load`` raises.
+        ValueError: ``verify=True`` for a file without checksums.
+        OSError: what the system reported.
+        Exception: otherwise what ``torch.load`` raises for the same arguments.
+    """
+    progress_module.check(progress)
+    chosen = backends.for_reading(backend)
+    if verify:
+        _check_has_checksums(f)
+    quick = can_rebind() and _agrees()
+    with progress_module.reporting(progress, "load") as callback:
+        archive = _Archive(f, map_location, mmap, verify, chosen, callback, hand_over=not quick)
+        options: dict[str, Any] = {"weights_only": weights_only, "mmap": mmap, **pickle_load_args}
+        try:
+            if not quick:
+                archive.verify_alone()
+                return torch.load(f, map_location, pickle_module, **options)
+            return torch_load(archive.open, archive.finish)(f, map_location, pickle_module, **options)
+        except CorruptCheckpointError as e:
+            raise _as_torch_error(e) from None
+
+
+class _Archive:
+    """The archive of one call."""
+
+    def __init__(
+        self,
+        f: Any,
+        map_location: Any,
+        mmap: bool | None,
+        verify: bool,
+        backend: Backend,
+        progress: ProgressCallback | None,
+        *,
+        hand_over: bool,
+    ) -> None:
+        self._f = f
+        self._map_location = map_location
+        self._mmap = mmap
+        self._verify = verify
+        self._backend = backend
+        self._progress = progress
+        self._hand_over = hand_over
+        self._feed: ReadAhead | None = None
+        self._records: Records | None = None
+
+    def open(self, file: Any) -> contextlib.AbstractContextManager[Any]:
+        """Called by torch's code with the opened file, once it has seen that it begins like an archive."""
+        records = self._open_records(file)
+        if records is None or self._is_for_torch(records):
+            if self._verify and records is not None:
+                check(records, range(len(records.entries)), self._progress)
+            return torch.serialization._open_zipfile_reader(file)
+        _check_made_by_torch(records)
+        self._records = records
+        if self._verify:
+            check(records, [index for index, entry in enumerate(records.entries) if not is_storage(entry)])
+        if torch.serialization._is_meta_location(self._map_location) if _HAS_META else _is_meta(self._map_location):
+            return contextlib.nullcontext(ZipReader(records, _MetaFeed(), assume_native_byteorder=True))
+        self._feed = ReadAhead(
+            records,
+            stay=_stays_on_cpu(self._map_location, records),
+            verify=self._verify,
+            progress=self._progress,
+        )
+        return contextlib.nullcontext(ZipReader(records, self._feed))
+
+    def finish(self) -> None:
+        """What was not read has to be sound too."""
+        if self._verify and self._records is not None:
+            unread = self._records.storages() if self._feed is None else self._feed.unread()
+            check(self._records, unread)
+
+    def verify_alone(self) -> None:
+        """For a torch whose code cannot be used in part."""
+        if not self._verify:
+            return
+        opener = torch.serialization._open_file_like(self._f, "rb")
+        with opener as file:
+            start = file.tell()
+            records = self._open_records(file)
+            if records is not None:
+                check(records, range(len(records.entries)), self._progress)
+            file.seek(start)
+
+    def _open_records(self, file: Any) -> Records | None:
+        """None where nobody needs them."""
+        if isinstance(self._f, (str, os.PathLike)):
+            path = os.fsdecode(self._f)
+            return Records(self._backend.open_archive(file.fileno(), path), path)
+        if not self._verify:
+            return None
+        source = _ObjectSource(file)
+        try:
+            return Records(FallbackReader(source, source.name), source.name)
+        finally:
+            file.seek(source.start)
+
+    def _is_for_torch(self, records: Records) -> bool:
+        from torch.utils.serialization import config
+
+        mmap = getattr(getattr(config, "load", None), "mmap", False) if self._mmap is None else self._mmap
+        return (
+            self._hand_over
+            or bool(mmap)
+            or not isinstance(self._f, (str, os.PathLike))
+            or "constants.pkl" in records  # TorchScript
+            or torch._guards.detect_fake_mode(None) is not None
+            or torch.serialization._serialization_tls.skip_data
+        )
+
+
+class _MetaFeed:
+    """For a torch that reads before it finds out that nobody wants the data."""
+
+    def take(self, name: str, nbytes: int) -> torch.UntypedStorage:
+        del name
+        return torch.UntypedStorage(nbytes, device="meta")
+
+
+class _ObjectSource:
+    """The archive in a file object, from where it stands on."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._lock = threading.Lock()
+        self.name = str(getattr(file, "name", "the file object"))
+        self.start = file.tell()
+        file.seek(0, io.SEEK_END)
+        self.nbytes = file.tell() - self.start
+        file.seek(self.start)
+
+    def read_into(self, destination: memoryview, offset: int) -> None:
+        with self._lock:
+            before = self._file.tell()
+            self._file.seek(self.start + offset)
+            while destination:
+                data = self._file.read(len(destination))
+                if not data:
+                    raise EOFError
+                destination[: len(data)] = data
+                destination = destination[len(data) :]
+            self._file.seek(before)
+
+
+def _check_has_checksums(f: Any) -> None:
+    if isinstance(f, (str, os.PathLike)) and os.fsdecode(f).endswith(".safetensors"):
+        raise ValueError(f"verify=True: {f} is a safetensors file, which has no checksums; load it with verify=False")
+    try:
+        with torch.serialization._open_file_like(f, "rb") as file:
+            start = file.tell()
+            legacy = is_legacy(file.read(16))
+            file.seek(start)
+    except (OSError, AttributeError, TypeError, ValueError):
+        return  # torch.load will say it
+    if legacy:
+        raise ValueError(
+            f"verify=True: {f} is in torch's legacy format, which has no checksums; load it with verify=False, and save "
+            "it again to have them"
+        )
+
+
+def _check_made_by_torch(records: Records) -> None:
+    """What ``torch._C.PyTorchFileReader`` asks of every archive."""
+    if not records.archive.archive_name:
+        raise corrupt(records.path, "its records are not in a folder, torch.save did not write this archive")
+    if "version" not in records and ".data/version" not in records:
+        raise corrupt(records.path, "it has no record 'version', torch.save did not write this archive")
+
+
+_HAS_META = hasattr(torch.serialization, "_is_meta_location")
+
+
+def _is_meta(map_location: Any) -> bool:
+    return isinstance(map_location, (str, torch.device)) and torch.device(map_location).type == "meta"
+
+
+def _stays_on_cpu(map_location: Any, records: Records) -> bool:
+    """Whether storages will stay in host memory; a wrong guess costs memory or speed, nothing else."""
+    if isinstance(map_location, (str, torch.device)):
+        return str(map_location) == "cpu"
+    if not torch.accelerator.is_available():
+        return True
+    if map_location is not None and not isinstance(map_location, dict):
+        return False
+    data_pkl = records.read(DATA_PKL) if DATA_PKL in records else b""
+    device_types = ("cuda", "xpu", "mps", "hpu", "mtia", torch._C._get_privateuse1_backend_name())
+    targets = [] if map_location is None else list(map_location.values())
+    return all(str(target) == "cpu" for target in targets) and not any(
+        device_type.encode() in data_pkl for device_type in device_types
+    )
+
+
+def _as_torch_error(error: CorruptCheckpointError) -> CorruptArchiveError:
+    described = CorruptArchiveError(*error.args)
+    described.records = error.records
+    return described
+
+
+@functools.cache
+def _agrees() -> bool:
+    """The proof that the installed torch's loading works with our reader: the same small object both ways."""
+    result: list[bool] = []
+    thread = threading.Thread(target=lambda: result.append(_loads_alike()))  # no mode of the caller's applies there
+    try:
+        thread.start()
+    except RuntimeError:  # the interpreter is exiting
+        return _loads_alike()
+    thread.join()
+    return result[0]
+
+
+def _loads_alike() -> bool:
+    base = torch.arange(1.0, 9.0, device="cpu")
+    sample = {
+        "a": base,
+        "tail": base[4:],
+        "p": torch.nn.Parameter(torch.ones(3, device="cpu")),
+        "none": torch.empty(0, device="cpu"),
+        "n": [1, "two"],
+    }
+    try:
+        file = io.BytesIO()
+        torch.save(sample, file)
+        for options in ({"weights_only": True}, {"weights_only": False}, {"map_location": lambda s, _: s}):
+
+            def open_reader(_: Any) -> Any:
+                records = Records(FallbackReader(_ObjectSource(io.BytesIO(file.getvalue())), "sample"), "sample")
+                feed = ReadAhead(records, stay=True, verify=True, progress=None)
+                return contextlib.nullcontext(ZipReader(records, feed))
+
+            file.seek(0)
+            expected = torch.load(file, **options)
+            file.seek(0)
+            found = torch_load(open_reader)(file, **options)
+            if not _alike(expected, found):
+                return False
+        return True
+    except Exception:  # whatever a future torch changed, its own load knows
+        return False
+
+
+def _alike(expected: dict[str, Any], found: dict[str, Any]) -> bool:
+    tensors = [name for name, value in expected.items() if isinstance(value, torch.Tensor)]
+    return (
+        list(expected) == list(found)
+        and expected["n"] == found["n"]
+        and all(type(found[name]) is type(expected[name]) for name in tensors)
+        and all(torch.equal(found[name], expected[name]) for name in tensors)
+        and found["a"].untyped_storage().data_ptr() == found["tail"].untyped_storage().data_ptr()
+        and not found["a"].untyped_storage().resizable()
+    )

@@ -1,0 +1,101 @@
+"""Storages for the unpickler, read in parallel ahead of it."""
+
+from __future__ import annotations
+
+import torch
+
+from .archives import Records
+from .errors import CorruptCheckpointError, corrupt
+from .progress import ProgressCallback
+from .verification import with_crc
+
+#: read at once where the storages will not stay: host memory is then needed for no more than this
+WINDOW_NBYTES = 64 << 20
+# Compressed records may be a thousand times as large as what the file has of them: no more of them ahead than this.
+_INFLATED_NBYTES = 64 << 20
+
+
+class ReadAhead:
+    """Hands out the storages of an archive, each to be taken once, in the expected order if possible.
+
+    Args:
+        records: of an archive that stays open.
+        stay: the storages stay in host memory: all are read at once. Else a window is, whenever the next is asked for.
+        verify: check CRCs while reading.
+        progress: over all storages.
+    """
+
+    def __init__(self, records: Records, *, stay: bool, verify: bool, progress: ProgressCallback | None) -> None:
+        self._records = records
+        self._window_nbytes: int | None = None if stay else WINDOW_NBYTES
+        self._with_crc = with_crc(records.entries) if verify else set()
+        self._progress = progress
+        self._order = records.storages()
+        self._position = {index: position for position, index in enumerate(self._order)}
+        self._ready: dict[int, torch.UntypedStorage] = {}
+        self._read: set[int] = set()
+        self._nbytes_done = 0
+        self._nbytes_total = sum(records.entries[index].nbytes for index in self._order)
+
+    def take(self, name: str, nbytes: int) -> torch.UntypedStorage:
+        """See :class:`~statedict_io.unpickling.StorageFeed`."""
+        index = self._records.index(name)
+        found = self._records.entries[index].nbytes
+        if nbytes != found:
+            raise corrupt(self._records.path, f"record {name!r} has {found} bytes, data.pkl says {nbytes}")
+        storage = self._ready.pop(index, None)
+        if storage is None:
+            self._fill(index)
+            storage = self._ready.pop(index)
+        return storage
+
+    def unread(self) -> list[int]:
+        """The records that nobody asked for."""
+        return [index for index in self._order if index not in self._read]
+
+    def _fill(self, index: int) -> None:
+        if self._ready:
+            # Not the expected order: what was read for nothing must not pile up.
+            self._ready.clear()
+            self._window_nbytes = 0
+        window = self._window(index)
+        entries = self._records.entries
+        checked = [i for i in window if entries[i].name in self._with_crc]
+        unchecked = [i for i in window if entries[i].name not in self._with_crc]
+        for part, verify in ((checked, True), (unchecked, False)):
+            if not part:
+                continue
+            try:
+                storages = self._records.archive.load_storages(part, verify=verify, progress=self._reporter())
+            except CorruptCheckpointError as e:
+                raise self._records.explained(e) from None
+            self._ready.update(zip(part, storages, strict=True))
+            self._read.update(part)
+            self._nbytes_done += sum(entries[i].nbytes for i in part)
+
+    def _window(self, index: int) -> list[int]:
+        window = [index]
+        if index not in self._position or index in self._read:
+            return window
+        entries = self._records.entries
+        nbytes = entries[index].nbytes
+        inflated = 0
+        for following in self._order[self._position[index] + 1 :]:
+            entry = entries[following]
+            nbytes += entry.nbytes
+            if self._window_nbytes is not None and nbytes > self._window_nbytes:
+                break
+            if following in self._read:
+                continue
+            if entry.compressed:
+                inflated += entry.nbytes
+                if inflated > _INFLATED_NBYTES:
+                    break
+            window.append(following)
+        return window
+
+    def _reporter(self) -> ProgressCallback | None:
+        if self._progress is None:
+            return None
+        progress, before, total = self._progress, self._nbytes_done, self._nbytes_total
+        return lambda done, _: progress(min(before + done, total), total)

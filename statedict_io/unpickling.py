@@ -1,0 +1,212 @@
+"""``data.pkl`` and storages as an object again: the installed ``torch.load``, with another reader behind it.
+
+Nothing here unpickles. :func:`torch_load` runs the code of ``torch.serialization.load`` itself, with the names that
+open and unpickle an archive bound to ours for this one call: no module is patched, so other threads and other callers
+of torch are not concerned. The unpickler is torch's (its restricted one with ``weights_only``); what is ours is where
+its storages come from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import types
+import warnings
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+import torch.serialization
+
+
+class StorageFeed(Protocol):
+    """Where the storages come from; names are those of records, such as ``data/0``."""
+
+    def take(self, name: str, nbytes: int) -> torch.UntypedStorage:
+        """The storage of a record, which must have ``nbytes``.
+
+        Raises:
+            CorruptCheckpointError: there is no such record, or it has another size.
+        """
+
+
+class SmallRecords(Protocol):
+    """An archive as far as ``torch.serialization._load`` looks into it, the storages apart."""
+
+    def names(self) -> list[str]: ...
+
+    def __contains__(self, name: object) -> bool: ...
+
+    def read(self, name: str) -> bytes: ...
+
+    def payload_offset(self, name: str) -> int: ...
+
+    def header_offset(self, name: str) -> int: ...
+
+
+class ZipReader:
+    """Stands in for ``torch._C.PyTorchFileReader``."""
+
+    def __init__(self, records: SmallRecords, feed: StorageFeed, *, assume_native_byteorder: bool = False) -> None:
+        self._records = records
+        self.feed = feed
+        self._assume_native_byteorder = assume_native_byteorder
+
+    def has_record(self, name: str) -> bool:
+        return name in self._records or (self._assume_native_byteorder and name == "byteorder")
+
+    def get_record(self, name: str) -> bytes:
+        if self._assume_native_byteorder and name == "byteorder":
+            return sys.byteorder.encode()
+        return self._records.read(name)
+
+    def get_storage_from_record(self, name: str, nbytes: int, _: object) -> _Handed:
+        return _Handed(self.feed.take(name, nbytes))
+
+    def get_record_offset(self, name: str) -> int:
+        return self._records.payload_offset(name)
+
+    def get_record_header_offset(self, name: str) -> int:
+        return self._records.header_offset(name)
+
+    def get_record_offset_no_read(self, cursor: int, name: str, nbytes: int, alignment: int) -> int:
+        del cursor, nbytes, alignment  # what torch computes from them is true of its own files only
+        return self._records.payload_offset(name)
+
+    def get_all_records(self) -> list[str]:
+        return self._records.names()
+
+    def serialization_id(self) -> str:
+        name = ".data/serialization_id"
+        return self._records.read(name).decode(errors="replace") if name in self._records else ""
+
+
+class _Handed:
+    """A storage in the wrapping in which ``PyTorchFileReader.get_storage_from_record`` returns it."""
+
+    __slots__ = ("_untyped_storage",)
+
+    def __init__(self, storage: torch.UntypedStorage) -> None:
+        self._untyped_storage = storage
+
+    def _typed_storage(self) -> _Handed:
+        return self
+
+
+#: called with the opened file; what it returns is a ZipReader or torch's own reader, in a context manager
+OpenReader = Callable[[Any], contextlib.AbstractContextManager[Any]]
+
+
+def can_rebind() -> bool:
+    """Whether the installed ``torch.load`` has the parts that :func:`torch_load` exchanges."""
+    load = torch.serialization.load
+    return (
+        isinstance(load, types.FunctionType)
+        and load.__closure__ is None
+        and {"_open_zipfile_reader", "_load"} <= set(load.__code__.co_names)
+    )
+
+
+def torch_load(open_reader: OpenReader, after: Callable[[], None] = lambda: None) -> Callable[..., Any]:
+    """``torch.load`` whose archives are opened by ``open_reader``; to be called directly, once, by the function that
+    the user called: its warnings point there.
+
+    ``after`` runs when an archive read through a :class:`ZipReader` has been unpickled, before it is closed.
+    """
+    module = vars(torch.serialization)
+    torch_unpickle = module["_load"]
+
+    def unpickle(zip_file: Any, map_location: Any, pickle_module: Any, **options: Any) -> Any:
+        if not isinstance(zip_file, ZipReader):
+            return torch_unpickle(zip_file, map_location, pickle_module, **options)
+        result = torch_unpickle(zip_file, map_location, _quick(pickle_module, zip_file, map_location), **options)
+        after()
+        return result
+
+    names = {
+        **module,
+        "_open_zipfile_reader": open_reader,
+        "_load": unpickle,
+        "warnings": _WarningsAbove,
+        # Where Python keeps what it has warned of already.
+        "__warningregistry__": module.setdefault("__warningregistry__", {}),
+    }
+    load = torch.serialization.load
+    rebound = types.FunctionType(load.__code__, names, load.__name__, load.__defaults__)
+    rebound.__kwdefaults__ = load.__kwdefaults__
+    return rebound
+
+
+class _WarningsAbove:
+    """``warnings``, for code that is called one frame deeper than it thinks."""
+
+    @staticmethod
+    def warn(message: Any, category: Any = None, stacklevel: int = 1, **options: Any) -> None:
+        # This function is a frame too; what should point above torch.load should point above its caller.
+        warnings.warn(message, category, stacklevel=stacklevel + (1 if stacklevel == 1 else 2), **options)
+
+
+def _quick(pickle_module: Any, zip_file: ZipReader, map_location: Any) -> Any:
+    """``pickle_module`` for ``_load``, whose unpickler resolves references to plain CPU storages without the detours
+    that ``_load`` makes for every one of them; all others as before."""
+    # Whatever its location: map_location sends it to the CPU. str() of any device of theirs is their own.
+    to_cpu = isinstance(map_location, (str, torch.device)) and str(map_location) == "cpu"
+    if not (to_cpu or map_location is None):
+        return pickle_module
+    if torch.serialization._package_registry[0][1] is not torch.serialization._cpu_tag or not _native_byteorder(
+        zip_file
+    ):
+        return pickle_module
+    take = zip_file.feed.take
+    make_typed = torch.storage.TypedStorage
+    untyped = torch.UntypedStorage
+    element_sizes: dict[torch.dtype, int] = {}
+    loaded: dict[str, Any] = {}
+
+    def persistent_load_by(torch_persistent_load: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def persistent_load(saved_id: Any) -> Any:
+            if type(saved_id) is not tuple or len(saved_id) != 5 or type(saved_id[2]) is not str:
+                return torch_persistent_load(saved_id)
+            typename, storage_type, key, location, numel = saved_id
+            if typename != "storage":
+                return torch_persistent_load(saved_id)
+            known = loaded.get(key)
+            if known is not None:
+                return known
+            if (to_cpu or location == "cpu") and type(numel) is int:
+                dtype = torch.uint8 if storage_type is untyped else storage_type.dtype
+                size = element_sizes.get(dtype)
+                if size is None:
+                    size = element_sizes[dtype] = torch._utils._element_size(dtype)
+                typed = make_typed(wrap_storage=take(f"data/{key}", numel * size), dtype=dtype, _internal=True)
+                has_data = numel != 0
+            else:
+                typed = torch_persistent_load(saved_id)
+                has_data = typed._data_ptr() != 0
+            if has_data:  # those without are made anew each time, by torch too
+                loaded[key] = typed
+            return typed
+
+        return persistent_load
+
+    class Unpickler(pickle_module.Unpickler):  # type: ignore[misc]
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(name, persistent_load_by(value) if name == "persistent_load" else value)
+
+    return types.SimpleNamespace(Unpickler=Unpickler)
+
+
+def _native_byteorder(zip_file: ZipReader) -> bool:
+    """As ``torch.serialization._load`` finds it."""
+    if zip_file.has_record("byteorder"):
+        return zip_file.get_record("byteorder") == sys.byteorder.encode()
+    return byteorder_without_record() == sys.byteorder
+
+
+def byteorder_without_record() -> str:
+    """Of files that do not say: torch before 2.1 wrote none."""
+    endianness = torch.serialization.get_default_load_endianness()
+    kinds = torch.serialization.LoadEndianness
+    if endianness == kinds.NATIVE:
+        return sys.byteorder
+    return "big" if endianness == kinds.BIG else "little"

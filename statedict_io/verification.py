@@ -1,0 +1,128 @@
+"""``verify``: whether the bytes of a checkpoint are those that were saved. Unpickles nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from . import progress as progress_module
+from .archives import DATA_PKL, Records, is_storage, opened
+from .backends.protocol import RecordEntry
+from .errors import CorruptCheckpointError
+from .progress import Progress, ProgressCallback
+
+Status = Literal["ok", "corrupt", "crc-not-recorded"]
+
+
+@dataclass(frozen=True)
+class RecordReport:
+    name: str
+    nbytes: int  #: of the payload, uncompressed
+    status: Status
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What :func:`verify` found."""
+
+    path: str
+    records: list[RecordReport]  #: in file order; empty where the file is no archive
+    problems: list[str]  #: a line each, for people; names the tensors that live in a corrupt record
+
+    @property
+    def ok(self) -> bool:
+        """No problem was found. Records without a recorded CRC are none."""
+        return not self.problems
+
+
+def verify(path: Any, *, backend: str = "auto", progress: Progress = None) -> VerifyReport:
+    """Reads the whole file and compares the CRC-32 of each record with the recorded one.
+
+    Args:
+        path: of a file in torch's zip format.
+        backend: ``"auto"``, ``"native"`` or ``"torch"``.
+        progress: ``True`` for a bar on stderr, or a callable taking (bytes_done, bytes_total).
+
+    Raises:
+        OSError: the file cannot be read.
+        StateDictIOError: it is in torch's legacy format, which records no checksums.
+    """
+    progress_module.check(progress)
+    try:
+        with opened(path, backend) as records, progress_module.reporting(progress, "verify") as callback:
+            return _verify(records, callback)
+    except CorruptCheckpointError as e:
+        return VerifyReport(str(path), [], [str(e)])
+
+
+def _verify(records: Records, progress: ProgressCallback | None) -> VerifyReport:
+    entries = records.entries
+    order = sorted(range(len(entries)), key=lambda index: entries[index].header_offset)
+    problems = []
+    try:
+        crcs = dict(zip(order, records.archive.checksums(order, progress=progress), strict=True))
+    except CorruptCheckpointError as e:
+        # One record's header or stream is unsound: the others can still be told apart.
+        problems.append(str(e))
+        crcs = _checksums_one_by_one(records, order, problems)
+    recorded = with_crc(entries)
+    reports = [
+        RecordReport(entries[index].name, entries[index].nbytes, _status(entries[index], crcs.get(index), recorded))
+        for index in order
+    ]
+    damaged = [index for index in order if index in crcs and _status(entries[index], crcs[index], recorded) == "corrupt"]
+    for line in records.describe([entries[index].name for index in damaged]) if damaged else []:
+        problems.append(f"{records.path}: {line}: its checksum does not match")
+    if DATA_PKL not in records:
+        problems.append(f"{records.path}: it has no record 'data.pkl': torch.save did not write this archive")
+    return VerifyReport(records.path, reports, list(dict.fromkeys(problems)))
+
+
+def _checksums_one_by_one(records: Records, order: list[int], problems: list[str]) -> dict[int, int]:
+    crcs = {}
+    for index in order:
+        try:
+            crcs[index] = records.archive.checksums([index], progress=None)[0]
+        except CorruptCheckpointError as e:
+            problems.append(str(e))
+    return crcs
+
+
+def _status(entry: RecordEntry, crc: int | None, recorded: set[str]) -> Status:
+    if crc is None:
+        return "corrupt"
+    if crc == entry.crc32:
+        return "ok"
+    return "corrupt" if entry.name in recorded else "crc-not-recorded"
+
+
+def with_crc(entries: Sequence[RecordEntry]) -> set[str]:
+    """Names of the records whose CRC was recorded.
+
+    A recorded 0 is a CRC like others, one of 2^32, or means that there is none: torch writes 0 for all records with
+    CRCs off, and for all storages with ``skip_data()``. So a 0 counts where another record of its kind (storages,
+    the rest) has a CRC that is not 0.
+    """
+    kinds = {is_storage(entry) for entry in entries if entry.crc32 != 0}
+    return {entry.name for entry in entries if is_storage(entry) in kinds}
+
+
+def check(records: Records, indices: Iterable[int], progress: ProgressCallback | None = None) -> None:
+    """Compares the checksums of some records.
+
+    Raises:
+        CorruptCheckpointError: with all records that do not match, and their tensors.
+    """
+    recorded = with_crc(records.entries)
+    order = [index for index in indices if records.entries[index].name in recorded]
+    crcs = records.archive.checksums(order, progress=progress)
+    damaged = [
+        records.entries[index].name
+        for index, crc in zip(order, crcs, strict=True)
+        if crc != records.entries[index].crc32
+    ]
+    if damaged:
+        error = CorruptCheckpointError()
+        error.records = tuple(damaged)
+        raise records.explained(error)
