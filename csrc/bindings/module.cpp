@@ -15,6 +15,7 @@
 #include "bindings/direct_io_wish.h"
 #include "bindings/released_gil.h"
 #include "bindings/storage_table.h"
+#include "bindings/strips.h"
 #include "checksum/crc32.h"
 #include "file/system_error.h"
 #include "pipeline/archive_writer.h"
@@ -159,6 +160,7 @@ PYBIND11_MODULE(_native, module) {
       .def("write_stream", &Archive::write_stream, py::arg("write"), py::kw_only(), py::arg("progress") = py::none());
 
   bind_storage_table(module);
+  bind_strips(module);
   bind_archive_reader(module);
 
   module.def("crc32", &crc32_of_buffer, py::arg("data"), py::arg("crc") = 0);

@@ -153,9 +153,7 @@ def write_strips(
     progress: ProgressCallback | None,
 ) -> list[tuple[int, bytes]]:
     with strips_module.opened(path) as fd:
-        results = strips_module.write_strips(
-            fd, storages, strips, compute_crc32=compute_crc32, progress=progress
-        )
+        results = strips_module.write_strips(fd, storages, strips, compute_crc32=compute_crc32, progress=progress)
         if durable:
             os.fsync(fd)
     return results

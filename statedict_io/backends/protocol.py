@@ -138,6 +138,5 @@ class Backend(Protocol):
             OSError: with ``errno`` and ``path``.
         """
 
-
     def open_archive(self, fd: int, path: str) -> ArchiveReader:
         """Reads the central directory of the file behind ``fd``; ``path`` is for messages."""

@@ -1,4 +1,4 @@
-"""Who writes which bytes: what one rank holds alone is its own, replicas are cut so that all ranks write alike. Pure."""
+"""Who writes which bytes: what one rank alone holds is its own, replicas are cut so that all write alike. Pure."""
 
 from __future__ import annotations
 
@@ -78,11 +78,10 @@ def _pour(
                 loads[rank] += written
                 quotas[position] -= written
                 begin = end
-            if begin < box.numel or quotas[position] <= 0:
-                if not last:
-                    quotas[position + 1] += quotas[position]  # what a cut at a block left over, or took too much
-                    position += 1
-                    
+            if (begin < box.numel or quotas[position] <= 0) and not last:
+                quotas[position + 1] += quotas[position]  # what a cut at a block left over, or took too much
+                position += 1
+
 
 def _quotas(loads: list[int], total: int) -> list[int]:
     """What each gets of ``total`` so that the smallest loads rise to one level."""

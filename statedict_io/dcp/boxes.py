@@ -13,12 +13,12 @@ class Rows(NamedTuple):
 
     offset: int  #: of the first, from the tensor's first byte
     nbytes: int  #: of each
-    count: int
+    num_rows: int
     pitch: int  #: from the start of one to the start of the next
 
     @property
     def end(self) -> int:
-        return self.offset + (self.count - 1) * self.pitch + self.nbytes
+        return self.offset + (self.num_rows - 1) * self.pitch + self.nbytes
 
 
 def rows_of_box(
@@ -58,7 +58,9 @@ def rows_of_box(
     if outer == 0:
         starts: Iterator[int] = iter((base,))
     else:
-        leading = itertools.product(*(range(0, size * stride, stride) for size, stride in zip(sizes, strides[:outer], strict=False)))  # noqa: E501
+        leading = itertools.product(
+            *(range(0, size * stride, stride) for size, stride in zip(sizes, strides[:outer], strict=False))
+        )
         starts = (base + sum(at) for at in itertools.islice(leading, first_block, last_block + 1))
     for index, start in enumerate(starts, first_block):
         from_ = max(begin - index * block, 0)
@@ -86,3 +88,28 @@ def row_major_strides(shape: Sequence[int], itemsize: int) -> list[int]:
     for dim in range(len(shape) - 2, -1, -1):
         strides[dim] = strides[dim + 1] * max(shape[dim + 1], 1)
     return strides
+
+
+def rows_of_strided(sizes: Sequence[int], strides: Sequence[int], itemsize: int, offset: int = 0) -> Iterator[Rows]:
+    """Where a strided view's elements lie, in row-major order of the view.
+
+    Args:
+        sizes, strides: of the view, elements.
+        itemsize: bytes of an element.
+        offset: of the view's first element, bytes.
+    """
+    if math.prod(sizes) == 0:
+        return
+    merged: list[tuple[int, int]] = []  # (size, stride), neighbours that are one dimension in memory joined
+    for size, stride in zip(sizes, strides, strict=True):
+        if size == 1:
+            continue
+        if merged and merged[-1][1] == size * stride:
+            merged[-1] = (merged[-1][0] * size, stride)
+        else:
+            merged.append((size, stride))
+    run = merged.pop()[0] * itemsize if merged and merged[-1][1] == 1 else itemsize
+    count, pitch = merged.pop() if merged else (1, 0)
+    leading = itertools.product(*(range(0, size * stride, stride) for size, stride in merged))
+    for at in leading:
+        yield Rows(offset + sum(at) * itemsize, run, count, pitch * itemsize)

@@ -145,6 +145,7 @@ class RankWork:
         self.items: list[WriteItem] = []
         self.ranges = array("q")
         self.keys = array("q")  #: of the tensor items' records; the coordinator's to keep
+        self.nbytes = 0  #: of the ranges
 
     def add_opaque(self, item: WriteItem) -> None:
         self.opaque.append(item)
@@ -153,12 +154,16 @@ class RankWork:
         self.items.append(item)
         self.ranges.extend((payload_offset, begin, end))
         self.keys.append(key)
+        assert item.tensor_data is not None
+        self.nbytes += (end - begin) * item.tensor_data.properties.dtype.itemsize
 
 
 def _check_plain(name: str, properties: Any) -> None:
     if properties.layout != torch.strided or properties.dtype in _QUANTIZED:
         what = properties.dtype if properties.layout == torch.strided else properties.layout
-        raise ValueError(f"{name!r} is {what}: only plain, strided tensors have a place in a shared file; convert it first")
+        raise ValueError(
+            f"{name!r} is {what}: only plain, strided tensors have a place in a shared file; convert it first"
+        )
 
 
 def _linear(shape: Sequence[int], offsets: Sequence[int]) -> int:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
 import uuid
 import weakref
 from collections.abc import Sequence
@@ -95,7 +93,14 @@ class SharedSave:
         head, tail = contents.head, contents.tail
         if self._state.opaque:
             nbytes_of = len(self._pickled.entries)
-            tail = [(f"data/{nbytes_of + i}", bytes(bytes_of(storage, 0, storage.nbytes()))) for i, storage in enumerate(inner)] + [head[0]] + tail
+            tail = (
+                [
+                    (f"data/{nbytes_of + i}", bytes(bytes_of(storage, 0, storage.nbytes())))
+                    for i, storage in enumerate(inner)
+                ]
+                + [head[0]]
+                + tail
+            )
             head = head[1:]
         nbytes = [entry.nbytes for entry in self._pickled.entries]
         return ArchiveFrame(self._target.archive_name, head, nbytes, tail, self._alignment)

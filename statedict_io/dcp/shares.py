@@ -29,6 +29,7 @@ class WorkOrder:
     path: str  #: of the target, as the caller of the coordinator gave it
     temporary: str  #: absolute; what to write into
     ranges: array[int]  #: (payload offset of the record, begin, end) of each tensor item, elements of its box
+    nbytes: int  #: of all ranges
     compute_crc32: bool
     lease: Any  #: of the coordinator's temporary, to be passed on
 
@@ -68,7 +69,6 @@ class ShareWriter:
         self._progress = progress
         self._gives_references = _gives_references(planner)
         self._written = Written(0, array("I", bytes(4 * order.num_ranges)))
-        self._total_nbytes = 0
         self._sources: list[torch.Tensor] = []
         self._strips: list[Strip] = []
         self._places: list[int] = []  #: of each strip
@@ -120,18 +120,18 @@ class ShareWriter:
                     source_offset=source_offset,
                     file_offset=payload_offset + rows.offset,
                     row_nbytes=rows.nbytes,
-                    num_rows=rows.count,
+                    num_rows=rows.num_rows,
                     file_pitch=rows.pitch,
                     nbytes_after=record_nbytes - rows.end,
                 )
             )
             self._places.append(place)
-            source_offset += rows.nbytes * rows.count
+            source_offset += rows.nbytes * rows.num_rows
             if rows.offset < 8:
                 self._starts[len(self._strips) - 1] = rows
 
     def _flush(self, *, durable: bool) -> None:
-        if self._strips or durable and self._written.nbytes:
+        if self._strips or (durable and self._written.nbytes):
             results = self._backend.write_strips(
                 self._order.temporary,
                 [tensor.untyped_storage() for tensor in self._sources],
@@ -150,7 +150,7 @@ class ShareWriter:
 
     def _tell_start(self, place: int, rows: Rows, first_bytes: bytes) -> None:
         """The serialization id depends on a record's first eight bytes, if they look like a data descriptor's."""
-        for row in range(rows.count):
+        for row in range(rows.num_rows):
             offset = rows.offset + row * rows.pitch
             if offset >= 8:
                 break
@@ -163,7 +163,7 @@ class ShareWriter:
     def _report(self, bytes_done: int, bytes_total: int) -> None:
         del bytes_total  # of this flush
         assert self._progress is not None
-        self._progress(self._written.nbytes + bytes_done, self._total_nbytes)
+        self._progress(self._written.nbytes + bytes_done, self._order.nbytes)
 
 
 class Piece(NamedTuple):

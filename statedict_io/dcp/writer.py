@@ -26,7 +26,7 @@ from .shared_save import Lease, SharedSave
 from .shares import ShareWriter, WorkOrder, Written
 
 
-class SingleFileWriter(StorageWriter):
+class SingleFileWriter(StorageWriter):  # type: ignore[misc]
     """Writes one file of :func:`torch.save`'s format from all ranks, for ``dcp.save`` and ``dcp.async_save``.
 
     The storages in it are those that ``torch.save`` of the gathered state would write, byte for byte and in the same
@@ -111,6 +111,7 @@ class SingleFileWriter(StorageWriter):
                 path=self.path,
                 temporary=save.temporary,
                 ranges=work.ranges,
+                nbytes=work.nbytes,
                 compute_crc32=save.compute_crc32,
                 lease=Lease(save),
             )
@@ -146,9 +147,7 @@ class SingleFileWriter(StorageWriter):
             value = planner.resolve_data(item)
             assert isinstance(value, io.BytesIO)
             opaque[item.index.fqn] = value.getvalue()
-        shares = ShareWriter(
-            order, planner, backend, durable=self.durable, progress=self.progress
-        )
+        shares = ShareWriter(order, planner, backend, durable=self.durable, progress=self.progress)
         for place, item in enumerate(plan.items[num_opaque:]):
             shares.add(place, item)
         return shares.finish(opaque)
@@ -169,8 +168,10 @@ def _naming(order: WorkOrder):  # type: ignore[no-untyped-def]
         if e.filename != order.temporary:
             raise
         raise FileNotFoundError(
-            errno.ENOENT, "this rank does not see the coordinator's file: all ranks need one shared file system, or "
-            "another rank has given up", order.path
+            errno.ENOENT,
+            "this rank does not see the coordinator's file: all ranks need one shared file system, or "
+            "another rank has given up",
+            order.path,
         ) from None
     except OSError as e:
         if e.filename == order.temporary:
