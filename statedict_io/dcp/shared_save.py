@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import sys
+import threading
 import uuid
 import weakref
 from collections.abc import Sequence
+from types import FrameType
 from typing import Any
 
 import torch
@@ -21,15 +25,18 @@ from .global_plan import GlobalState
 from .shares import Written
 from .structure import nested, pickle_structure
 
+_WATCH_SECONDS = 0.02
+
 _saves: weakref.WeakValueDictionary[str, SharedSave] = weakref.WeakValueDictionary()
 
 
 class SharedSave:
-    """A temporary with its blocks reserved and a place in it for every byte. It vanishes with this object, unless
-    :meth:`finish` has made it the target.
+    """A temporary with its blocks reserved and a place in it for every byte. :meth:`finish` makes it the target;
+    otherwise it vanishes.
 
-    DCP tells a storage when a save has succeeded, never that it has failed. So nothing holds this object but the plan
-    and the results that DCP passes around (see :class:`Lease`): when DCP's call is over, so is this.
+    DCP tells a storage when a save has succeeded, never that it has failed. A rank that fails here sends notice with
+    its exception (:func:`failure_notice`). For all other failures, such as a rank that is killed, a thread looks
+    whether DCP's call still runs.
 
     Args:
         target: what to replace.
@@ -49,15 +56,17 @@ class SharedSave:
         self.work = state.assign(frame)
         self._frame_if_plain = None if state.opaque else frame
         self.key = str(uuid.uuid4())
+        self._over = threading.Event()
         self._replacement = Replacement(target, durable=durable)
         self._replacement.__enter__()
-        weakref.finalize(self, self._replacement.__exit__, None, None, None)  # also when the interpreter ends
+        weakref.finalize(self, _abandon, self._replacement, self._over)  # also when the interpreter ends
         try:
             preallocate(self._replacement.fd, frame.nbytes)
         except OSError as e:
             self._replacement.__exit__(type(e), e, None)
             raise
         _saves[self.key] = self
+        _end_with_call(self._replacement, self._over)
 
     @property
     def temporary(self) -> str:
@@ -82,10 +91,15 @@ class SharedSave:
             first_bytes = {key: data for key, data in whole.items() if len(data) == 8}
             frame.write(self._replacement.fd, crcs, first_bytes, compute_crc32=self.compute_crc32)
             self._replacement.commit()
-        except BaseException as e:
+        except OSError as e:
             self._replacement.__exit__(type(e), e, None)
             raise
-        self._replacement.__exit__(None, None, None)
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Removes the temporary, where it is not the target by now."""
+        _abandon(self._replacement, self._over)
 
     def _frame(self, data_pkl: bytes, inner: Sequence[torch.UntypedStorage]) -> ArchiveFrame:
         pickled = PickledObject(data_pkl, PythonStorageTable())
@@ -113,19 +127,53 @@ class SharedSave:
         return self._frame(pickled.data_pkl, pickled.storages)
 
 
-class Lease:
-    """Holds a :class:`SharedSave` for as long as DCP holds the plan or the result that it travels in. In other
-    processes, where it arrives pickled, it holds nothing."""
+def failure_notice(key: str) -> object:
+    """What abandons the save ``key`` when it arrives, pickled, in the coordinator's process."""
+    return _Notice(key)
 
-    def __init__(self, save: SharedSave | None) -> None:
-        self.save = save
+
+class _Notice:
+    def __init__(self, key: str) -> None:
+        self._key = key
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _arrived, (self.save.key if self.save is not None else "",)
+        return _arrived, (self._key,)
 
 
-def _arrived(key: str) -> Lease:
-    return Lease(_saves.get(key))
+def _arrived(key: str) -> None:
+    save = _saves.get(key)
+    if save is not None:
+        save.abandon()
+
+
+def _abandon(replacement: Replacement, over: threading.Event) -> None:
+    over.set()
+    replacement.__exit__(None, None, None)
+
+
+def _end_with_call(replacement: Replacement, over: threading.Event) -> None:
+    """Abandons ``replacement`` when DCP's call, which this thread is in, has ended, unless ``over`` is set first."""
+    outermost = None
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if str(frame.f_globals.get("__name__")).startswith("torch.distributed.checkpoint"):
+            outermost = frame
+        frame = frame.f_back
+    if outermost is None:  # called by somebody else, who has to let go of the writer
+        return
+    caller = threading.get_ident()
+
+    def watch() -> None:
+        while not over.wait(_WATCH_SECONDS):
+            frame = sys._current_frames().get(caller)
+            while frame is not None and frame is not outermost:
+                frame = frame.f_back
+            if frame is None:
+                _abandon(replacement, over)
+
+    # Without a thread to be had, the temporary lives until the writer does another save or is gone.
+    with contextlib.suppress(RuntimeError):
+        threading.Thread(target=watch, name="statedict_io.dcp", daemon=True).start()
 
 
 def _unpickled(data: bytes) -> Any:

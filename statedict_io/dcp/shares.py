@@ -31,7 +31,7 @@ class WorkOrder:
     ranges: array[int]  #: (payload offset of the record, begin, end) of each tensor item, elements of its box
     nbytes: int  #: of all ranges
     compute_crc32: bool
-    lease: Any  #: of the coordinator's temporary, to be passed on
+    key: str  #: of the coordinator's :class:`~statedict_io.dcp.shared_save.SharedSave`
 
     @property
     def num_ranges(self) -> int:
@@ -47,7 +47,6 @@ class Written:
     #: (range, offset, bytes) where a record's first eight bytes may look like a data descriptor's
     starts: list[tuple[int, int, bytes]] = field(default_factory=list)
     opaque: dict[str, bytes] = field(default_factory=dict)  #: name -> what ``torch.save`` makes of the value
-    lease: Any = None
 
 
 class ShareWriter:

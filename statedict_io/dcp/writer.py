@@ -22,7 +22,7 @@ from ..backends import formats
 from ..errors import StateDictIOError
 from ..targets import FileTarget, resolve
 from .global_plan import GlobalState, LocalItems
-from .shared_save import Lease, SharedSave
+from .shared_save import SharedSave, failure_notice
 from .shares import ShareWriter, WorkOrder, Written
 
 
@@ -61,13 +61,14 @@ class SingleFileWriter(StorageWriter):  # type: ignore[misc]
         self.progress = progress
         self.bytes_written = 0
         self._save_id = str(uuid.uuid4())
-        self._is_coordinator = False
+        self._save: SharedSave | None = None  #: of the coordinator
 
     @property
     def checkpoint_id(self) -> str:
         return self.path
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        self._abandon()
         if checkpoint_id:
             self.path = os.fspath(checkpoint_id)
         self._save_id = str(uuid.uuid4())
@@ -82,7 +83,7 @@ class SingleFileWriter(StorageWriter):  # type: ignore[misc]
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         if not kwargs.get("use_collectives", True) and torch.distributed.is_initialized():
             raise ValueError("use_collectives=False gives each rank a checkpoint of its own; one file needs them")
-        self._is_coordinator = is_coordinator
+        self._abandon()
         self.bytes_written = 0
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
@@ -104,7 +105,8 @@ class SingleFileWriter(StorageWriter):  # type: ignore[misc]
             )
         if formats.skip_data():
             raise ValueError("torch.serialization.skip_data: a file without data needs one rank only; use torch.save")
-        save = SharedSave(target, GlobalState(plans), durable=self.durable)
+        self._abandon()
+        save = self._save = SharedSave(target, GlobalState(plans), durable=self.durable)
         orders = []
         for work in save.work:
             order = WorkOrder(
@@ -113,7 +115,7 @@ class SingleFileWriter(StorageWriter):  # type: ignore[misc]
                 ranges=work.ranges,
                 nbytes=work.nbytes,
                 compute_crc32=save.compute_crc32,
-                lease=Lease(save),
+                key=save.key,
             )
             orders.append(order)
         return [
@@ -123,20 +125,21 @@ class SingleFileWriter(StorageWriter):  # type: ignore[misc]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         order: WorkOrder = plan.storage_data
-        lease, order.lease = order.lease, None
         try:
             with _naming(order):
                 written = self._write(plan, order, planner)
-        except BaseException:
-            # Without this rank there is no file: what the others would leave behind goes here and now.
-            with contextlib.suppress(OSError):
-                os.unlink(order.temporary)
+        except BaseException as e:
+            e.__dict__["statedict_io_notice"] = failure_notice(order.key)
             raise
-        written.lease = lease
         self.bytes_written = written.nbytes
         future: Future[list[WriteResult]] = Future()
         future.set_result([WriteResult(MetadataIndex(self.path), written.nbytes, written)])
         return future
+
+    def _abandon(self) -> None:
+        if self._save is not None:
+            self._save.abandon()
+            self._save = None
 
     def _write(self, plan: SavePlan, order: WorkOrder, planner: SavePlanner) -> Written:
         backend = backends.choose(self.backend)
@@ -153,9 +156,9 @@ class SingleFileWriter(StorageWriter):  # type: ignore[misc]
         return shares.finish(opaque)
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        written = [result.storage_data for of_rank in results for result in of_rank]
-        save = next(part.lease.save for part in written if part.lease is not None and part.lease.save is not None)
-        save.finish(written)
+        save, self._save = self._save, None
+        assert save is not None, "finish comes after prepare_global_plan, in the coordinator"
+        save.finish([result.storage_data for of_rank in results for result in of_rank])
         metadata.storage_meta = self.storage_meta()
 
 
@@ -169,8 +172,7 @@ def _naming(order: WorkOrder):  # type: ignore[no-untyped-def]
             raise
         raise FileNotFoundError(
             errno.ENOENT,
-            "this rank does not see the coordinator's file: all ranks need one shared file system, or "
-            "another rank has given up",
+            "this rank does not see the coordinator's file: all ranks need one shared file system",
             order.path,
         ) from None
     except OSError as e:

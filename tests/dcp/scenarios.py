@@ -7,7 +7,12 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -78,21 +83,25 @@ def gathered(state):
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
-def save_all(rank, world_size, sharding, directory, backend):
-    """Saves a model's and a training state both ways; returns bytes written."""
+def save_all(rank, world_size, sharding, directory, backends):
+    """Saves a model's and a training state with each backend and with torch, into directories of those names; returns
+    the bytes written of the model's."""
     model, optimizer = trained(sharding, world_size)
-    expected = os.path.join(directory, "expected")
-    written = {}
+    if rank == 0:
+        for name in (*backends, "expected"):
+            os.makedirs(os.path.join(directory, name))
+    dist.barrier()
     for name, state, full in (
         ("model.pt", get_model_state_dict(model), get_model_state_dict(model, options=_FULL)),
         ("training.pt", _training(model, optimizer), _training(model, optimizer, options=_FULL)),
     ):
-        writer = SingleFileWriter(os.path.join(directory, name), backend=backend)
-        dcp.save(state, storage_writer=writer)
-        written[name] = writer.bytes_written
+        writers = [SingleFileWriter(os.path.join(directory, backend, name), backend=backend) for backend in backends]
+        for writer in writers:
+            dcp.save(state, storage_writer=writer)
+        if name == "model.pt":
+            written = [writer.bytes_written for writer in writers]
         if rank == 0:
-            os.makedirs(expected, exist_ok=True)
-            torch.save(gathered(full), os.path.join(expected, name))
+            torch.save(gathered(full), os.path.join(directory, "expected", name))
     return written
 
 
@@ -101,17 +110,20 @@ def _training(model, optimizer, **options):
     return {"model": model_state, "optimizer": optimizer_state, "step": 17, "rates": [0.1, (2, "x")], "note": "naïve"}
 
 
-def load_all(rank, world_size, sharding, path, backend):
-    """Loads a model's state into another sharding; returns what is wrong, and bytes read and needed."""
-    model = build(sharding, world_size, seed=1)
-    state = get_model_state_dict(model)
-    reader = SingleFileReader(path, backend=backend)
-    dcp.load(state, storage_reader=reader)
-    needed = sum(_local(tensor).nbytes for tensor in state.values())
-    full = gathered(get_model_state_dict(model, options=_FULL))
-    expected = torch.load(path)
-    wrong = [name for name in expected if not torch.equal(expected[name], full[name])] if full else []
-    return wrong, reader.bytes_read, needed, os.path.getsize(path) if rank == 0 else 0
+def load_all(rank, world_size, shardings, path, backends):
+    """Loads a model's state into each sharding; returns (what is wrong, bytes read, bytes needed) of each."""
+    found = []
+    for sharding in shardings:
+        for backend in backends:
+            model = build(sharding, world_size, seed=1, width=257)
+            state = get_model_state_dict(model)
+            reader = SingleFileReader(path, backend=backend)
+            dcp.load(state, storage_reader=reader)
+            needed = sum(_local(tensor).nbytes for tensor in state.values())
+            full = gathered(get_model_state_dict(model, options=_FULL))
+            wrong = differences(dict(torch.load(path)), full) if rank == 0 else []
+            found.append((wrong, reader.bytes_read, needed))
+    return found
 
 
 def _local(tensor):
@@ -119,16 +131,16 @@ def _local(tensor):
 
 
 def load_training(rank, world_size, sharding, path, backend):
+    """Saves a training state, forgets it, loads it; returns what differs."""
     model, optimizer = trained(sharding, world_size)
     before = gathered(_training(model, optimizer, options=_FULL))
+    dcp.save(_training(model, optimizer), storage_writer=SingleFileWriter(path, backend=backend))
     state = _training(model, optimizer)
     for tensor in _tensors(state):
         with torch.no_grad():
             _local(tensor).zero_()
     state.update(step=None, rates=None, note="")
     dcp.load(state, storage_reader=SingleFileReader(path, backend=backend))
-    from torch.distributed.checkpoint.state_dict import set_state_dict
-
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     after = gathered(_training(model, optimizer, options=_FULL))
     after.update(step=state["step"], rates=state["rates"], note=state["note"])
@@ -164,7 +176,3 @@ def storages(path):
         names = [name.partition("/")[2] for name in archive.namelist()]
         folder = archive.namelist()[0].partition("/")[0]
         return [(name, archive.read(f"{folder}/{name}")) for name in names if name.startswith("data/")]
-
-
-def barrier():
-    dist.barrier()
