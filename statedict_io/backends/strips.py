@@ -85,6 +85,8 @@ def write_strips(
                 if progress is not None:
                     progress(done, total)
         results.append((crc32.shift(crc, strip.nbytes_after), first_bytes))
+    if progress is not None:
+        progress(total, total)
     return results
 
 

@@ -79,7 +79,8 @@ class ShareWriter:
         payload_offset, begin, end = self._order.ranges[3 * place : 3 * place + 3]
         tensor = self._resolve(item)
         for piece in contiguous_pieces(tensor, begin, end, _COPIES_NBYTES):
-            if piece.tensor is not tensor or not self._gives_references:
+            copied = piece.tensor.untyped_storage()._cdata != tensor.untyped_storage()._cdata
+            if copied or not self._gives_references:
                 self._copied_nbytes += piece.tensor.numel() * piece.tensor.itemsize
             self._add_piece(place, item, piece, payload_offset)
             if self._copied_nbytes >= _COPIES_NBYTES:
