@@ -128,11 +128,11 @@ def _read_tensor(source: FileSource, value: torch.Tensor, item: ReadItem, planne
         raise ValueError(
             f"{item.storage_index.fqn!r}: the planner asks for {list(view.size())} into {list(target.size())}"
         )
-    _read_view(source, view, target)
+    read_view(source, view, target)
     planner.commit_tensor(item, target)
 
 
-def _read_view(source: FileSource, view: torch.Tensor, target: torch.Tensor) -> None:
+def read_view(source: FileSource, view: torch.Tensor, target: torch.Tensor) -> None:
     """Fills ``target`` with what ``view``, a meta tensor of the file, stands for."""
     if view.numel() == 0:
         return
@@ -158,7 +158,7 @@ def _read_view(source: FileSource, view: torch.Tensor, target: torch.Tensor) -> 
         half = view.size(dim) // 2
         for start, length in ((0, half), (half, view.size(dim) - half)):
             narrowed = target.narrow(dim, start, length) if target.size(dim) == view.size(dim) else target
-            _read_view(source, view.narrow(dim, start, length), narrowed)
+            read_view(source, view.narrow(dim, start, length), narrowed)
         return
     staging = torch.empty(view.size(), dtype=view.dtype, device="cpu")
     _read_contiguous(source, view, staging)

@@ -93,7 +93,7 @@ def save_all(rank, world_size, sharding, directory, backends):
     dist.barrier()
     for name, state, full in (
         ("model.pt", get_model_state_dict(model), get_model_state_dict(model, options=_FULL)),
-        ("training.pt", _training(model, optimizer), _training(model, optimizer, options=_FULL)),
+        ("training.pt", training(model, optimizer), training(model, optimizer, options=_FULL)),
     ):
         writers = [SingleFileWriter(os.path.join(directory, backend, name), backend=backend) for backend in backends]
         for writer in writers:
@@ -105,7 +105,7 @@ def save_all(rank, world_size, sharding, directory, backends):
     return written
 
 
-def _training(model, optimizer, **options):
+def training(model, optimizer, **options):
     model_state, optimizer_state = get_state_dict(model, optimizer, **options)
     return {"model": model_state, "optimizer": optimizer_state, "step": 17, "rates": [0.1, (2, "x")], "note": "naïve"}
 
@@ -133,16 +133,16 @@ def _local(tensor):
 def load_training(rank, world_size, sharding, path, backend):
     """Saves a training state, forgets it, loads it; returns what differs."""
     model, optimizer = trained(sharding, world_size)
-    before = gathered(_training(model, optimizer, options=_FULL))
-    dcp.save(_training(model, optimizer), storage_writer=SingleFileWriter(path, backend=backend))
-    state = _training(model, optimizer)
+    before = gathered(training(model, optimizer, options=_FULL))
+    dcp.save(training(model, optimizer), storage_writer=SingleFileWriter(path, backend=backend))
+    state = training(model, optimizer)
     for tensor in _tensors(state):
         with torch.no_grad():
             _local(tensor).zero_()
     state.update(step=None, rates=None, note="")
     dcp.load(state, storage_reader=SingleFileReader(path, backend=backend))
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-    after = gathered(_training(model, optimizer, options=_FULL))
+    after = gathered(training(model, optimizer, options=_FULL))
     after.update(step=state["step"], rates=state["rates"], note=state["note"])
     return differences(before, after) if rank == 0 else []
 
