@@ -214,3 +214,33 @@ class StorageTable:
         reference: Callable[[Any], Any],
     ) -> None: ...
     def key_of(self, storage: UntypedStorage, dtype: dtype) -> str: ...
+
+def write_strips(
+    storages: list[UntypedStorage],
+    strips: Sequence[tuple[int, int, int, int, int, int, int]],
+    *,
+    direct_fd: int,
+    fd: int,
+    direct: str = "auto",
+    compute_crc32: bool = True,
+    progress: Callable[[int, int], Any] | None = None,
+    num_threads: int = 0,
+    region_nbytes: int = 0,
+) -> list[tuple[int, bytes]]:
+    """Writes parts of records into a file of which others write other parts.
+
+    Args:
+        storages: on the CPU or on a device with streams.
+        strips: :class:`~statedict_io.backends.protocol.Strip`.
+        direct_fd, fd: the file, opened twice; the first may be switched to O_DIRECT.
+        direct: ``"auto"``, ``"on"`` or ``"off"``: O_DIRECT.
+        progress: called in this thread with (bytes_done, bytes_total).
+        num_threads, region_nbytes: 0 chooses.
+
+    Returns:
+        For each strip, what it adds to its record's CRC, and its first bytes, at most eight.
+
+    Raises:
+        OSError: with ``errno``, without a filename.
+        ValueError: a strip that is not within its storage.
+    """

@@ -51,6 +51,11 @@ class Replacement:
         self._process = os.getpid()
 
     @property
+    def path(self) -> str:
+        """The temporary's, for other processes that write into it."""
+        return os.path.join(self._directory, self._temporary)
+
+    @property
     def path_inside(self) -> str:
         return os.path.join(self._directory, self._name_inside)
 

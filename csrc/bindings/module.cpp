@@ -6,6 +6,7 @@
 #include "bindings/archive.h"
 #include "bindings/archive_reader.h"
 #include "bindings/storage_table.h"
+#include "bindings/strips.h"
 #include "checksum/crc32.h"
 #include "file/system_error.h"
 #include "pickle/memo.h"
@@ -40,6 +41,7 @@ PYBIND11_MODULE(_native, module) {
 
   bind_archive(module);
   bind_storage_table(module);
+  bind_strips(module);
   bind_archive_reader(module);
 
   module.def("crc32", &crc32_of_buffer, py::arg("data"), py::arg("crc") = 0);

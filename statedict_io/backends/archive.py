@@ -12,7 +12,7 @@ _MASK64 = (1 << 64) - 1
 
 _SERIALIZATION_ID = ".data/serialization_id"
 _SERIALIZATION_ID_NBYTES = 40
-_DESCRIPTOR_SIGNATURE = b"PK\x07\x08"
+DESCRIPTOR_SIGNATURE = b"PK\x07\x08"
 _FLAG_UTF8_NAME = 1 << 11
 _FLAG_HAS_DESCRIPTOR = 1 << 3
 
@@ -33,7 +33,7 @@ class RecordLayout:
         if self.nbytes == 0:
             return b""
         sizes = "<QQ" if _zip64_values(self.nbytes, self.header_offset) else "<II"
-        return _DESCRIPTOR_SIGNATURE + struct.pack("<I", crc) + struct.pack(sizes, self.nbytes, self.nbytes)
+        return DESCRIPTOR_SIGNATURE + struct.pack("<I", crc) + struct.pack(sizes, self.nbytes, self.nbytes)
 
 
 class ArchiveLayout:
@@ -141,7 +141,7 @@ class SerializationId:
 
     def fold_write_start(self, written: bytes | memoryview) -> None:
         """A name or payload. torch takes any write of 8 bytes or more that starts like a data descriptor for one."""
-        if len(written) >= 8 and written[:4] == _DESCRIPTOR_SIGNATURE:
+        if len(written) >= 8 and written[:4] == DESCRIPTOR_SIGNATURE:
             self.fold_crc(int.from_bytes(written[4:8], "little"))
 
     def fold_crc(self, crc: int) -> None:

@@ -11,7 +11,7 @@ import mmap
 import os
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -19,10 +19,11 @@ import torch
 from ..pacing import WritePace
 from ..progress import ProgressCallback
 from . import arenas
+from . import strips as strips_module
 from .archive import ArchiveLayout, SerializationId
 from .fallback_reader import FallbackReader, FileSource, storage_memory
 from .file_range import FileRange
-from .protocol import Contents
+from .protocol import Contents, Strip
 
 name = "torch"
 
@@ -54,7 +55,7 @@ class FallbackArchive:
         self, fd: int, *, durable: bool, progress: ProgressCallback | None, bytes_per_second: float | None = None
     ) -> None:
         del durable  # the commit's affair; there is no direct I/O here
-        _preallocate(fd, self.nbytes)
+        strips_module.preallocate(fd, self.nbytes)
         pace = WritePace(bytes_per_second)
         offset = 0
         for chunk in self._chunks(progress):
@@ -243,6 +244,22 @@ def plan(archive_name: str, contents: Contents, *, alignment: int, compute_crc32
     return FallbackArchive(archive_name, contents, alignment=alignment, compute_crc32=compute_crc32)
 
 
+def write_strips(
+    path: str,
+    storages: Sequence[torch.UntypedStorage],
+    strips: Sequence[Strip],
+    *,
+    durable: bool,
+    compute_crc32: bool,
+    progress: ProgressCallback | None,
+) -> list[tuple[int, bytes]]:
+    with strips_module.opened(path) as fd:
+        results = strips_module.write_strips(fd, storages, strips, compute_crc32=compute_crc32, progress=progress)
+        if durable:
+            os.fsync(fd)
+    return results
+
+
 def open_archive(fd: int, path: str) -> FallbackReader:
     return FallbackReader(FileSource(fd, path), path)
 
@@ -265,13 +282,3 @@ def _payload(value: bytes | memoryview | torch.UntypedStorage) -> memoryview:
     if not isinstance(value, torch.UntypedStorage):
         return memoryview(value)
     return storage_memory(value if value.device.type == "cpu" else value.cpu())
-
-
-def _preallocate(fd: int, nbytes: int) -> None:
-    if not hasattr(os, "posix_fallocate"):
-        return
-    try:
-        os.posix_fallocate(fd, 0, nbytes)
-    except OSError as e:
-        if e.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
-            raise

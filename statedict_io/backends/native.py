@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -13,7 +14,8 @@ import torch
 from ..pickling import NativeTable
 from ..progress import ProgressCallback
 from .native_reader import NativeReader
-from .protocol import Contents
+from .protocol import Contents, Strip
+from .strips import opened
 
 name = "native"
 
@@ -184,3 +186,32 @@ def release_buffers() -> None:
     extension, _, _ = load()
     if extension is not None:
         extension.release_buffers()
+
+
+def write_strips(
+    path: str,
+    storages: Sequence[torch.UntypedStorage],
+    strips: Sequence[Strip],
+    *,
+    durable: bool,
+    compute_crc32: bool,
+    progress: ProgressCallback | None,
+) -> list[tuple[int, bytes]]:
+    extension, reason, _ = load()
+    assert extension is not None, reason
+    known = ("cpu", *_DEVICE_TYPES, torch._C._get_privateuse1_backend_name())
+    held = [storage if storage.device.type in known else storage.cpu() for storage in storages]
+    nbytes = sum(strip.row_nbytes * strip.num_rows for strip in strips)
+    with opened(path) as fd, opened(path) as direct_fd:
+        results: list[tuple[int, bytes]] = extension.write_strips(
+            held,
+            strips,
+            direct_fd=direct_fd,
+            fd=fd,
+            direct="auto" if durable and nbytes >= _DIRECT_FROM_NBYTES else "off",
+            compute_crc32=compute_crc32,
+            progress=progress,
+        )
+        if durable:
+            os.fsync(fd)
+    return results

@@ -84,6 +84,18 @@ class Snapshot(Protocol):
         """See :class:`Archive`."""
 
 
+class Strip(NamedTuple):
+    """Rows of bytes, gapless in memory and at one pitch in a file: a part of one record that one process writes."""
+
+    source: int  #: index of the storage
+    source_offset: int  #: of the first byte, in the storage
+    file_offset: int  #: of the first byte, in the file
+    row_nbytes: int
+    num_rows: int
+    file_pitch: int  #: from row to row in the file
+    nbytes_after: int  #: of the record, behind the last row
+
+
 class RecordEntry(NamedTuple):
     """A record as the central directory describes it."""
 
@@ -140,6 +152,33 @@ class Backend(Protocol):
         """For :func:`~statedict_io.pickling.pickle_object`."""
 
     def plan(self, archive_name: str, contents: Contents, *, alignment: int, compute_crc32: bool) -> Archive: ...
+
+    def write_strips(
+        self,
+        path: str,
+        storages: Sequence[torch.UntypedStorage],
+        strips: Sequence[Strip],
+        *,
+        durable: bool,
+        compute_crc32: bool,
+        progress: ProgressCallback | None,
+    ) -> list[tuple[int, bytes]]:
+        """Writes into an existing file, of which other processes write other bytes at the same time.
+
+        Args:
+            path: of the file; neither created nor cut.
+            storages: on any device.
+            strips: in any order, without overlap.
+            durable: flush to the device before returning.
+            compute_crc32: False returns zeros for CRCs.
+
+        Returns:
+            For each strip, what it adds to the CRC of its record (their XOR over all strips of a record is its CRC-32),
+            and its first bytes, at most eight.
+
+        Raises:
+            OSError: with ``errno`` and ``path``.
+        """
 
     def open_archive(self, fd: int, path: str) -> ArchiveReader:
         """Reads the central directory of the file behind ``fd``; ``path`` is for messages."""

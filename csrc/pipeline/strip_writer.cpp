@@ -1,0 +1,292 @@
+#include "pipeline/strip_writer.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+
+#include "checksum/crc32.h"
+#include "pipeline/slot_pool.h"
+
+namespace sdio {
+namespace {
+
+// Rows of at least this take part in regions; shorter ones are written one by one, in blocks of rows.
+constexpr uint64_t kLongRowNbytes = 64u << 10;
+// Fewer whole blocks than this are not worth a wait for the device.
+constexpr uint64_t kDirectFromNbytes = 64u << 10;
+// Checksummed, then written while still in cache.
+constexpr uint64_t kCacheNbytes = 1u << 20;
+constexpr uint64_t kThreadsFromNbytes = 4u << 20;
+constexpr size_t kMaxEdgesHeld = 1024;
+
+// Bytes of a strip that are one run in memory and in the file.
+struct Segment {
+  size_t strip;
+  uint64_t strip_offset;
+  uint64_t file_offset;
+  uint64_t nbytes;
+  uint64_t nbytes_after;  // of the record
+};
+
+// One step of a worker: segments of one region, or (num_rows != 0) short rows of one strip.
+struct Task {
+  size_t first;  // segment, or strip
+  size_t count;  // of segments
+  uint64_t first_row;
+  uint64_t num_rows;
+};
+
+class StripWrite {
+ public:
+  StripWrite(const std::vector<Strip>& strips, PositionalSink& direct, PositionalSink& buffered, DeviceSource* devices,
+             const StripOptions& options)
+      : strips_(strips),
+        direct_(direct),
+        buffered_(buffered),
+        devices_(devices),
+        options_(options),
+        region_nbytes_(options.region_nbytes != 0 ? options.region_nbytes : kSlotNbytes),
+        crcs_(new std::atomic<uint32_t>[strips.size()]),
+        results_(strips.size()) {
+    for (size_t i = 0; i < strips.size(); ++i) crcs_[i] = 0;
+    plan();
+  }
+
+  std::vector<StripResult> run(const Watcher& watch) {
+    const size_t wished = options_.num_threads != 0 ? options_.num_threads : default_num_threads();
+    const size_t num_threads = total_nbytes_ >= kThreadsFromNbytes ? std::min(wished, tasks_.size()) : 0;
+    workers_.run(num_threads, [this] { work(); }, [&] { watch(bytes_done_); });
+    for (size_t i = 0; i < strips_.size(); ++i) results_[i].crc = crcs_[i];
+    watch(total_nbytes_);
+    return std::move(results_);
+  }
+
+ private:
+  // Buffered writes whose bytes share a block with somebody else's, held back so that they do not wait for the inode
+  // while others write past the page cache.
+  struct Edge {
+    uint64_t file_offset;
+    std::string bytes;
+  };
+
+  size_t default_num_threads() const {
+    const size_t cores = std::max(1u, std::thread::hardware_concurrency());
+    if (devices_ != nullptr) return std::clamp<size_t>(cores, 4, 8);
+    return direct_.direct() ? std::clamp<size_t>(cores / 2, 4, 8) : 1;  // as in archive_writer.cpp
+  }
+
+  void plan() {
+    for (size_t i = 0; i < strips_.size(); ++i) {
+      const Strip& strip = strips_[i];
+      total_nbytes_ += strip.nbytes();
+      if (strip.num_rows == 1 || strip.row_nbytes >= kLongRowNbytes) {
+        for (uint64_t row = 0; row < strip.num_rows; ++row) add_segments(i, row);
+      }
+    }
+    std::sort(segments_.begin(), segments_.end(),
+              [](const Segment& a, const Segment& b) { return a.file_offset < b.file_offset; });
+    for (size_t i = 0; i < segments_.size(); ++i) {
+      const bool same_region =
+          i != 0 && segments_[i].file_offset / region_nbytes_ == segments_[i - 1].file_offset / region_nbytes_;
+      if (same_region) {
+        ++tasks_.back().count;
+      } else {
+        tasks_.push_back({i, 1, 0, 0});
+      }
+    }
+    for (size_t i = 0; i < strips_.size(); ++i) {
+      const Strip& strip = strips_[i];
+      if (strip.num_rows <= 1 || strip.row_nbytes >= kLongRowNbytes) continue;
+      const uint64_t at_once = region_nbytes_ / std::min<uint64_t>(strip.row_nbytes, region_nbytes_);
+      for (uint64_t row = 0; row < strip.num_rows; row += at_once) {
+        tasks_.push_back({i, 0, row, std::min(at_once, strip.num_rows - row)});
+      }
+    }
+  }
+
+  void add_segments(size_t index, uint64_t row) {
+    const Strip& strip = strips_[index];
+    uint64_t file_offset = strip.file_offset + row * strip.file_pitch;
+    uint64_t after = strip.nbytes_after + (strip.num_rows - 1 - row) * strip.file_pitch + strip.row_nbytes;
+    uint64_t strip_offset = row * strip.row_nbytes;
+    for (uint64_t left = strip.row_nbytes; left != 0;) {
+      const uint64_t nbytes = std::min(left, region_nbytes_ - file_offset % region_nbytes_);
+      after -= nbytes;
+      segments_.push_back({index, strip_offset, file_offset, nbytes, after});
+      file_offset += nbytes;
+      strip_offset += nbytes;
+      left -= nbytes;
+    }
+  }
+
+  void work() {
+    const SlotPool::Handle slot = devices_ != nullptr ? devices_->slots().acquire() : SlotPool::host().acquire();
+    std::vector<Edge> edges;
+    for (size_t i = next_task_++; i < tasks_.size() && workers_.go_on(); i = next_task_++) {
+      const Task& task = tasks_[i];
+      bytes_done_ += task.num_rows != 0 ? write_rows(task, slot.data()) : write_region(task, slot.data(), edges);
+      if (edges.size() >= kMaxEdgesHeld) flush(edges);
+    }
+    if (workers_.go_on()) flush(edges);
+  }
+
+  // --- long rows
+
+  uint64_t write_region(const Task& task, char* slot, std::vector<Edge>& edges) {
+    const Segment* const first = &segments_[task.first];
+    const Segment* const last = first + task.count;
+    const uint64_t region = first->file_offset / region_nbytes_ * region_nbytes_;
+    const bool gather = direct_.direct();
+    std::vector<DevicePiece> device_pieces;
+    uint64_t nbytes = 0;
+    for (const Segment* segment = first; segment != last; ++segment) {
+      const Strip& strip = strips_[segment->strip];
+      char* const in_slot = slot + (segment->file_offset - region);
+      nbytes += segment->nbytes;
+      if (strip.data == nullptr) {
+        device_pieces.push_back({strip.source, strip.source_offset + segment->strip_offset, segment->nbytes, in_slot});
+      } else if (gather) {
+        const char* source = strip.data + segment->strip_offset;
+        uint32_t crc = 0;
+        if (options_.compute_crc32) {
+          crc = crc32_copy(0, in_slot, source, segment->nbytes);
+        } else {
+          std::memcpy(in_slot, source, segment->nbytes);
+        }
+        report(*segment, source, crc);
+      } else {
+        write_in_place(*segment, strip.data + segment->strip_offset);
+      }
+    }
+    if (!device_pieces.empty()) devices_->copy(device_pieces);
+    for (const Segment* segment = first; segment != last; ++segment) {
+      if (strips_[segment->strip].data != nullptr) continue;
+      const char* bytes = slot + (segment->file_offset - region);
+      report(*segment, bytes, options_.compute_crc32 ? crc32(0, bytes, segment->nbytes) : 0);
+    }
+    write_gathered(first, last, slot, region, gather, edges);
+    return nbytes;
+  }
+
+  // The runs of segments that lie in the slot, joined where they touch.
+  void write_gathered(const Segment* first, const Segment* last, const char* slot, uint64_t region, bool direct,
+                      std::vector<Edge>& edges) {
+    while (first != last) {
+      if (!direct && strips_[first->strip].data != nullptr) {  // written where it lay
+        ++first;
+        continue;
+      }
+      const uint64_t begin = first->file_offset;
+      uint64_t end = begin;
+      for (; first != last && first->file_offset == end; ++first) {
+        if (!direct && strips_[first->strip].data != nullptr) break;
+        end += first->nbytes;
+      }
+      const uint64_t alignment = direct_.alignment();
+      const uint64_t block_begin = (begin + alignment - 1) / alignment * alignment;
+      const uint64_t block_end = end / alignment * alignment;
+      if (direct && block_end >= block_begin + kDirectFromNbytes) {
+        hold(begin, slot + (begin - region), block_begin - begin, edges);
+        put(direct_, block_begin, slot + (block_begin - region), block_end - block_begin);
+        hold(block_end, slot + (block_end - region), end - block_end, edges);
+      } else {
+        put(buffered_, begin, slot + (begin - region), end - begin);
+      }
+    }
+  }
+
+  void write_in_place(const Segment& segment, const char* source) {
+    uint32_t crc = 0;
+    for (uint64_t done = 0; done < segment.nbytes;) {
+      const uint64_t nbytes = std::min(kCacheNbytes, segment.nbytes - done);
+      if (options_.compute_crc32) crc = crc32(crc, source + done, nbytes);
+      put(buffered_, segment.file_offset + done, source + done, nbytes);
+      done += nbytes;
+    }
+    report(segment, source, crc);
+  }
+
+  void report(const Segment& segment, const char* bytes, uint32_t crc) {
+    crcs_[segment.strip].fetch_xor(crc32_shift(crc, segment.nbytes_after));
+    tell_first_bytes(segment.strip, segment.strip_offset, bytes, segment.nbytes);
+  }
+
+  // --- short rows
+
+  uint64_t write_rows(const Task& task, char* slot) {
+    const Strip& strip = strips_[task.first];
+    const uint64_t strip_offset = task.first_row * strip.row_nbytes;
+    const uint64_t nbytes = task.num_rows * strip.row_nbytes;
+    const char* bytes = strip.data + strip_offset;
+    if (strip.data == nullptr) {
+      devices_->copy({{strip.source, strip.source_offset + strip_offset, nbytes, slot}});
+      bytes = slot;
+    }
+    tell_first_bytes(task.first, strip_offset, bytes, nbytes);
+    uint32_t crc = 0;  // of the rows so far, with zeros between them
+    for (uint64_t row = 0; row < task.num_rows; ++row) {
+      const char* const source = bytes + row * strip.row_nbytes;
+      if (options_.compute_crc32) {
+        crc = crc32_shift(crc, strip.file_pitch) ^ crc32(0, source, strip.row_nbytes);
+      }
+      put(buffered_, strip.file_offset + (task.first_row + row) * strip.file_pitch, source, strip.row_nbytes);
+      if (!workers_.go_on()) return 0;
+    }
+    const uint64_t rows_after = strip.num_rows - task.first_row - task.num_rows;
+    crcs_[task.first].fetch_xor(crc32_shift(crc, strip.nbytes_after + rows_after * strip.file_pitch));
+    return nbytes;
+  }
+
+  void tell_first_bytes(size_t strip, uint64_t strip_offset, const char* bytes, uint64_t nbytes) {
+    unsigned char* const first_bytes = results_[strip].first_bytes;
+    if (strip_offset >= sizeof(StripResult::first_bytes)) return;
+    std::memcpy(first_bytes + strip_offset, bytes,
+                std::min<uint64_t>(nbytes, sizeof(StripResult::first_bytes) - strip_offset));
+  }
+
+  // ---
+
+  static void put(PositionalSink& sink, uint64_t file_offset, const char* bytes, uint64_t nbytes) {
+    thread_local std::vector<iovec> pieces;
+    pieces.assign(1, {const_cast<char*>(bytes), nbytes});
+    sink.write(file_offset, pieces);
+  }
+
+  static void hold(uint64_t file_offset, const char* bytes, uint64_t nbytes, std::vector<Edge>& edges) {
+    if (nbytes != 0) edges.push_back({file_offset, std::string(bytes, nbytes)});
+  }
+
+  void flush(std::vector<Edge>& edges) {
+    for (const Edge& edge : edges) put(buffered_, edge.file_offset, edge.bytes.data(), edge.bytes.size());
+    edges.clear();
+  }
+
+  const std::vector<Strip>& strips_;
+  PositionalSink& direct_;
+  PositionalSink& buffered_;
+  DeviceSource* const devices_;
+  const StripOptions options_;
+  const uint64_t region_nbytes_;
+  std::vector<Segment> segments_;
+  std::vector<Task> tasks_;
+  const std::unique_ptr<std::atomic<uint32_t>[]> crcs_;
+  std::vector<StripResult> results_;
+  uint64_t total_nbytes_ = 0;
+  std::atomic<size_t> next_task_{0};
+  std::atomic<uint64_t> bytes_done_{0};
+  WorkerThreads workers_;
+};
+
+}  // namespace
+
+std::vector<StripResult> write_strips(const std::vector<Strip>& strips, PositionalSink& direct,
+                                      PositionalSink& buffered, DeviceSource* devices, const StripOptions& options,
+                                      const Watcher& watch) {
+  return StripWrite(strips, direct, buffered, devices, options).run(watch);
+}
+
+}  // namespace sdio

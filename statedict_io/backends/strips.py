@@ -1,0 +1,118 @@
+"""Writing strips without compiled code; see :class:`~statedict_io.backends.protocol.Strip`."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from ..progress import ProgressCallback
+from . import crc32
+from .fallback_reader import storage_memory
+from .protocol import Strip
+
+_CHUNK_NBYTES = 1 << 20
+
+
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[int]:
+    """A descriptor of an existing file. System errors within carry ``path``; close's too, which may report that a write
+    failed (NFS, quota).
+
+    Only for writing: a network file system then keeps the bytes of a page that this process wrote apart from those that
+    others write.
+    """
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            yield fd
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+            raise
+        os.close(fd)
+    except OSError as e:
+        if e.errno is not None:
+            e.filename = path
+        raise
+
+
+def write_strips(
+    fd: int,
+    storages: Sequence[torch.UntypedStorage],
+    strips: Sequence[Strip],
+    *,
+    compute_crc32: bool,
+    progress: ProgressCallback | None,
+) -> list[tuple[int, bytes]]:
+    """Of :class:`~statedict_io.backends.protocol.Backend`, into an open file."""
+    total = sum(strip.row_nbytes * strip.num_rows for strip in strips)
+    done = 0
+    results = []
+    for strip in strips:
+        storage = storages[strip.source]
+        crc = 0
+        first_bytes = b""
+        if strip.num_rows == 1:
+            for start in range(0, strip.row_nbytes, _CHUNK_NBYTES):
+                nbytes = min(_CHUNK_NBYTES, strip.row_nbytes - start)
+                chunk = bytes_of(storage, strip.source_offset + start, nbytes)
+                first_bytes = first_bytes or bytes(chunk[:8])
+                if compute_crc32:
+                    crc = zlib.crc32(chunk, crc)
+                write_all(fd, chunk, strip.file_offset + start)
+                done += nbytes
+                if progress is not None:
+                    progress(done, total)
+        else:
+            over_pitch = crc32.shifter(strip.file_pitch)
+            rows_per_chunk = max(_CHUNK_NBYTES // strip.row_nbytes, 1)
+            for first in range(0, strip.num_rows, rows_per_chunk):
+                num_rows = min(rows_per_chunk, strip.num_rows - first)
+                start = strip.source_offset + first * strip.row_nbytes
+                chunk = bytes_of(storage, start, num_rows * strip.row_nbytes)
+                first_bytes = first_bytes or bytes(chunk[:8])
+                for row in range(num_rows):
+                    line = chunk[row * strip.row_nbytes : (row + 1) * strip.row_nbytes]
+                    if compute_crc32:
+                        crc = crc32.shift_by(over_pitch, crc) ^ zlib.crc32(line)
+                    write_all(fd, line, strip.file_offset + (first + row) * strip.file_pitch)
+                done += len(chunk)
+                if progress is not None:
+                    progress(done, total)
+        results.append((crc32.shift(crc, strip.nbytes_after), first_bytes))
+    if progress is not None:
+        progress(total, total)
+    return results
+
+
+def bytes_of(storage: torch.UntypedStorage, offset: int, nbytes: int) -> memoryview:
+    """Of a CPU storage where they are, of another copied to the CPU."""
+    if storage.device.type != "cpu":
+        on_device = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage, offset, (nbytes,), (1,))
+        storage, offset = on_device.cpu().untyped_storage(), 0
+    return storage_memory(storage)[offset : offset + nbytes]
+
+
+def write_all(fd: int, data: memoryview, offset: int) -> None:
+    while data:
+        written = os.pwrite(fd, data, offset)
+        if written == 0:
+            raise OSError(errno.EIO, "pwrite wrote nothing")
+        offset += written
+        data = data[written:]
+
+
+def preallocate(fd: int, nbytes: int) -> None:
+    """Reserves blocks, so that a full disk shows before anything is written; a file system that cannot is no error."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(fd, 0, nbytes)
+    except OSError as e:
+        if e.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            raise

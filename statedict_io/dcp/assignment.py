@@ -1,0 +1,100 @@
+"""Who writes which bytes: what one rank alone holds is its own, replicas are cut so that all write alike. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+# Whole below this. Small tensors that every rank holds are not always the same on every rank (the state of a random
+# number generator, of 5,056 bytes): one rank's must not be mixed with another's.
+_CUT_FROM_NBYTES = 16 << 10
+# Cuts are at multiples of it in the file: a block that two ranks write is a page that goes back and forth between them.
+_BLOCK_NBYTES = 4096
+
+
+class Box(NamedTuple):
+    """Elements that one or more ranks hold."""
+
+    numel: int
+    itemsize: int
+    file_offset: int  #: of its first byte
+    holders: tuple[int, ...]  #: ranks, ascending
+
+
+class Share(NamedTuple):
+    rank: int
+    begin: int  #: elements of the box, row-major
+    end: int
+
+
+def share_out(boxes: Sequence[Box], num_ranks: int) -> list[list[Share]]:
+    """The shares of each box: without overlap, without a gap, each of a rank that holds the box."""
+    loads = [0] * num_ranks
+    shares: list[list[Share]] = [[] for _ in boxes]
+    replicated: dict[tuple[int, ...], list[int]] = {}
+    for index, box in enumerate(boxes):
+        if len(box.holders) == 1:
+            shares[index].append(Share(box.holders[0], 0, box.numel))
+            loads[box.holders[0]] += box.numel * box.itemsize
+        elif box.numel:
+            replicated.setdefault(box.holders, []).append(index)
+        else:
+            shares[index].append(Share(box.holders[0], 0, 0))
+    # Few holders first: the others have more ways to even it out.
+    for holders, members in sorted(replicated.items(), key=lambda group: (len(group[0]), group[0])):
+        _pour(boxes, holders, members, loads, shares)
+    return shares
+
+
+def _pour(
+    boxes: Sequence[Box],
+    holders: tuple[int, ...],
+    members: list[int],
+    loads: list[int],
+    shares: list[list[Share]],
+) -> None:
+    """Cuts the boxes, laid end to end, at the quotas that bring the holders' loads to one level."""
+    total = sum(boxes[index].numel * boxes[index].itemsize for index in members)
+    quotas = _quotas([loads[rank] for rank in holders], total)
+    position = 0
+    for index in members:
+        box = boxes[index]
+        begin = 0
+        while begin < box.numel:
+            nbytes = (box.numel - begin) * box.itemsize
+            last = position == len(holders) - 1
+            if last or nbytes <= quotas[position]:
+                end = box.numel
+            elif nbytes <= _CUT_FROM_NBYTES:
+                end = box.numel if nbytes <= 2 * quotas[position] else begin
+            else:
+                start = box.file_offset + begin * box.itemsize
+                cut = (start + quotas[position]) // _BLOCK_NBYTES * _BLOCK_NBYTES
+                end = begin + max(cut - start, 0) // box.itemsize
+            if end > begin:
+                rank = holders[position]
+                shares[index].append(Share(rank, begin, end))
+                written = (end - begin) * box.itemsize
+                loads[rank] += written
+                quotas[position] -= written
+                begin = end
+            if (begin < box.numel or quotas[position] <= 0) and not last:
+                quotas[position + 1] += quotas[position]  # what a cut at a block left over, or took too much
+                position += 1
+
+
+def _quotas(loads: list[int], total: int) -> list[int]:
+    """What each gets of ``total`` so that the smallest loads rise to one level."""
+    ascending = sorted(range(len(loads)), key=loads.__getitem__)
+    level, left = loads[ascending[0]], total
+    count = len(ascending)
+    for num_filled, index in enumerate(ascending):
+        if num_filled and (loads[index] - level) * num_filled >= left:
+            count = num_filled
+            break
+        left -= (loads[index] - level) * num_filled
+        level = loads[index]
+    quotas = [0] * len(loads)
+    for place, index in enumerate(ascending[:count]):
+        quotas[index] = level - loads[index] + left // count + (place < left % count)
+    return quotas

@@ -1,0 +1,209 @@
+"""DCP's checkpoint directories to files of ``torch.save``, and back, in one process and in bounded memory."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, create_default_global_save_plan
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import (
+    LoadItemType,
+    LoadPlan,
+    ReadItem,
+    SavePlan,
+    SavePlanner,
+    TensorWriteData,
+    WriteItem,
+    WriteItemType,
+)
+
+from .reader import read_view
+from .source import FileSource
+from .writer import SingleFileWriter
+
+_CHUNK_NBYTES = 64 << 20
+
+
+def dcp_to_file(
+    directory: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    *,
+    durable: bool = True,
+    backend: str = "auto",
+    progress: Callable[[int, int], Any] | None = None,
+) -> None:
+    """Writes what a checkpoint directory of ``dcp.save`` holds into a file that ``torch.load`` reads.
+
+    Memory: some of the directory's largest shards. The directory's metadata is a pickle of DCP's: convert only what you
+    trust.
+
+    Args:
+        directory: as given to ``dcp.save``.
+        path: replaced atomically.
+        durable, backend, progress: as for :class:`SingleFileWriter`.
+
+    Raises:
+        OSError: what the system reported; the file at ``path`` is as it was.
+        ValueError: shards that do not make up their tensor.
+    """
+    reader = FileSystemReader(os.fspath(directory))
+    metadata = reader.read_metadata()
+    reader.set_up_storage_reader(metadata, is_coordinator=True)
+    writer = SingleFileWriter(path, durable=durable, backend=backend, progress=progress)
+    writer.set_up_storage_writer(is_coordinator=True)
+    plan = SavePlan(_items_of(metadata), planner_data=metadata.planner_data)
+    (plan,) = writer.prepare_global_plan([writer.prepare_local_plan(plan)])
+    results = writer.write_data(plan, _FromDirectory(reader)).wait()
+    writer.finish(metadata, [results])
+
+
+def file_to_dcp(
+    path: str | os.PathLike[str],
+    directory: str | os.PathLike[str],
+    *,
+    weights_only: bool = True,
+    backend: str = "auto",
+) -> None:
+    """Writes what a file of ``torch.save`` holds into a checkpoint directory that ``dcp.load`` reads, tensors in chunks
+    of at most 64 MiB.
+
+    Memory: some chunks.
+
+    Args:
+        path: of the file.
+        directory: made where it is missing. Its ``.metadata`` is written last.
+        weights_only: unpickle with torch's restricted unpickler: the security boundary.
+        backend: that parses the file's directory.
+
+    Raises:
+        OSError, CorruptCheckpointError, StateDictIOError: the file cannot be read, is damaged, or holds no mapping.
+    """
+    source = FileSource(os.fspath(path), weights_only=weights_only, backend=backend)
+    try:
+        items = []
+        for name, value in source.values.items():
+            if source.is_plain(value):
+                items += [_write_item(name, value, chunk) for chunk in _chunks(value)]
+            else:
+                items.append(WriteItem(MetadataIndex(name), WriteItemType.BYTE_IO))
+        (plan,), metadata = create_default_global_save_plan([SavePlan(items)])
+        metadata = replace(metadata, planner_data=source.paths)
+        writer = FileSystemWriter(os.fspath(directory))
+        writer.set_up_storage_writer(is_coordinator=True)
+        (plan,) = writer.prepare_global_plan([writer.prepare_local_plan(plan)])
+        results = writer.write_data(plan, _FromFile(source)).wait()
+        writer.finish(metadata, [results])
+    finally:
+        source.close()
+
+
+def _items_of(metadata: Metadata) -> list[WriteItem]:
+    items = []
+    for name, value in metadata.state_dict_metadata.items():
+        if isinstance(value, TensorStorageMetadata):
+            for place, chunk in enumerate(value.chunks):
+                data = TensorWriteData(chunk, value.properties, value.size)
+                items.append(WriteItem(MetadataIndex(name, chunk.offsets, place), WriteItemType.SHARD, None, data))
+        else:
+            items.append(WriteItem(MetadataIndex(name), WriteItemType.BYTE_IO))
+    return items
+
+
+def _write_item(name: str, tensor: torch.Tensor, chunk: ChunkStorageMetadata) -> WriteItem:
+    properties = TensorProperties(dtype=tensor.dtype, requires_grad=tensor.requires_grad)
+    data = TensorWriteData(chunk, properties, tensor.size())
+    return WriteItem(MetadataIndex(name, chunk.offsets), WriteItemType.SHARD, None, data)
+
+
+def _chunks(tensor: torch.Tensor) -> list[ChunkStorageMetadata]:
+    """Whole, or cut along the first dimension that is larger than one."""
+    sizes = list(tensor.size())
+    zeros = [0] * len(sizes)
+    dim = next((dim for dim, size in enumerate(sizes) if size > 1), None)
+    nbytes = tensor.numel() * tensor.itemsize
+    if dim is None or nbytes <= _CHUNK_NBYTES:
+        return [ChunkStorageMetadata(torch.Size(zeros), torch.Size(sizes))]
+    step = max(_CHUNK_NBYTES // (nbytes // sizes[dim]), 1)
+    return [
+        ChunkStorageMetadata(
+            torch.Size([*zeros[:dim], start, *zeros[dim + 1 :]]),
+            torch.Size([*sizes[:dim], min(step, sizes[dim] - start), *sizes[dim + 1 :]]),
+        )
+        for start in range(0, sizes[dim], step)
+    ]
+
+
+class _LazyPlanner(SavePlanner):  # type: ignore[misc]
+    """Has no state, only a way to get at each item of it."""
+
+    def set_up_planner(self, *args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError
+
+    def create_local_plan(self) -> SavePlan:
+        raise NotImplementedError
+
+    def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
+        raise NotImplementedError
+
+    def finish_plan(self, new_plan: SavePlan) -> SavePlan:
+        raise NotImplementedError
+
+
+class _FromDirectory(_LazyPlanner):
+    def __init__(self, reader: FileSystemReader) -> None:
+        self._reader = reader
+
+    def resolve_data(self, write_item: WriteItem) -> torch.Tensor | io.BytesIO:
+        data = write_item.tensor_data
+        index = write_item.index
+        if data is None:
+            planner: Any = _Catcher(None)
+            empty = torch.Size((0,))
+            item = ReadItem(LoadItemType.BYTE_IO, index, empty, index, empty, empty)
+        else:
+            planner = _Catcher(torch.empty(data.chunk.sizes, dtype=data.properties.dtype, device="cpu"))
+            zeros = torch.Size([0] * len(data.chunk.sizes))
+            item = ReadItem(LoadItemType.TENSOR, index, zeros, index, zeros, data.chunk.sizes)
+        self._reader.read_data(LoadPlan([item]), planner).wait()
+        return planner.caught
+
+
+class _Catcher(DefaultLoadPlanner):  # type: ignore[misc]
+    def __init__(self, target: torch.Tensor | None) -> None:
+        super().__init__()
+        self.caught: Any = target
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        self.caught = value
+
+    def resolve_tensor(self, read_item: ReadItem) -> torch.Tensor:
+        return self.caught
+
+
+class _FromFile(_LazyPlanner):
+    def __init__(self, source: FileSource) -> None:
+        self._source = source
+
+    def resolve_data(self, write_item: WriteItem) -> torch.Tensor | io.BytesIO:
+        value = self._source.values[write_item.index.fqn]
+        data = write_item.tensor_data
+        if data is None:
+            return self._source.opaque(value)
+        view = value.detach()
+        for dim, (offset, size) in enumerate(zip(data.chunk.offsets, data.chunk.sizes, strict=True)):
+            view = view.narrow(dim, offset, size)
+        tensor = torch.empty(view.size(), dtype=view.dtype, device="cpu")
+        read_view(self._source, view, tensor)
+        return tensor

@@ -1,0 +1,181 @@
+"""The coordinator's side of one save: the frame of the file, its temporary, and the commit."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+import threading
+import uuid
+import weakref
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.serialization
+
+from ..backends import formats
+from ..backends.strips import bytes_of, preallocate
+from ..pickling import PickledObject, PythonStorageTable
+from ..replacement import Replacement
+from ..targets import FileTarget
+from .archive_frame import ArchiveFrame
+from .global_plan import GlobalState
+from .shares import Written
+from .structure import nested, pickle_structure
+
+_WATCH_SECONDS = 0.02
+
+_saves: weakref.WeakValueDictionary[str, SharedSave] = weakref.WeakValueDictionary()
+
+
+class SharedSave:
+    """A temporary with its blocks reserved and a place in it for every byte. :meth:`finish` makes it the target;
+    otherwise it vanishes.
+
+    DCP tells a storage when a save has succeeded, never that it has failed. A rank that fails here sends notice with
+    its exception (:func:`failure_notice`). For all other failures, such as a rank that is killed, a thread looks
+    whether DCP's call still runs.
+
+    Args:
+        target: what to replace.
+        state: of all ranks.
+        durable: fsync the file and its directory.
+    """
+
+    def __init__(self, target: FileTarget, state: GlobalState, *, durable: bool) -> None:
+        self._target = target
+        self._state = state
+        self._alignment = formats.storage_alignment()
+        self.compute_crc32: bool = torch.serialization.get_crc32_options()
+        # Without opaque values all is known now. With them, data.pkl is known when they are: it follows the storages.
+        values = [(name, state.tensors.get(name)) for name in state.names]
+        self._pickled = pickle_structure(nested(values, state.paths))
+        frame = self._frame(self._pickled.data_pkl, [])
+        self.work = state.assign(frame)
+        self._frame_if_plain = None if state.opaque else frame
+        self.key = str(uuid.uuid4())
+        self._over = threading.Event()
+        self._replacement = Replacement(target, durable=durable)
+        self._replacement.__enter__()
+        weakref.finalize(self, _abandon, self._replacement, self._over)  # also when the interpreter ends
+        try:
+            preallocate(self._replacement.fd, frame.nbytes)
+        except OSError as e:
+            self._replacement.__exit__(type(e), e, None)
+            raise
+        _saves[self.key] = self
+        _end_with_call(self._replacement, self._over)
+
+    @property
+    def temporary(self) -> str:
+        return self._replacement.path
+
+    def finish(self, written: Sequence[Written]) -> None:
+        """Completes the file and puts it in the target's place.
+
+        Args:
+            written: by each rank.
+        """
+        try:
+            frame = self._frame_if_plain or self._frame_with_opaque(written)
+            crcs = [0] * len(frame.storages())
+            starts: dict[int, dict[int, bytes]] = {}
+            for work, part in zip(self.work, written, strict=True):
+                for key, crc in zip(work.keys, part.crcs, strict=True):
+                    crcs[key] ^= crc
+                for place, offset, data in part.starts:
+                    starts.setdefault(work.keys[place], {})[offset] = data
+            whole = {key: b"".join(pieces[at] for at in sorted(pieces)) for key, pieces in starts.items()}
+            first_bytes = {key: data for key, data in whole.items() if len(data) == 8}
+            frame.write(self._replacement.fd, crcs, first_bytes, compute_crc32=self.compute_crc32)
+            self._replacement.commit()
+        except OSError as e:
+            self._replacement.__exit__(type(e), e, None)
+            raise
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Removes the temporary, where it is not the target by now."""
+        _abandon(self._replacement, self._over)
+
+    def _frame(self, data_pkl: bytes, inner: Sequence[torch.UntypedStorage]) -> ArchiveFrame:
+        pickled = PickledObject(data_pkl, PythonStorageTable())
+        contents = formats.contents(pickled, self._alignment)
+        head, tail = contents.head, contents.tail
+        if self._state.opaque:
+            nbytes_of = len(self._pickled.entries)
+            tail = (
+                [
+                    (f"data/{nbytes_of + i}", bytes(bytes_of(storage, 0, storage.nbytes())))
+                    for i, storage in enumerate(inner)
+                ]
+                + [head[0]]
+                + tail
+            )
+            head = head[1:]
+        nbytes = [entry.nbytes for entry in self._pickled.entries]
+        return ArchiveFrame(self._target.archive_name, head, nbytes, tail, self._alignment)
+
+    def _frame_with_opaque(self, written: Sequence[Written]) -> ArchiveFrame:
+        opaque = {name: _unpickled(data) for part in written for name, data in part.opaque.items()}
+        tensors = self._state.tensors
+        values = [(name, tensors[name] if name in tensors else opaque[name]) for name in self._state.names]
+        pickled = pickle_structure(nested(values, self._state.paths), self._pickled.entries)
+        return self._frame(pickled.data_pkl, pickled.storages)
+
+
+def failure_notice(key: str) -> object:
+    """What abandons the save ``key`` when it arrives, pickled, in the coordinator's process."""
+    return _Notice(key)
+
+
+class _Notice:
+    def __init__(self, key: str) -> None:
+        self._key = key
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _arrived, (self._key,)
+
+
+def _arrived(key: str) -> None:
+    save = _saves.get(key)
+    if save is not None:
+        save.abandon()
+
+
+def _abandon(replacement: Replacement, over: threading.Event) -> None:
+    over.set()
+    replacement.__exit__(None, None, None)
+
+
+def _end_with_call(replacement: Replacement, over: threading.Event) -> None:
+    """Abandons ``replacement`` when DCP's call, which this thread is in, has ended, unless ``over`` is set first."""
+    outermost = None
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if str(frame.f_globals.get("__name__")).startswith("torch.distributed.checkpoint"):
+            outermost = frame
+        frame = frame.f_back
+    if outermost is None:  # called by somebody else, who has to let go of the writer
+        return
+    caller = threading.get_ident()
+
+    def watch() -> None:
+        while not over.wait(_WATCH_SECONDS):
+            frame = sys._current_frames().get(caller)
+            while frame is not None and frame is not outermost:
+                frame = frame.f_back
+            if frame is None:
+                _abandon(replacement, over)
+
+    # Without a thread to be had, the temporary lives until the writer does another save or is gone.
+    with contextlib.suppress(RuntimeError):
+        threading.Thread(target=watch, name="statedict_io.dcp", daemon=True).start()
+
+
+def _unpickled(data: bytes) -> Any:
+    """A value that a rank of this job pickled for this save: DCP passes its own messages the same way."""
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)

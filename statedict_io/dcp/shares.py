@@ -1,0 +1,200 @@
+"""A rank's side of one save: its ranges of its shards, as strips of the file."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.planner import SavePlanner, WriteItem
+
+from ..backends.archive import DESCRIPTOR_SIGNATURE
+from ..backends.protocol import Backend, Strip
+from .boxes import Rows, rows_of_box
+
+# What one write may hold in memory beyond the state itself: copies of tensors that are not contiguous, and tensors that
+# a planner makes while it is asked for them.
+_COPIES_NBYTES = 64 << 20
+
+
+@dataclass
+class WorkOrder:
+    """What the coordinator tells a rank; travels as ``SavePlan.storage_data``. The plan's last items are tensors, one a
+    range; those before are opaque values."""
+
+    path: str  #: of the target, as the caller of the coordinator gave it
+    temporary: str  #: absolute; what to write into
+    ranges: array[int]  #: (payload offset of the record, begin, end) of each tensor item, elements of its box
+    nbytes: int  #: of all ranges
+    compute_crc32: bool
+    key: str  #: of the coordinator's :class:`~statedict_io.dcp.shared_save.SharedSave`
+
+    @property
+    def num_ranges(self) -> int:
+        return len(self.ranges) // 3
+
+
+@dataclass
+class Written:
+    """What a rank tells the coordinator; travels as ``WriteResult.storage_data``."""
+
+    nbytes: int
+    crcs: array[int]  #: what each range adds to the CRC of its record
+    #: (range, offset, bytes) where a record's first eight bytes may look like a data descriptor's
+    starts: list[tuple[int, int, bytes]] = field(default_factory=list)
+    opaque: dict[str, bytes] = field(default_factory=dict)  #: name -> what ``torch.save`` makes of the value
+
+
+class ShareWriter:
+    """Collects ranges and writes them, all at once where that takes no copies."""
+
+    def __init__(
+        self,
+        order: WorkOrder,
+        planner: SavePlanner,
+        backend: Backend,
+        *,
+        durable: bool,
+        progress: Callable[[int, int], Any] | None,
+    ) -> None:
+        self._order = order
+        self._planner = planner
+        self._backend = backend
+        self._durable = durable
+        self._progress = progress
+        self._gives_references = _gives_references(planner)
+        self._written = Written(0, array("I", bytes(4 * order.num_ranges)))
+        self._sources: list[torch.Tensor] = []
+        self._strips: list[Strip] = []
+        self._places: list[int] = []  #: of each strip
+        self._starts: dict[int, Rows] = {}  #: strip -> its place in the record, if that includes the first bytes
+        self._copied_nbytes = 0
+
+    def add(self, place: int, item: WriteItem) -> None:
+        """Takes the range ``place``, which is of ``item``."""
+        payload_offset, begin, end = self._order.ranges[3 * place : 3 * place + 3]
+        tensor = self._resolve(item)
+        for piece in contiguous_pieces(tensor, begin, end, _COPIES_NBYTES):
+            copied = piece.tensor.untyped_storage()._cdata != tensor.untyped_storage()._cdata
+            if copied or not self._gives_references:
+                self._copied_nbytes += piece.tensor.numel() * piece.tensor.itemsize
+            self._add_piece(place, item, piece, payload_offset)
+            if self._copied_nbytes >= _COPIES_NBYTES:
+                self._flush(durable=False)
+
+    def finish(self, opaque: dict[str, bytes]) -> Written:
+        """Writes what is left; with ``durable``, all of this rank's bytes are on the device after it."""
+        self._flush(durable=self._durable)
+        self._written.opaque = opaque
+        return self._written
+
+    def _resolve(self, item: WriteItem) -> torch.Tensor:
+        data = item.tensor_data
+        assert data is not None
+        tensor = self._planner.resolve_data(item).detach()
+        if tensor.shape != data.chunk.sizes or tensor.dtype != data.properties.dtype:
+            raise ValueError(
+                f"{item.index.fqn!r}: the planner promised {data.properties.dtype} {list(data.chunk.sizes)} and gave "
+                f"{tensor.dtype} {list(tensor.shape)}"
+            )
+        if tensor.device.type == "meta":
+            raise ValueError(f"{item.index.fqn!r} is a meta tensor: there is nothing to write")
+        return tensor.resolve_conj().resolve_neg()
+
+    def _add_piece(self, place: int, item: WriteItem, piece: Piece, payload_offset: int) -> None:
+        data = item.tensor_data
+        assert data is not None
+        itemsize = piece.tensor.itemsize
+        record_nbytes = math.prod(data.size) * itemsize
+        if not self._sources or self._sources[-1] is not piece.tensor:
+            self._sources.append(piece.tensor)
+        source_offset = (piece.tensor.storage_offset() + piece.first) * itemsize
+        for rows in rows_of_box(data.size, data.chunk.offsets, data.chunk.sizes, itemsize, piece.begin, piece.end):
+            self._strips.append(
+                Strip(
+                    source=len(self._sources) - 1,
+                    source_offset=source_offset,
+                    file_offset=payload_offset + rows.offset,
+                    row_nbytes=rows.nbytes,
+                    num_rows=rows.num_rows,
+                    file_pitch=rows.pitch,
+                    nbytes_after=record_nbytes - rows.end,
+                )
+            )
+            self._places.append(place)
+            source_offset += rows.nbytes * rows.num_rows
+            if rows.offset < 8:
+                self._starts[len(self._strips) - 1] = rows
+
+    def _flush(self, *, durable: bool) -> None:
+        if self._strips or (durable and self._written.nbytes):
+            results = self._backend.write_strips(
+                self._order.temporary,
+                [tensor.untyped_storage() for tensor in self._sources],
+                self._strips,
+                durable=durable,
+                compute_crc32=self._order.compute_crc32,
+                progress=self._report if self._progress is not None else None,
+            )
+            for place, strip, (crc, _) in zip(self._places, self._strips, results, strict=True):
+                self._written.crcs[place] ^= crc
+                self._written.nbytes += strip.row_nbytes * strip.num_rows
+            for index, rows in self._starts.items():
+                self._tell_start(self._places[index], rows, results[index][1])
+        self._sources, self._strips, self._places, self._starts = [], [], [], {}
+        self._copied_nbytes = 0
+
+    def _tell_start(self, place: int, rows: Rows, first_bytes: bytes) -> None:
+        """The serialization id depends on a record's first eight bytes, if they look like a data descriptor's."""
+        for row in range(rows.num_rows):
+            offset = rows.offset + row * rows.pitch
+            if offset >= 8:
+                break
+            nbytes = min(rows.nbytes, 8 - offset)
+            data, first_bytes = first_bytes[:nbytes], first_bytes[nbytes:]
+            signature = DESCRIPTOR_SIGNATURE[offset : offset + nbytes]
+            if data[: len(signature)] == signature:
+                self._written.starts.append((place, offset, data))
+
+    def _report(self, bytes_done: int, bytes_total: int) -> None:
+        del bytes_total  # of this flush
+        assert self._progress is not None
+        self._progress(self._written.nbytes + bytes_done, self._order.nbytes)
+
+
+class Piece(NamedTuple):
+    """Elements ``begin`` to ``end`` of a box, in memory one after the other, from element ``first`` of ``tensor``."""
+
+    tensor: torch.Tensor
+    first: int
+    begin: int
+    end: int
+
+
+def contiguous_pieces(tensor: torch.Tensor, begin: int, end: int, limit_nbytes: int) -> Iterator[Piece]:
+    """A range of ``tensor``'s elements in row-major order; where it is not contiguous, in copies of about
+    ``limit_nbytes`` at most, made as they are asked for."""
+    if tensor.is_contiguous():
+        yield Piece(tensor, begin, begin, end)
+        return
+    if tensor.numel() * tensor.itemsize <= limit_nbytes:
+        yield Piece(tensor.contiguous(), begin, begin, end)
+        return
+    inner = tensor.numel() // tensor.shape[0]
+    step = max(limit_nbytes // (inner * tensor.itemsize), 1)
+    for index in range(begin // inner, -(-end // inner), step):
+        start = index * inner
+        part = tensor[index] if step == 1 else tensor[index : index + step]
+        for piece in contiguous_pieces(part, max(begin - start, 0), min(end - start, part.numel()), limit_nbytes):
+            yield Piece(piece.tensor, piece.first, piece.begin + start, piece.end + start)
+
+
+def _gives_references(planner: SavePlanner) -> bool:
+    """Whether the planner's tensors are the state's own, so that all may be held at once."""
+    kind = type(planner)
+    names = ("resolve_data", "lookup_object", "transform_object")
+    return all(getattr(kind, name, None) is getattr(DefaultSavePlanner, name) for name in names)

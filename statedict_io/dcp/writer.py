@@ -1,0 +1,181 @@
+"""``SingleFileWriter``: every rank writes its part of one file."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import io
+import os
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
+from torch.futures import Future
+
+from .. import backends
+from ..backends import formats
+from ..errors import StateDictIOError
+from ..targets import FileTarget, resolve
+from .global_plan import GlobalState, LocalItems
+from .shared_save import SharedSave, failure_notice
+from .shares import ShareWriter, WorkOrder, Written
+
+
+class SingleFileWriter(StorageWriter):  # type: ignore[misc]
+    """Writes one file of :func:`torch.save`'s format from all ranks, for ``dcp.save`` and ``dcp.async_save``.
+
+    The storages in it are those that ``torch.save`` of the gathered state would write, byte for byte and in the same
+    order; of a state of tensors alone, such as a model's, so is the whole file. ``torch.load`` reads it. No rank ever
+    holds the whole state. The file appears, whole, when every rank has written its part; until then the old one stands.
+
+    Args:
+        path: of the file, on a file system that all ranks share.
+        durable: on return the file is on the device, whichever rank wrote what.
+        backend: ``"auto"``, ``"native"`` or ``"torch"``, as for :func:`statedict_io.save`.
+        progress: a callable taking (bytes_done, bytes_total) of this rank, or None.
+
+    Attributes:
+        bytes_written: payload bytes that this rank wrote in the last save.
+
+    Use one writer for one save at a time. It is part of a collective call: what one rank raises, all raise
+    (as ``CheckpointException``).
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        durable: bool = True,
+        backend: str = "auto",
+        progress: Callable[[int, int], Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.path = os.fspath(path)
+        self.durable = durable
+        self.backend = backend
+        self.progress = progress
+        self.bytes_written = 0
+        self._save_id = str(uuid.uuid4())
+        self._save: SharedSave | None = None  #: of the coordinator
+
+    @property
+    def checkpoint_id(self) -> str:
+        return self.path
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        self._abandon()
+        if checkpoint_id:
+            self.path = os.fspath(checkpoint_id)
+        self._save_id = str(uuid.uuid4())
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        return "://" not in os.fspath(checkpoint_id)
+
+    def storage_meta(self) -> StorageMeta | None:
+        return StorageMeta(checkpoint_id=self.path, save_id=self._save_id)
+
+    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        if not kwargs.get("use_collectives", True) and torch.distributed.is_initialized():
+            raise ValueError("use_collectives=False gives each rank a checkpoint of its own; one file needs them")
+        self._abandon()
+        self.bytes_written = 0
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        if not getattr(plan, "usable", True):
+            raise ValueError(
+                "the planner's enable_plan_caching sends no plan where nothing changed, but each file needs its own: "
+                "use DefaultSavePlanner(enable_plan_caching=False) with SingleFileWriter"
+            )
+        return dataclasses.replace(plan, storage_data=LocalItems(tuple(plan.items)))
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        target = resolve(self.path)
+        if not isinstance(target, FileTarget):
+            raise OSError(errno.ESPIPE, "many ranks can write into a regular file only", self.path)
+        if backends.choose(self.backend) is None:
+            raise StateDictIOError(
+                f"torch {torch.__version__} writes a format that statedict_io does not reproduce, and cannot write "
+                "itself from many ranks; save with FileSystemWriter"
+            )
+        if formats.skip_data():
+            raise ValueError("torch.serialization.skip_data: a file without data needs one rank only; use torch.save")
+        self._abandon()
+        save = self._save = SharedSave(target, GlobalState(plans), durable=self.durable)
+        orders = []
+        for work in save.work:
+            order = WorkOrder(
+                path=self.path,
+                temporary=save.temporary,
+                ranges=work.ranges,
+                nbytes=work.nbytes,
+                compute_crc32=save.compute_crc32,
+                key=save.key,
+            )
+            orders.append(order)
+        return [
+            dataclasses.replace(plan, items=[*work.opaque, *work.items], storage_data=order)
+            for plan, work, order in zip(plans, save.work, orders, strict=True)
+        ]
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        order: WorkOrder = plan.storage_data
+        try:
+            with _naming(order):
+                written = self._write(plan, order, planner)
+        except BaseException as e:
+            e.__dict__["statedict_io_notice"] = failure_notice(order.key)
+            raise
+        self.bytes_written = written.nbytes
+        future: Future[list[WriteResult]] = Future()
+        future.set_result([WriteResult(MetadataIndex(self.path), written.nbytes, written)])
+        return future
+
+    def _abandon(self) -> None:
+        if self._save is not None:
+            self._save.abandon()
+            self._save = None
+
+    def _write(self, plan: SavePlan, order: WorkOrder, planner: SavePlanner) -> Written:
+        backend = backends.choose(self.backend)
+        assert backend is not None, "checked when it was planned"
+        num_opaque = len(plan.items) - order.num_ranges
+        opaque = {}
+        for item in plan.items[:num_opaque]:
+            value = planner.resolve_data(item)
+            assert isinstance(value, io.BytesIO)
+            opaque[item.index.fqn] = value.getvalue()
+        shares = ShareWriter(order, planner, backend, durable=self.durable, progress=self.progress)
+        for place, item in enumerate(plan.items[num_opaque:]):
+            shares.add(place, item)
+        return shares.finish(opaque)
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        save, self._save = self._save, None
+        assert save is not None, "finish comes after prepare_global_plan, in the coordinator"
+        save.finish([result.storage_data for of_rank in results for result in of_rank])
+        metadata.storage_meta = self.storage_meta()
+
+
+@contextlib.contextmanager
+def _naming(order: WorkOrder):  # type: ignore[no-untyped-def]
+    """System errors carry the path that the caller gave."""
+    try:
+        yield
+    except FileNotFoundError as e:
+        if e.filename != order.temporary:
+            raise
+        raise FileNotFoundError(
+            errno.ENOENT,
+            "this rank does not see the coordinator's file: all ranks need one shared file system",
+            order.path,
+        ) from None
+    except OSError as e:
+        if e.filename == order.temporary:
+            e.filename = order.path
+        raise

@@ -1,0 +1,1 @@
+"""Many ranks in processes of their own, on gloo: see ranks.py."""

@@ -1,0 +1,62 @@
+"""All or nothing: whatever happens to one rank, all raise, the old file stands, and nothing is left behind."""
+
+import os
+
+import pytest
+import torch
+
+from . import failing
+from .ranks import KILLED, all_well, run_ranks
+
+CASES = [
+    (step, rank, fault) for step, ranks in failing.STEPS.items() for rank in ranks for fault in ("raise", "killed")
+]
+CASES += [("resolve", 0, "full disk"), ("resolve", 1, "full disk")]
+# One of each kind in every run.
+SHORT = {
+    ("resolve", 1, "raise"),
+    ("write", 1, "killed"),
+    ("resolve", 1, "full disk"),
+    ("written", 0, "killed"),
+    ("commit", 0, "raise"),
+    ("commit", 0, "killed"),
+}
+
+
+@pytest.mark.parametrize(
+    ("step", "failing_rank", "fault"), [c if c in SHORT else pytest.param(*c, marks=pytest.mark.long) for c in CASES]
+)
+def test_all_ranks_raise_and_the_old_file_stands(tmp_path, backend, step, failing_rank, fault):
+    path = tmp_path / "model.pt"
+    torch.save("old", path)
+    results = run_ranks(3, failing.save, str(tmp_path), backend, step, failing_rank, fault, group_seconds=8)
+    for rank, result in enumerate(results):
+        if fault == "killed" and rank == failing_rank:
+            assert result == KILLED
+            continue
+        error, seconds, listing, cause = result
+        assert error is not None, f"rank {rank} did not raise"
+        assert seconds < 12
+        if rank == 0:
+            assert listing == ["model.pt"]
+        if fault == "full disk":
+            assert f"ranks:dict_keys([{failing_rank}])" in cause
+            assert "File too large" in cause and "sdio-tmp" not in cause
+    assert torch.load(path) == "old"
+    if fault == "killed" and failing_rank == 0:  # nobody was there to clean up: the next save does
+        all_well(run_ranks(2, failing.save_well, str(path), backend))
+        assert torch.load(path)["small"].tolist() == [3.0] * 7
+    assert os.listdir(tmp_path) == ["model.pt"]
+
+
+def test_a_kept_exception_keeps_no_temporary(tmp_path, backend):
+    results = run_ranks(2, failing.save, str(tmp_path), backend, "written", 1, "killed", True, group_seconds=8)
+    assert results[0][2] == []
+
+
+def test_async_save_writes_the_state_at_the_call_and_tells_its_error(tmp_path, backend):
+    path = tmp_path / "model.pt"
+    errors = all_well(run_ranks(2, failing.save_async, str(path), backend))
+    assert torch.load(path)["big"].unique().tolist() == [4.0]
+    assert all("missing" in error for error in errors)
+    assert os.listdir(tmp_path) == ["model.pt"]
