@@ -5,6 +5,7 @@
 #   make test-long   the same, with the tests that take minutes
 #   make lint        linters, type checker, formatting
 #   make sanitize    the C++ tests under MODE=address | thread | valgrind
+#   make fuzz        mutated archives for the reader; FUZZ_ARGS=SECONDS or '--runs 1000000'
 #   make bench       statedict_io against torch.save and others, here; BENCH_ARGS='--size 4GiB' and so on
 #   make clean       remove what was built; `make distclean` removes the environment too
 
@@ -14,6 +15,7 @@ VENV ?= .venv
 MODE ?= address
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+FUZZ_ARGS ?= 120
 
 bin := $(abspath $(VENV))/bin
 export PATH := $(bin):$(PATH)
@@ -29,7 +31,7 @@ cpp_sources = $(shell find csrc tests benchmarks -name '*.cpp' -o -name '*.h')
 torch_dir = $(shell $(bin)/python -c 'import importlib.util; print(*importlib.util.find_spec("torch").submodule_search_locations)')
 editable_install := $(bin)/python -m pip install --quiet --no-build-isolation --editable
 
-.PHONY: demo test test-long test-cpp lint format sanitize bench clean distclean
+.PHONY: demo test test-long test-cpp lint format sanitize fuzz bench clean distclean
 
 demo: $(VENV)/.installed
 	$(bin)/python examples/demo.py
@@ -56,6 +58,9 @@ format: $(VENV)/.linters
 
 sanitize: $(VENV)/.torch
 	TORCH_DIR='$(torch_dir)' scripts/sanitize.sh $(MODE)
+
+fuzz: $(VENV)/.torch
+	scripts/fuzz.sh $(FUZZ_ARGS)
 
 bench: $(VENV)/.bench
 	$(bin)/python -m benchmarks.run $(BENCH_ARGS)

@@ -4,7 +4,8 @@
 
 Contenders, interleaved in the same processes, each timed from a barrier until the last rank is done and the file is on
 the device: ``dcp.save`` through ``SingleFileWriter``; one rank's ``statedict_io.save`` of a state that it holds whole;
-gathering to rank 0 and ``torch.save`` (and fsync); ``dcp.save`` with the stock writer, then ``dcp_to_torch_save`` (and fsync).
+gathering to rank 0 and ``torch.save`` (and fsync); ``dcp.save`` with the stock writer, then ``dcp_to_torch_save``
+(and fsync).
 """
 
 from __future__ import annotations

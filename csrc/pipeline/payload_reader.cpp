@@ -27,6 +27,7 @@ constexpr uintptr_t kPayloadAlignment = 16;
 // Unused pages between payloads are kept where giving them back would save less than this share: it splits huge pages.
 constexpr uint64_t kKeptGapShare = 64;
 
+// Direct reads wait for the disk, buffered ones fault memory in: 4 to 12 threads measured the same on 2 cores.
 size_t default_num_threads() { return std::clamp<size_t>(std::thread::hardware_concurrency(), 4, 8); }
 
 uint64_t plan_alignment(const PositionalSource& source) {
