@@ -339,7 +339,9 @@ class SlowSource final : public PositionalSource {
   }
 };
 
-TEST(Reading, WatcherSeesProgressAndCanCancel) {
+class Watched : public testing::TestWithParam<size_t> {};
+
+TEST_P(Watched, WatcherSeesProgressAndCanCancel) {
   const Made made = made_by_torch({30 * kMiB}, 64);
   const TemporaryFile file;
   file.write_all(made.file);
@@ -356,13 +358,15 @@ TEST(Reading, WatcherSeesProgressAndCanCancel) {
     if (++calls == 3) throw Stop();
   };
   TestMemory memory;
-  EXPECT_THROW(load_payloads(directory, source, {0}, memory, false, {2, 0}, stop_at_third), Stop);
+  EXPECT_THROW(load_payloads(directory, source, {0}, memory, false, {GetParam(), 0}, stop_at_third), Stop);
   EXPECT_GT(seen, 0u);
-  seen = 0;
-  const auto to_the_end = [&](uint64_t bytes_done, uint64_t bytes_total) { seen = bytes_total - bytes_done; };
-  payload_checksums(directory, sound, {0}, {2, 0}, to_the_end);
-  EXPECT_EQ(seen, 0u);
+  uint64_t left = 1;
+  const auto to_the_end = [&](uint64_t bytes_done, uint64_t bytes_total) { left = bytes_total - bytes_done; };
+  payload_checksums(directory, sound, {0}, {GetParam(), 0}, to_the_end);
+  EXPECT_EQ(left, 0u);
 }
+
+INSTANTIATE_TEST_SUITE_P(InTheCallersThreadAndInOthers, Watched, testing::Values(1, 2));
 
 // A plan covers what was asked for exactly once, in spans that fit a slot, and reads little else.
 TEST(ReadPlan, CoversEveryRecordOnceAndLittleElse) {

@@ -215,12 +215,15 @@ class SlowSink final : public PositionalSink {
   }
 };
 
-TEST(Writing, WatcherSeesProgressAndCanCancel) {
+class Watching : public testing::TestWithParam<size_t> {};  // threads: one is the caller's own
+INSTANTIATE_TEST_SUITE_P(Threads, Watching, testing::Values(1, 2));
+
+TEST_P(Watching, WatcherSeesProgressAndCanCancel) {
   const Case made = make_case({30 << 20});
   const TemporaryFile file;
   SlowSink sink(file.fd());
   WriteOptions options;
-  options.num_threads = 2;
+  options.num_threads = GetParam();
   options.region_nbytes = 1 << 20;
   struct Stop {};
   uint64_t seen = 0;
