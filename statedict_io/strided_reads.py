@@ -9,8 +9,8 @@ import torch
 
 #: a tile of a view is read in one piece, gaps included, if it is no larger
 MAX_TILE_NBYTES = 16 << 20
-# A read of this much costs hardly more than the seek.
-_CHEAP_NBYTES = 16 << 10
+# A page: the disk is read in these anyway.
+_CHEAP_NBYTES = 4 << 10
 
 #: fills the memory from the record's byte offset on
 ReadInto = Callable[[int, memoryview], None]
