@@ -135,8 +135,9 @@ def allowed(step, fault, *, legacy, direct):
     if error == errno.EINTR and call in RETRIED:
         return {SAVED}
     if stage == "resolve":
-        # lstat: of path components, to find symlinks. stat: of the parent, or of the target.
-        return {SAVED} if call == "lstat" else {REFUSED}
+        # lstat: of path components, to find symlinks. stat: of the parent, or of the target. pthread_create: an
+        # asynchronous save's thread, without which the call writes.
+        return {SAVED} if call in ("lstat", "pthread_create") else {REFUSED}
     if call in ("fallocate", "posix_fallocate") and error in REFUSES_PREALLOCATION:
         return {SAVED}
     if call in ("fcntl", "statx", "pthread_create"):

@@ -13,7 +13,7 @@ from faults.preload import run_module
 
 
 def require(way):
-    if way == "native" and sio.backend_info().name != "native":
+    if way.startswith("native") and sio.backend_info().name != "native":
         pytest.skip(f"no native backend: {sio.backend_info().reason}")
 
 
@@ -24,8 +24,10 @@ def way(request):
 
 
 @pytest.mark.parametrize("size", ["quick", pytest.param("exhaustive", marks=pytest.mark.long)])
+@pytest.mark.parametrize("way", ["native", "torch", "legacy", "native-async", "torch-async"])
 @pytest.mark.timeout(900)
 def test_every_call_failing_in_every_way(size, way, preload, tmp_path, capsys):
+    require(way)
     printed = run_module(preload, "matrix_process", tmp_path, way, size, timeout=850)
     *failures, summary = printed.splitlines()
     counts = json.loads(summary)
