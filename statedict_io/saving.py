@@ -13,7 +13,7 @@ import torch.serialization
 from . import backends
 from . import progress as progress_module
 from .backends import formats, stock
-from .backends.protocol import Archive
+from .backends.protocol import Content
 from .pickling import pickle_object
 from .progress import Progress, ProgressCallback
 from .replacement import Replacement
@@ -59,16 +59,16 @@ def save(
     target = resolve(f, names_archive=_use_new_zipfile_serialization)
     # A hole cannot be streamed: torch seeks there, and says so where it cannot.
     streams_holes = formats.skip_data() and not isinstance(target, FileTarget)
-    if chosen is None or streams_holes or not _use_new_zipfile_serialization:
-        stock.save(
-            obj,
-            target,
-            durable=durable,
-            pickle_module=pickle_module,
-            pickle_protocol=pickle_protocol,
-            _use_new_zipfile_serialization=_use_new_zipfile_serialization,
-            _disable_byteorder_record=_disable_byteorder_record,
-        )
+    torch_options = {
+        "pickle_module": pickle_module,
+        "pickle_protocol": pickle_protocol,
+        "_disable_byteorder_record": _disable_byteorder_record,
+    }
+    if not _use_new_zipfile_serialization:
+        _write(stock.LegacyFile(obj, **torch_options), target, durable, None)
+        return
+    if chosen is None or streams_holes:
+        stock.save_zip(obj, target, durable=durable, **torch_options)
         return
     pickled = pickle_object(obj, pickle_module, pickle_protocol, chosen.native_table())
     alignment = formats.storage_alignment()
@@ -90,15 +90,15 @@ def fastsave(model: object, path: Any, **options: Any) -> None:
     save(model.state_dict() if isinstance(model, torch.nn.Module) else model, path, **options)
 
 
-def _write(archive: Archive, target: Target, durable: bool, progress: ProgressCallback | None) -> None:
+def _write(content: Content, target: Target, durable: bool, progress: ProgressCallback | None) -> None:
     if isinstance(target, FileTarget):
         with Replacement(target, durable=durable) as replacement:
-            archive.write_fd(replacement.fd, durable=durable, progress=progress)
+            content.write_fd(replacement.fd, durable=durable, progress=progress)
             replacement.commit()
     elif isinstance(target, PathStreamTarget):
         try:
             with open(target.given, "wb", buffering=0) as stream:
-                archive.write_stream(full_writer(stream.write), progress=progress)
+                content.write_stream(full_writer(stream.write), progress=progress)
                 if durable and stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                     os.fsync(stream.fileno())
         except OSError as e:
@@ -106,5 +106,5 @@ def _write(archive: Archive, target: Target, durable: bool, progress: ProgressCa
                 e.filename = target.given
             raise
     else:
-        archive.write_stream(full_writer(target.given.write), progress=progress)
+        content.write_stream(full_writer(target.given.write), progress=progress)
         target.given.flush()

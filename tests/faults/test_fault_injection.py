@@ -10,6 +10,7 @@ import pytest
 
 import statedict_io as sio
 from faults.preload import run_module
+from faults.ways import OPTIONS
 
 
 def require(way):
@@ -23,9 +24,11 @@ def way(request):
     return request.param
 
 
+@pytest.mark.parametrize("way", OPTIONS)
 @pytest.mark.parametrize("size", ["quick", pytest.param("exhaustive", marks=pytest.mark.long)])
 @pytest.mark.timeout(900)
 def test_every_call_failing_in_every_way(size, way, preload, tmp_path, capsys):
+    require(way)
     printed = run_module(preload, "matrix_process", tmp_path, way, size, timeout=850)
     *failures, summary = printed.splitlines()
     counts = json.loads(summary)
