@@ -4,7 +4,7 @@
 #   make test        the C++ tests (where GoogleTest is installed) and the Python tests
 #   make test-long   the same, with the tests that take minutes
 #   make lint        linters, type checker, formatting
-#   make sanitize    the C++ tests under MODE=address | thread | valgrind
+#   make sanitize    tests under MODE=address | thread | valgrind (C++) | python-address
 #   make fuzz        mutated archives for the reader; FUZZ_ARGS=SECONDS or '--runs 1000000'
 #   make bench       statedict_io against torch.save and others, here; BENCH_ARGS='--size 4GiB' and so on
 #   make clean       remove what was built; `make distclean` removes the environment too
@@ -56,7 +56,7 @@ format: $(VENV)/.linters
 	$(bin)/ruff format .
 	$(bin)/clang-format -i $(cpp_sources)
 
-sanitize: $(VENV)/.torch
+sanitize: $(VENV)/$(if $(filter python-%,$(MODE)),.installed,.torch)
 	TORCH_DIR='$(torch_dir)' scripts/sanitize.sh $(MODE)
 
 fuzz: $(VENV)/.torch

@@ -127,7 +127,7 @@ def _to_pt(source: str, target: FileTarget, progress: ProgressCallback | None) -
             )
             ranges[storage._cdata] = FileRange(fd, tensor.begin, tensor.nbytes, source)
         if backends.choose("torch") is None:
-            stock.save(obj, target, durable=True)
+            stock.save_zip(obj, target, durable=True)
         else:
             _save(obj, lambda storage: ranges[storage._cdata], target, progress)
         return Conversion(len(tensors), sum(tensor.nbytes for tensor in tensors), [], [])

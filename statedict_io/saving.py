@@ -15,7 +15,7 @@ import torch.serialization
 from . import backends, pending
 from . import progress as progress_module
 from .backends import formats, stock
-from .backends.protocol import Archive, Snapshot
+from .backends.protocol import Archive, Content
 from .pacing import paced
 from .pickling import pickle_object
 from .progress import Progress
@@ -107,15 +107,15 @@ def plan(
     target = resolve(f, names_archive=use_new_zipfile_serialization)
 
     def write_stock(durable: bool) -> None:
-        stock.save(
-            obj,
-            target,
-            durable=durable,
-            pickle_module=pickle_module,
-            pickle_protocol=pickle_protocol,
-            _use_new_zipfile_serialization=use_new_zipfile_serialization,
-            _disable_byteorder_record=disable_byteorder_record,
-        )
+        options = {
+            "pickle_module": pickle_module,
+            "pickle_protocol": pickle_protocol,
+            "_disable_byteorder_record": disable_byteorder_record,
+        }
+        if use_new_zipfile_serialization:
+            stock.save_zip(obj, target, durable=durable, **options)
+        else:
+            write(stock.LegacyFile(obj, **options), target, durable, None)
 
     # A hole cannot be streamed: torch seeks there, and says so where it cannot.
     streams_holes = formats.skip_data() and not isinstance(target, FileTarget)
@@ -133,7 +133,7 @@ def plan(
 
 
 def write(
-    archive: Archive | Snapshot,
+    content: Content,
     target: Target,
     durable: bool,
     progress: Progress,
@@ -143,13 +143,13 @@ def write(
     with progress_module.reporting(progress, target.archive_name) as callback:
         if isinstance(target, FileTarget):
             with Replacement(target, durable=durable) as replacement:
-                archive.write_fd(replacement.fd, durable=durable, progress=callback, bytes_per_second=bytes_per_second)
+                content.write_fd(replacement.fd, durable=durable, progress=callback, bytes_per_second=bytes_per_second)
                 replacement.commit()
         elif isinstance(target, PathStreamTarget):
             try:
                 with open(target.given, "wb", buffering=0) as stream:
                     write_all = full_writer(paced(stream.write, bytes_per_second))
-                    archive.write_stream(write_all, progress=callback)
+                    content.write_stream(write_all, progress=callback)
                     if durable and stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                         os.fsync(stream.fileno())
             except OSError as e:
@@ -157,5 +157,5 @@ def write(
                     e.filename = target.given
                 raise
         else:
-            archive.write_stream(full_writer(target.given.write), progress=callback)
+            content.write_stream(full_writer(target.given.write), progress=callback)
             target.given.flush()

@@ -111,23 +111,23 @@ def _resolve_path(given: str, names_archive: bool) -> Target:
 def _look_at(given: str, archive_name: str) -> Target:
     """Raises the OSError, without a path, that opening ``given`` for writing would."""
     if given.endswith("/"):
-        parent = os.path.dirname(given.rstrip("/"))
-        raise _system_error(errno.EISDIR if os.path.isdir(parent or os.curdir) else errno.ENOENT)
+        os.stat(os.path.dirname(given.rstrip("/")) or os.curdir)
+        raise _system_error(errno.EISDIR)
     path = _follow_symlinks(given)
     if path is None:
         return PathStreamTarget(given, archive_name)
     try:
         existing = os.stat(path)
     except FileNotFoundError:
-        if not os.path.isdir(os.path.dirname(path)):
-            raise
+        os.stat(os.path.dirname(path))  # raises where it is the directory that is missing, or cannot be looked at
         return FileTarget(given, path, archive_name, None)
     if stat.S_ISDIR(existing.st_mode):
         raise _system_error(errno.EISDIR)
     if not stat.S_ISREG(existing.st_mode):
         return PathStreamTarget(given, archive_name)
     if not os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
-        raise _system_error(errno.EACCES)
+        # Why not (EACCES, EROFS, ESTALE, ...) only open() tells; it changes nothing, and where it is allowed so are we.
+        os.close(os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK))
     return FileTarget(given, path, archive_name, existing)
 
 
@@ -141,8 +141,16 @@ def _check_parent(given: str) -> None:
         return
     end = given.rfind("/") if "/" in given else given.rfind("\\")
     parent = given[: max(end, 0)]
-    if parent and not os.path.isdir(parent):
-        raise refused_target(_system_error(errno.ENOENT), given, f"Parent directory {parent} does not exist.")
+    if not parent:
+        return
+    message = f"Parent directory {parent} does not exist."  # torch says so whatever the reason
+    try:
+        if not stat.S_ISDIR(os.stat(parent).st_mode):
+            raise _system_error(errno.ENOTDIR)
+    except FileNotFoundError as e:
+        raise refused_target(e, given, message) from None
+    except OSError as e:
+        raise refused_target(e, given, f"{message} ({e.strerror})") from None
 
 
 def _follow_symlinks(given: str) -> str | None:

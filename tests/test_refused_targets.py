@@ -2,6 +2,7 @@
 
 # ruff: noqa: SIM115 - open files are what these tests hand over
 
+import errno
 import io
 import os
 import pathlib
@@ -102,6 +103,25 @@ def test_what_the_system_refuses_is_also_an_oserror_with_errno_and_path(spelling
         sio.save(OBJ, spelling, backend=backend)
     assert caught.value.errno
     assert caught.value.filename == spelling
+    assert isinstance(caught.value, RuntimeError)
+
+
+@pytest.mark.parametrize("spelling", ["sub/model.pt", "to_missing_parent.pt"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
+def test_a_parent_that_cannot_be_examined_is_not_a_missing_one(spelling, number, backend, directories, monkeypatch):
+    monkeypatch.chdir(directories[1])
+    parent, stat = {"sub/model.pt": "sub", "to_missing_parent.pt": "nowhere"}[spelling], os.stat
+
+    def failing_stat(path, **options):
+        if os.path.basename(os.fspath(path)) == parent:
+            raise OSError(number, os.strerror(number))
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", failing_stat)
+    with pytest.raises(OSError) as caught:
+        sio.save(OBJ, spelling, backend=backend)
+    monkeypatch.undo()
+    assert (caught.value.errno, caught.value.filename) == (number, spelling)
     assert isinstance(caught.value, RuntimeError)
 
 

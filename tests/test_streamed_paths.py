@@ -117,6 +117,18 @@ def test_a_descriptor_that_is_not_open_is_refused(backend):
         sio.save({"a": filled(3)}, "/proc/self/fd/987", backend=backend)
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("name", ["module_state_dict", "larger_than_one_region"])
+def test_a_device_that_is_full(name, zipped, backend):
+    options = {"backend": backend, "_use_new_zipfile_serialization": zipped}
+    with pytest.raises(OSError) as caught:
+        sio.save(CORPUS[name](), "/dev/full", **options)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, "/dev/full")
+    with pytest.raises(OSError) as caught, open("/dev/full", "wb", buffering=0) as file:
+        sio.save(CORPUS[name](), file, **options)
+    assert caught.value.errno == errno.ENOSPC
+
+
 def test_a_reader_that_leaves_is_a_broken_pipe(backend, tmp_path):
     fifo = tmp_path / "model.pt"
     os.mkfifo(fifo)

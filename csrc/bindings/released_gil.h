@@ -6,7 +6,6 @@
 #pragma once
 
 #include <Python.h>
-#include <cxxabi.h>
 #include <unistd.h>
 
 namespace sdio {
@@ -35,8 +34,9 @@ class ReleasedGil {
   void take() {
     try {
       PyEval_RestoreThread(state_);
-    } catch (abi::__forced_unwind&) {
-      for (;;) pause();  // leaving the handler would end the process
+    } catch (...) {
+      // pthread_exit's; named, abi::__forced_unwind&, it would be a reference to null. Leaving would end the process.
+      for (;;) pause();
     }
   }
 

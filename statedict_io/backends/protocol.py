@@ -23,24 +23,28 @@ class Contents:
     skip_data: bool  #: leave holes of the storages' sizes
 
 
-class Archive(Protocol):
-    """A planned archive. Nothing has been written; all sizes are known."""
-
-    @property
-    def nbytes(self) -> int:
-        """Of the whole file."""
+class Content(Protocol):
+    """The bytes of a file, to be put somewhere."""
 
     def write_fd(
         self, fd: int, *, durable: bool, progress: ProgressCallback | None, bytes_per_second: float | None = None
     ) -> None:
-        """Writes the archive into an empty file.
+        """Writes them into an empty file.
 
         ``durable`` says that an fsync will follow, which decides between direct and buffered writes; it is the caller
         who makes it.
         """
 
     def write_stream(self, write: Callable[[memoryview], Any], *, progress: ProgressCallback | None) -> None:
-        """Hands the archive to ``write`` from front to back. ``write`` must take all of what it is given."""
+        """Hands them to ``write`` from front to back. ``write`` must take all of what it is given."""
+
+
+class Archive(Content, Protocol):
+    """A planned archive. Nothing has been written; all sizes are known."""
+
+    @property
+    def nbytes(self) -> int:
+        """Of the whole file."""
 
     @property
     def device_nbytes(self) -> dict[str, int]:
@@ -59,7 +63,7 @@ class Archive(Protocol):
         """
 
 
-class Snapshot(Protocol):
+class Snapshot(Content, Protocol):
     """An archive whose bytes are its own. It is written once, by any thread, and then released."""
 
     @property
@@ -74,14 +78,6 @@ class Snapshot(Protocol):
 
     def release(self) -> None:
         """Gives the memory back, for the next snapshot to use."""
-
-    def write_fd(
-        self, fd: int, *, durable: bool, progress: ProgressCallback | None, bytes_per_second: float | None = None
-    ) -> None:
-        """See :class:`Archive`."""
-
-    def write_stream(self, write: Callable[[memoryview], Any], *, progress: ProgressCallback | None) -> None:
-        """See :class:`Archive`."""
 
 
 class Strip(NamedTuple):

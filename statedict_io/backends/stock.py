@@ -1,18 +1,27 @@
-"""Hands the whole save to the installed ``torch.save``, inside a replacement: the legacy format, and formats that ours
-does not reproduce."""
+"""Hands the pickling to the installed ``torch.save``: the legacy format, and formats that ours does not reproduce."""
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from ..pacing import paced
+from ..progress import ProgressCallback
 from ..replacement import Replacement
 from ..targets import FileTarget, Target
 
 
-def save(obj: Any, target: Target, *, durable: bool, **torch_options: Any) -> None:
-    """Keyword arguments beyond ``durable`` are those of ``torch.save``."""
+def save_zip(obj: Any, target: Target, *, durable: bool, **torch_options: Any) -> None:
+    """Has torch open and write ``target``, or a file that then takes its place; its errors are torch's.
+
+    Args:
+        obj, target, durable: as in :func:`statedict_io.save`, after its resolution.
+        torch_options: of ``torch.save``.
+    """
     if not isinstance(target, FileTarget):
         torch.save(obj, target.given, **torch_options)
         return
@@ -20,3 +29,44 @@ def save(obj: Any, target: Target, *, durable: bool, **torch_options: Any) -> No
     with Replacement(target, durable=durable, as_directory=True) as replacement:
         torch.save(obj, replacement.path_inside, **torch_options)
         replacement.commit()
+
+
+class LegacyFile:
+    """The format before torch 1.6 as :class:`~statedict_io.backends.protocol.Content`; pickled while it is written."""
+
+    def __init__(self, obj: Any, **torch_options: Any) -> None:
+        self._obj = obj
+        self._options = torch_options
+
+    def write_fd(
+        self, fd: int, *, durable: bool, progress: ProgressCallback | None, bytes_per_second: float | None = None
+    ) -> None:
+        del durable  # the commit's affair
+
+        def write(data: memoryview) -> None:
+            left = memoryview(data)
+            while left:
+                written = os.write(fd, left)
+                if written == 0:
+                    raise OSError(errno.EIO, "write wrote nothing")
+                left = left[written:]
+
+        self.write_stream(paced(write, bytes_per_second), progress=progress)
+
+    def write_stream(self, write: Callable[[memoryview], Any], *, progress: ProgressCallback | None) -> None:
+        del progress  # the size is known when the last byte is
+        torch.save(self._obj, _WriteOnly(write), **self._options, _use_new_zipfile_serialization=False)
+
+
+class _WriteOnly:
+    """A file without a descriptor: past one that has it torch writes storages from C++, and errors lose their errno."""
+
+    def __init__(self, write: Callable[[memoryview], Any]) -> None:
+        self._write = write
+
+    def write(self, data: bytes | memoryview) -> int:
+        self._write(memoryview(data))
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing is held back here."""

@@ -1,6 +1,6 @@
 """Kills savers and looks at what is left, with a reader looking on all the time; run under preload.c.
 
-    crash_process.py DIRECTORY {native,torch,legacy}[-async] NUM_RANDOM SEED
+    crash_process.py DIRECTORY {native,torch,legacy,stock}[-async] NUM_RANDOM SEED
 
 Savers are forked from a process that has saved before. Some are killed before, in the middle of and after each call of
 a save, the others at random moments. Prints counts, as JSON.
@@ -21,6 +21,7 @@ import torch
 
 import statedict_io as sio
 from faults.preload import AFTER, BEFORE, HALFWAY, Preload
+from faults.ways import options_for
 from statedict_io import replacement
 
 SMALL, LARGE = 100_000, 9 << 20
@@ -29,16 +30,16 @@ SMALL, LARGE = 100_000, 9 << 20
 class Checkpoints:
     def __init__(self, directory, way):
         self.path = pathlib.Path(directory, "model.pt")
-        backend, _, self.is_async = way.partition("-")
-        self.options = {"_use_new_zipfile_serialization": False} if backend == "legacy" else {"backend": backend}
+        self.way, _, self.is_async = way.partition("-")
 
     def save(self, generation, nbytes):
         weight = torch.full((nbytes,), generation % 251, dtype=torch.uint8)
         state = {"generation": generation, "weight": weight}
-        if self.is_async:
-            sio.save_async(state, self.path, **self.options).result()
-        else:
-            sio.save(state, self.path, **self.options)
+        with options_for(self.way) as options:
+            if self.is_async:
+                sio.save_async(state, self.path, **options).result()
+            else:
+                sio.save(state, self.path, **options)
 
     def generation(self):
         """Of the file at the path, all of which is looked at."""

@@ -1,7 +1,6 @@
 """What a save owes its caller when one of its calls fails."""
 
 import errno
-import os
 from dataclasses import dataclass
 
 from faults.preload import AFTERWARDS, FOREVER, SHORT
@@ -122,7 +121,7 @@ def steps_of(events, target, *, overwrite):
 SAVED, REFUSED = "saved", "refused"
 
 
-def allowed(step, fault, *, legacy, direct):
+def allowed(step, fault, *, stock, direct):
     """The outcomes that are right: SAVED, REFUSED or both. `REFUSED` is an OSError with the fault's errno."""
     call, error, stage = fault.call, fault.error, step.stage
     if fault.how == SHORT:
@@ -135,9 +134,9 @@ def allowed(step, fault, *, legacy, direct):
     if error == errno.EINTR and call in RETRIED:
         return {SAVED}
     if stage == "resolve":
-        # lstat: of path components, to find symlinks. stat: of the parent, or of the target. pthread_create: an
-        # asynchronous save's thread, without which the call writes.
-        return {SAVED} if call in ("lstat", "pthread_create") else {REFUSED}
+        # lstat: of path components, to find symlinks. stat: of the parent, or of the target. faccessat: a doubt, which
+        # an open settles. pthread_create: an asynchronous save's thread, without which the call writes.
+        return {SAVED} if call in ("lstat", "faccessat", "pthread_create") else {REFUSED}
     if call in ("fallocate", "posix_fallocate") and error in REFUSES_PREALLOCATION:
         return {SAVED}
     if call in ("fcntl", "statx", "pthread_create"):
@@ -154,8 +153,8 @@ def allowed(step, fault, *, legacy, direct):
         if call == "fsync":
             return {SAVED} if error in (errno.EINVAL, errno.ENOTSUP) else {REFUSED}
         return {SAVED}
-    if legacy and stage == "write" and call in ("lseek", "fstat", "close"):
-        return {SAVED, REFUSED}  # of Python's file object, which asks and does not always listen
+    if stock and stage == "write" and call in ("lseek", "fstat", "close", "write", "writev"):
+        return {SAVED, REFUSED}  # of libstdc++'s file stream, which asks and does not always listen
     if stage == "write" and call == "fstat":
         return {SAVED}  # "has it its length already?"
     return {REFUSED}
@@ -179,10 +178,6 @@ def expected_errno(step, fault):
     """What the OSError must say."""
     if fault.how == SHORT:
         return errno.EIO
-    if step.stage == "resolve" and fault.call == "stat" and step.event.path == os.path.dirname(step.target):
-        return errno.ENOENT  # "is it a directory?", to which the answer is no
-    if step.stage == "resolve" and fault.call == "faccessat":
-        return errno.EACCES  # "may it be written?"
     return fault.error
 
 

@@ -30,8 +30,10 @@ def build(directory):
 def environment(library):
     """For a child process: this library loaded, and the modules of the tests found."""
     paths = [str(HERE.parent), str(HERE.parent.parent), os.environ.get("PYTHONPATH", "")]
-    preload = {"LD_PRELOAD": str(library)} if library else {}
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p), **preload}
+    # After what is there: a sanitizer's runtime has to be the first.
+    preloaded = [os.environ.get("LD_PRELOAD", ""), str(library or "")]
+    joined = {"PYTHONPATH": paths, "LD_PRELOAD": preloaded}
+    return {**os.environ, **{name: os.pathsep.join(filter(None, values)) for name, values in joined.items()}}
 
 
 def run_module(library, module, *arguments, timeout=280, wrapper=(), **options):

@@ -15,6 +15,7 @@ from faults.test_fault_injection import require
         ("native", 30),
         ("torch", 30),
         ("legacy", 0),
+        ("stock", 0),
         ("native-async", 10),
         ("torch-async", 10),
         *(pytest.param(way, 500, marks=pytest.mark.long) for way in ("native", "torch", "native-async")),

@@ -10,6 +10,7 @@ import pytest
 
 import statedict_io as sio
 from faults.preload import run_module
+from faults.ways import OPTIONS
 
 
 def require(way):
@@ -23,6 +24,7 @@ def way(request):
     return request.param
 
 
+@pytest.mark.parametrize("way", OPTIONS)
 @pytest.mark.parametrize("size", ["quick", pytest.param("exhaustive", marks=pytest.mark.long)])
 @pytest.mark.parametrize("way", ["native", "torch", "legacy", "native-async", "torch-async"])
 @pytest.mark.timeout(900)

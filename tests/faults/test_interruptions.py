@@ -10,25 +10,22 @@ import pytest
 import torch
 
 import statedict_io as sio
+from faults.ways import OPTIONS, options_for
 from statedict_io import replacement
 
 OLD = b"the old checkpoint"
-WAYS = {
-    "native": {"backend": "native"},
-    "torch": {"backend": "torch"},
-    "legacy": {"_use_new_zipfile_serialization": False},
-}
 
 
 def num_descriptors():
     return len(os.listdir("/proc/self/fd"))
 
 
-@pytest.fixture(params=list(WAYS))
+@pytest.fixture(params=list(OPTIONS))
 def options(request):
     if request.param == "native" and sio.backend_info().name != "native":
         pytest.skip(f"no native backend: {sio.backend_info().reason}")
-    return WAYS[request.param]
+    with options_for(request.param) as options:
+        yield options
 
 
 class Interruption(BaseException):

@@ -15,12 +15,13 @@ import torch
 
 import statedict_io as sio
 from faults.preload import Preload
+from faults.ways import OPTIONS
 from statedict_io import replacement
 
 
 def main(directory, way):
     path = os.path.join(directory, "model.pt")
-    options = {"_use_new_zipfile_serialization": False} if way == "legacy" else {"backend": way}
+    options = OPTIONS[way]
     preload, seen = Preload(), collections.Counter()
     objects = [torch.zeros(nbytes, dtype=torch.uint8) for nbytes in (1000, 12 << 20)]
     sio.save(objects[0], path, **options)

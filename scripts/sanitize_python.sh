@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# Runs Python tests against an extension built with AddressSanitizer and UndefinedBehaviorSanitizer:
+#
+#   scripts/sanitize_python.sh BUILD_DIR [CMAKE_ARGUMENT...]
+#
+# The tests run in BUILD_DIR/tree, a copy of the package and its tests that holds that extension: the installed one, and
+# the one beside the sources, stay as they are. PYTEST_ARGS replaces the choice of tests. Called by sanitize.sh.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+build_dir=$1
+shift
+scripts=$PWD/scripts
+tree=$PWD/$build_dir/tree
+reports=$PWD/$build_dir/reports
+: "${TORCH_DIR:?set it to the directory of the installed torch package}"
+python=$(command -v python || command -v python3)
+
+# Python is not linked with the runtimes, and they must come first. The C++ library too: they look for __cxa_throw when
+# the process starts.
+runtimes=()
+for library in libasan.so libubsan.so libstdc++.so.6; do
+    path=$("${CXX:-c++}" -print-file-name="$library")
+    if [[ $path != /* ]]; then
+        echo "$library was not found: this needs GCC and its sanitizers" >&2
+        exit 1
+    fi
+    runtimes+=("$(realpath "$path")")
+done
+
+generator=()
+if command -v ninja >/dev/null; then
+    generator=(-G Ninja "-DCMAKE_MAKE_PROGRAM=$(command -v ninja)")
+fi
+cmake -S . -B "$build_dir" "${generator[@]}" "-DTORCH_DIR=$TORCH_DIR" "-DPython_EXECUTABLE=$python" "$@" >/dev/null
+cmake --build "$build_dir" --target _native
+
+rm -rf "$tree/statedict_io" "$tree/tests" "$reports"
+mkdir -p "$tree" "$reports"
+cp -r statedict_io tests pyproject.toml docs csrc "$tree"
+rm -f "$tree"/statedict_io/_native*.so "$tree"/statedict_io/_build_info.py
+cp "$build_dir"/_native*.so "$build_dir"/_build_info.py "$tree/statedict_io"
+
+cd "$tree"
+export PYTHONPATH=$tree:$tree/tests STATEDICT_IO_REQUIRE_NATIVE=1
+unset PYTHONSAFEPATH
+# The compiler is no business of the sanitizers'.
+"$python" -c 'import device_standin; device_standin.build()'
+
+# A leak is no reason to fail by itself: Python and torch never give everything back. sanitizer_reports.py reads the
+# reports, of all processes that the tests start, and picks out those in which our code took the memory.
+export ASAN_OPTIONS=abort_on_error=1:detect_leaks=1:detect_odr_violation=0:log_path=$reports/report
+export LSAN_OPTIONS=exitcode=0:max_leaks=0:print_suppressions=0
+export UBSAN_OPTIONS=print_stacktrace=1:abort_on_error=1:log_path=$reports/report
+export PYTHONMALLOC=malloc  # each object a block of its own
+sanitized=(env "LD_PRELOAD=$(IFS=:; echo "${runtimes[*]}")" "$python")
+# What UndefinedBehaviorSanitizer says before it ends the process goes past the capture.
+pytest=("${sanitized[@]}" -m pytest -p no:cacheprovider --capture=sys)
+
+# run NAME ARGUMENT...: pytest, whose output is shown if it fails.
+run() {
+    local name=$1 status=0
+    shift
+    "${pytest[@]}" -q --tb=short "$@" &>"$reports.$name.log" || status=$?
+    if ((status != 0)); then
+        cat "$reports.$name.log"
+    fi
+    echo "$name: $(tail -n 1 "$reports.$name.log")"
+    return $status
+}
+
+"${sanitized[@]}" "$scripts/sanitizer_canary.py" "$tree" "$reports"
+
+status=0
+if [[ -n "${PYTEST_ARGS:-}" ]]; then
+    # shellcheck disable=SC2086
+    "${pytest[@]}" $PYTEST_ARGS || status=$?
+else
+    run devices tests/device_standin/checks.py &
+    run bytes tests/test_byte_identity.py -k 'native and written_as_torch' || status=$?
+    run targets tests/test_targets.py tests/test_streamed_paths.py tests/test_torch_settings.py \
+        -k 'native and not storage_alignment' || status=$?
+    run surroundings tests/faults/test_surroundings.py tests/faults/test_concurrency.py \
+        tests/faults/test_interruptions.py -k native || status=$?
+    # The leak detector does not survive threads that could not be started.
+    ASAN_OPTIONS=$ASAN_OPTIONS:detect_leaks=0 run faults tests/faults/test_fault_injection.py -k 'quick-native' || status=$?
+    wait $! || status=$?
+fi
+"$python" "$scripts/sanitizer_reports.py" "$reports" _native || status=$?
+exit $status

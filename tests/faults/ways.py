@@ -1,0 +1,21 @@
+"""The ways in which a save is written; each owes its caller the same."""
+
+import contextlib
+from unittest import mock
+
+from statedict_io import backends
+
+OPTIONS = {
+    "native": {"backend": "native"},
+    "torch": {"backend": "torch"},
+    "legacy": {"_use_new_zipfile_serialization": False},
+    "stock": {},
+}
+
+
+@contextlib.contextmanager
+def options_for(way):
+    """The options that make ``sio.save`` take a way in the block; "stock" is that of a torch of unknown format."""
+    unknown = mock.patch.object(backends, "choose", lambda wish: None)
+    with unknown if way == "stock" else contextlib.nullcontext():
+        yield OPTIONS[way]
