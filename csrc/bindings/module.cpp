@@ -166,8 +166,8 @@ PYBIND11_MODULE(_native, module) {
   module.def(
       "without_unused_puts",
       [](const py::bytes& data_pkl) {
-        const std::string lean =
-            without_unused_puts(PyBytes_AS_STRING(data_pkl.ptr()), static_cast<size_t>(PyBytes_GET_SIZE(data_pkl.ptr())));
+        const std::string lean = without_unused_puts(PyBytes_AS_STRING(data_pkl.ptr()),
+                                                     static_cast<size_t>(PyBytes_GET_SIZE(data_pkl.ptr())));
         return py::bytes(lean);
       },
       py::arg("data_pkl"));

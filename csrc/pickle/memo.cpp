@@ -10,8 +10,8 @@ namespace {
 
 struct Opcode {
   enum class Kind { kOther, kPut, kGet, kStop } kind = Kind::kOther;
-  size_t end = 0;        // of its argument
-  uint32_t index = 0;    // in the memo, of kPut and kGet
+  size_t end = 0;      // of its argument
+  uint32_t index = 0;  // in the memo, of kPut and kGet
 };
 
 class Stream {
@@ -22,13 +22,31 @@ class Stream {
   std::optional<Opcode> opcode(size_t at) const {
     if (at >= nbytes_) return std::nullopt;
     switch (bytes_[at]) {
-      case '(': case 'N': case '\x88': case '\x89': case ')': case ']': case '}': case '\x8f':  // constants
-      case 't': case '\x85': case '\x86': case '\x87': case 'a': case 'e': case 's': case 'u':            // containers
-      case 'R': case 'b': case '\x81': case 'Q':
+      case '(':
+      case 'N':
+      case '\x88':
+      case '\x89':
+      case ')':
+      case ']':
+      case '}':
+      case '\x8f':  // constants
+      case 't':
+      case '\x85':
+      case '\x86':
+      case '\x87':
+      case 'a':
+      case 'e':
+      case 's':
+      case 'u':  // containers
+      case 'R':
+      case 'b':
+      case '\x81':
+      case 'Q':
         return fixed(at, 0, Opcode::Kind::kOther);
       case '.':
         return fixed(at, 0, Opcode::Kind::kStop);
-      case 'K': case '\x80':
+      case 'K':
+      case '\x80':
         return fixed(at, 1, Opcode::Kind::kOther);
       case 'M':
         return fixed(at, 2, Opcode::Kind::kOther);
@@ -44,7 +62,8 @@ class Stream {
         return fixed(at, 1, Opcode::Kind::kPut);
       case 'r':
         return fixed(at, 4, Opcode::Kind::kPut);
-      case 'U': case '\x8a':
+      case 'U':
+      case '\x8a':
         return counted(at, 1);
       case 'X':
         return counted(at, 4);
