@@ -163,7 +163,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     def _unpickle(self, feed: StorageFeed) -> Any:
         reader = ZipReader(
-            self._records, feed, lean_pickle=self._records.lean_pickle, assume_native_byteorder=True, in_place=True
+            self._records, feed, lean_pickle=self._records.lean_pickle, assume_own_byteorder=True, in_place=True
         )
         with open(self._records.fd, "rb", closefd=False) as file:
             if not can_rebind():

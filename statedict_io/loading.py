@@ -125,7 +125,7 @@ class _Archive:
 
     def _reader(self, records: Records, feed: StorageFeed, meta: bool = False) -> ZipReader:
         # Without data there is nothing to swap.
-        return ZipReader(records, feed, lean_pickle=self._backend.lean_pickle, assume_native_byteorder=meta)
+        return ZipReader(records, feed, lean_pickle=self._backend.lean_pickle, assume_own_byteorder=meta)
 
     def finish(self) -> None:
         """What was not read has to be sound too."""

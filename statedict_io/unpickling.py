@@ -55,21 +55,21 @@ class ZipReader:
         feed: StorageFeed,
         *,
         lean_pickle: Callable[[bytes], bytes] = bytes,
-        assume_native_byteorder: bool = False,
+        assume_own_byteorder: bool = False,
         in_place: bool = False,
     ) -> None:
         self._records = records
         self.feed = feed
         self._lean_pickle = lean_pickle
-        self._assume_native_byteorder = assume_native_byteorder
+        self._assume_own_byteorder = assume_own_byteorder
         self.in_place = in_place  #: storages stay where the feed puts them, whatever their location says
         self.slow_unpickler = False
 
     def has_record(self, name: str) -> bool:
-        return name in self._records or (self._assume_native_byteorder and name == "byteorder")
+        return name in self._records or (self._assume_own_byteorder and name == "byteorder")
 
     def get_record(self, name: str) -> bytes:
-        if self._assume_native_byteorder and name == "byteorder":
+        if self._assume_own_byteorder and name == "byteorder":
             return sys.byteorder.encode()
         data = self._records.read(name)
         return self._lean_pickle(data) if self.slow_unpickler and name == "data.pkl" else data
@@ -195,7 +195,7 @@ def _quick(pickle_module: Any, zip_file: ZipReader, map_location: Any) -> Any:
     in_place = zip_file.in_place or (isinstance(map_location, (str, torch.device)) and str(map_location) == "cpu")
     if not (in_place or map_location is None):
         return pickle_module
-    if torch.serialization._package_registry[0][1] is not torch.serialization._cpu_tag or not _native_byteorder(
+    if torch.serialization._package_registry[0][1] is not torch.serialization._cpu_tag or not _own_byteorder(
         zip_file
     ):
         return pickle_module
@@ -256,7 +256,7 @@ def _restricted_unpickler(persistent_load_by: Callable[[Any], Any]) -> Any:
     return Unpickler
 
 
-def _native_byteorder(zip_file: ZipReader) -> bool:
+def _own_byteorder(zip_file: ZipReader) -> bool:
     """As ``torch.serialization._load`` finds it."""
     if zip_file.has_record("byteorder"):
         return zip_file.get_record("byteorder") == sys.byteorder.encode()
