@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import pickle
 import re
 import sys
 
-from . import backend_info, benchmark
+from . import benchmark
+from .backends import backend_info
+from .commands import convert, inspect, verify
+from .errors import StateDictIOError
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -18,6 +22,23 @@ def main(argv: list[str] | None = None) -> int:
     info = commands.add_parser("info", help="say which backend is active and why")
     info.set_defaults(run=lambda _: print(backend_info()))
 
+    inspect_ = commands.add_parser("inspect", help="list the tensors of a checkpoint without reading them")
+    inspect_.add_argument("file", metavar="FILE")
+    inspect_.add_argument("--json", action="store_true", help="for machines")
+    inspect_.set_defaults(run=lambda a: inspect.run(a.file, as_json=a.json))
+
+    verify_ = commands.add_parser(
+        "verify", help="check every CRC; exit code 0 all sound, 1 a file is corrupt, 2 a file cannot be read"
+    )
+    verify_.add_argument("files", metavar="FILE", nargs="+")
+    verify_.add_argument("--json", action="store_true", help="for machines")
+    verify_.set_defaults(run=lambda a: verify.run(a.files, as_json=a.json))
+
+    convert_ = commands.add_parser("convert", help="between .pt and .safetensors, in bounded memory")
+    convert_.add_argument("source", metavar="SRC")
+    convert_.add_argument("destination", metavar="DST")
+    convert_.set_defaults(run=lambda a: convert.run(a.source, a.destination))
+
     bench = commands.add_parser("bench", help="time torch.save and statedict_io here, side by side")
     bench.add_argument(
         "--size", type=_nbytes, default=_nbytes("1GiB"), help="of the state dict, such as 512MiB (default 1GiB)"
@@ -26,15 +47,19 @@ def main(argv: list[str] | None = None) -> int:
     bench.add_argument("--dir", default=".", help="where the files go: measures that file system (default .)")
     bench.add_argument("--rounds", type=int, default=5, help="measured rounds, after one warm-up (default 5)")
     bench.add_argument("--plot", metavar="OUT.png", help="also draw the result")
-    bench.set_defaults(run=lambda a: benchmark.run(a.size, a.device, a.dir, a.rounds, a.plot))
+    bench.set_defaults(run=_bench)
 
     arguments = parser.parse_args(argv)
     try:
-        arguments.run(arguments)
-    except (ImportError, OSError) as e:
+        return arguments.run(arguments) or 0
+    except (ImportError, OSError, ValueError, StateDictIOError, pickle.UnpicklingError) as e:
         print(f"statedict-io: {e}", file=sys.stderr)
         return 2
-    return 0
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    a = arguments
+    benchmark.run(a.size, a.device, a.dir, a.rounds, a.plot)
 
 
 def _nbytes(text: str) -> int:

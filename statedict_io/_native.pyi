@@ -129,6 +129,9 @@ class ArchiveReader:
 def crc32(data: Buffer, crc: int = 0) -> int:
     """As ``zlib.crc32``."""
 
+def without_unused_puts(data_pkl: bytes) -> bytes:
+    """The same pickle without the memo puts that nothing refers to; see csrc/pickle/memo.h."""
+
 def simd() -> str:
     """Name of the CRC-32 implementation in use."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,9 +25,13 @@ class Records:
     Owns nothing: the archive's descriptor must stay open. Used by one thread at a time.
     """
 
-    def __init__(self, archive: ArchiveReader, path: str) -> None:
+    def __init__(
+        self, archive: ArchiveReader, path: str, fd: int = -1, lean_pickle: Callable[[bytes], bytes] = bytes
+    ) -> None:
         self.archive = archive
         self.path = path
+        self.fd = fd  #: of the file, where it is one
+        self.lean_pickle = lean_pickle
         self.entries = archive.records
         self._indices = {entry.name: index for index, entry in enumerate(self.entries)}
 
@@ -46,6 +50,14 @@ class Records:
     def entry(self, name: str) -> RecordEntry:
         return self.entries[self.index(name)]
 
+    def sized(self, name: str, nbytes: int) -> int:
+        """The index of the record ``name``, which data.pkl says has ``nbytes``."""
+        index = self.index(name)
+        found = self.entries[index].nbytes
+        if found != nbytes:
+            raise corrupt(self.path, f"record {name!r} has {found} bytes, data.pkl says {nbytes}")
+        return index
+
     def read(self, name: str) -> bytes:
         if name == DATA_PKL and name not in self:
             raise corrupt(self.path, "it has no record 'data.pkl': torch.save did not write this archive")
@@ -60,8 +72,11 @@ class Records:
     def storages(self) -> list[int]:
         """The records ``data/...``, in the order in which the unpickler will ask for them: that of the keys in all
         files of torch, whatever order another writer gave them."""
-        found = [(entry.name, index) for index, entry in enumerate(self.entries) if is_storage(entry)]
-        return [index for _, index in sorted(found, key=lambda pair: _key_order(pair[0]))]
+        found = [index for index, entry in enumerate(self.entries) if is_storage(entry)]
+        expected = (f"data/{key}" for key in range(len(found)))
+        if any(self.entries[index].name != name for index, name in zip(found, expected, strict=True)):
+            found.sort(key=lambda index: _key_order(self.entries[index].name))
+        return found
 
     def explained(self, error: CorruptCheckpointError) -> CorruptCheckpointError:
         """``error`` with the names of the tensors that live in its records."""
@@ -86,7 +101,8 @@ class Records:
 
 
 def is_storage(entry: RecordEntry) -> bool:
-    return entry.name.startswith("data/") and not entry.name.endswith("/")
+    name = entry.name
+    return name[:5] == "data/" and name[-1] != "/"
 
 
 def _key_order(name: str) -> tuple[int, int | str]:
@@ -95,8 +111,10 @@ def _key_order(name: str) -> tuple[int, int | str]:
 
 
 @contextmanager
-def opened(path: Any, backend: str = "auto") -> Iterator[Records]:
+def opened(path: Any, backend: str = "auto", *, random_access: bool = False) -> Iterator[Records]:
     """The records of the file at ``path``, which is open inside the block.
+
+    ``random_access`` tells the kernel not to read ahead.
 
     Raises:
         OSError: the file cannot be opened or read.
@@ -115,7 +133,9 @@ def opened(path: Any, backend: str = "auto") -> Iterator[Records]:
             )
         if not start.startswith(_ZIP_START):
             raise corrupt(given, "does not begin like a file of torch.save (a zip archive)")
-        yield Records(chosen.open_archive(fd, given), given)
+        if random_access and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+        yield Records(chosen.open_archive(fd, given), given, fd, chosen.lean_pickle)
     except OSError as e:
         if e.errno is not None and e.filename is None:
             e.filename = given

@@ -20,7 +20,7 @@ from .backends.protocol import Backend
 from .errors import CorruptArchiveError, CorruptCheckpointError, corrupt
 from .progress import Progress, ProgressCallback
 from .readahead import ReadAhead
-from .unpickling import ZipReader, can_rebind, torch_load
+from .unpickling import StorageFeed, ZipReader, can_rebind, torch_load
 from .verification import check
 
 
@@ -114,14 +114,18 @@ class _Archive:
         if self._verify:
             check(records, [index for index, entry in enumerate(records.entries) if not is_storage(entry)])
         if torch.serialization._is_meta_location(self._map_location) if _HAS_META else _is_meta(self._map_location):
-            return contextlib.nullcontext(ZipReader(records, _MetaFeed(), assume_native_byteorder=True))
+            return contextlib.nullcontext(self._reader(records, _MetaFeed(), meta=True))
         self._feed = ReadAhead(
             records,
             stay=_stays_on_cpu(self._map_location, records),
             verify=self._verify,
             progress=self._progress,
         )
-        return contextlib.nullcontext(ZipReader(records, self._feed))
+        return contextlib.nullcontext(self._reader(records, self._feed))
+
+    def _reader(self, records: Records, feed: StorageFeed, meta: bool = False) -> ZipReader:
+        # Without data there is nothing to swap.
+        return ZipReader(records, feed, lean_pickle=self._backend.lean_pickle, assume_own_byteorder=meta)
 
     def finish(self) -> None:
         """What was not read has to be sound too."""
@@ -213,8 +217,8 @@ def _check_has_checksums(f: Any) -> None:
         return  # torch.load will say it
     if legacy:
         raise ValueError(
-            f"verify=True: {f} is in torch's legacy format, which has no checksums; load it with verify=False, and save "
-            "it again to have them"
+            f"verify=True: {f} is in torch's legacy format, which has no checksums; load it with verify=False, "
+            "and save it again to have them"
         )
 
 

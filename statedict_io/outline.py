@@ -67,6 +67,7 @@ def _follow(data_pkl: bytes) -> Any:
             for key, value in zip(items[::2], items[1::2], strict=True):
                 into[_hashable(key)] = value
 
+    argument: Any
     for opcode, argument, _ in pickletools.genops(data_pkl):
         name = opcode.name
         if name in ("PUT", "BINPUT", "LONG_BINPUT"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .archives import Records
-from .errors import CorruptCheckpointError, corrupt
+from .errors import CorruptCheckpointError
 from .progress import ProgressCallback
 from .verification import with_crc
 
@@ -32,21 +32,19 @@ class ReadAhead:
         self._progress = progress
         self._order = records.storages()
         self._position = {index: position for position, index in enumerate(self._order)}
-        self._ready: dict[int, torch.UntypedStorage] = {}
+        self._ready: dict[str, torch.UntypedStorage] = {}
         self._read: set[int] = set()
         self._nbytes_done = 0
         self._nbytes_total = sum(records.entries[index].nbytes for index in self._order)
 
     def take(self, name: str, nbytes: int) -> torch.UntypedStorage:
         """See :class:`~statedict_io.unpickling.StorageFeed`."""
-        index = self._records.index(name)
-        found = self._records.entries[index].nbytes
-        if nbytes != found:
-            raise corrupt(self._records.path, f"record {name!r} has {found} bytes, data.pkl says {nbytes}")
-        storage = self._ready.pop(index, None)
+        storage = self._ready.pop(name, None)
         if storage is None:
-            self._fill(index)
-            storage = self._ready.pop(index)
+            self._fill(self._records.sized(name, nbytes))
+            return self._ready.pop(name)
+        if storage.nbytes() != nbytes:
+            self._records.sized(name, nbytes)
         return storage
 
     def unread(self) -> list[int]:
@@ -59,19 +57,24 @@ class ReadAhead:
             self._ready.clear()
             self._window_nbytes = 0
         window = self._window(index)
-        entries = self._records.entries
-        checked = [i for i in window if entries[i].name in self._with_crc]
-        unchecked = [i for i in window if entries[i].name not in self._with_crc]
-        for part, verify in ((checked, True), (unchecked, False)):
-            if not part:
-                continue
+        window = self._window(index)
+        names = [self._records.entries[i].name for i in window]
+        if self._with_crc and not self._with_crc.issuperset(names):
+            parts = [
+                [i for i in window if (self._records.entries[i].name in self._with_crc) == c] for c in (True, False)
+            ]
+        else:
+            parts = [window]
+        for part in filter(None, parts):
+            verify = self._records.entries[part[0]].name in self._with_crc
             try:
                 storages = self._records.archive.load_storages(part, verify=verify, progress=self._reporter())
             except CorruptCheckpointError as e:
                 raise self._records.explained(e) from None
-            self._ready.update(zip(part, storages, strict=True))
+            self._ready.update(zip((self._records.entries[i].name for i in part), storages, strict=True))
             self._read.update(part)
-            self._nbytes_done += sum(entries[i].nbytes for i in part)
+            if self._progress is not None:
+                self._nbytes_done += sum(self._records.entries[i].nbytes for i in part)
 
     def _window(self, index: int) -> list[int]:
         window = [index]

@@ -9,7 +9,9 @@ its storages come from.
 from __future__ import annotations
 
 import contextlib
+import gc
 import sys
+import threading
 import types
 import warnings
 from collections.abc import Callable
@@ -47,18 +49,30 @@ class SmallRecords(Protocol):
 class ZipReader:
     """Stands in for ``torch._C.PyTorchFileReader``."""
 
-    def __init__(self, records: SmallRecords, feed: StorageFeed, *, assume_native_byteorder: bool = False) -> None:
+    def __init__(
+        self,
+        records: SmallRecords,
+        feed: StorageFeed,
+        *,
+        lean_pickle: Callable[[bytes], bytes] = bytes,
+        assume_own_byteorder: bool = False,
+        in_place: bool = False,
+    ) -> None:
         self._records = records
         self.feed = feed
-        self._assume_native_byteorder = assume_native_byteorder
+        self._lean_pickle = lean_pickle
+        self._assume_own_byteorder = assume_own_byteorder
+        self.in_place = in_place  #: storages stay where the feed puts them, whatever their location says
+        self.slow_unpickler = False
 
     def has_record(self, name: str) -> bool:
-        return name in self._records or (self._assume_native_byteorder and name == "byteorder")
+        return name in self._records or (self._assume_own_byteorder and name == "byteorder")
 
     def get_record(self, name: str) -> bytes:
-        if self._assume_native_byteorder and name == "byteorder":
+        if self._assume_own_byteorder and name == "byteorder":
             return sys.byteorder.encode()
-        return self._records.read(name)
+        data = self._records.read(name)
+        return self._lean_pickle(data) if self.slow_unpickler and name == "data.pkl" else data
 
     def get_storage_from_record(self, name: str, nbytes: int, _: object) -> _Handed:
         return _Handed(self.feed.take(name, nbytes))
@@ -119,7 +133,9 @@ def torch_load(open_reader: OpenReader, after: Callable[[], None] = lambda: None
     def unpickle(zip_file: Any, map_location: Any, pickle_module: Any, **options: Any) -> Any:
         if not isinstance(zip_file, ZipReader):
             return torch_unpickle(zip_file, map_location, pickle_module, **options)
-        result = torch_unpickle(zip_file, map_location, _quick(pickle_module, zip_file, map_location), **options)
+        zip_file.slow_unpickler = pickle_module is torch._weights_only_unpickler
+        with _collector_paused:
+            result = torch_unpickle(zip_file, map_location, _quick(pickle_module, zip_file, map_location), **options)
         after()
         return result
 
@@ -137,6 +153,32 @@ def torch_load(open_reader: OpenReader, after: Callable[[], None] = lambda: None
     return rebound
 
 
+class _CollectorPause:
+    """No cyclic garbage collection while somebody unpickles: nothing that is being built is garbage, and the collector
+    would go through all of it again and again."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_inside = 0
+        self._was_enabled = False
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._num_inside == 0:
+                self._was_enabled = gc.isenabled()
+                gc.disable()
+            self._num_inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._num_inside -= 1
+            if self._num_inside == 0 and self._was_enabled:
+                gc.enable()
+
+
+_collector_paused = _CollectorPause()
+
+
 class _WarningsAbove:
     """``warnings``, for code that is called one frame deeper than it thinks."""
 
@@ -150,10 +192,10 @@ def _quick(pickle_module: Any, zip_file: ZipReader, map_location: Any) -> Any:
     """``pickle_module`` for ``_load``, whose unpickler resolves references to plain CPU storages without the detours
     that ``_load`` makes for every one of them; all others as before."""
     # Whatever its location: map_location sends it to the CPU. str() of any device of theirs is their own.
-    to_cpu = isinstance(map_location, (str, torch.device)) and str(map_location) == "cpu"
-    if not (to_cpu or map_location is None):
+    in_place = zip_file.in_place or (isinstance(map_location, (str, torch.device)) and str(map_location) == "cpu")
+    if not (in_place or map_location is None):
         return pickle_module
-    if torch.serialization._package_registry[0][1] is not torch.serialization._cpu_tag or not _native_byteorder(
+    if torch.serialization._package_registry[0][1] is not torch.serialization._cpu_tag or not _own_byteorder(
         zip_file
     ):
         return pickle_module
@@ -173,7 +215,7 @@ def _quick(pickle_module: Any, zip_file: ZipReader, map_location: Any) -> Any:
             known = loaded.get(key)
             if known is not None:
                 return known
-            if (to_cpu or location == "cpu") and type(numel) is int:
+            if (in_place or location == "cpu") and type(numel) is int:
                 dtype = torch.uint8 if storage_type is untyped else storage_type.dtype
                 size = element_sizes.get(dtype)
                 if size is None:
@@ -189,6 +231,9 @@ def _quick(pickle_module: Any, zip_file: ZipReader, map_location: Any) -> Any:
 
         return persistent_load
 
+    if pickle_module is torch._weights_only_unpickler:
+        return types.SimpleNamespace(Unpickler=_restricted_unpickler(persistent_load_by))
+
     class Unpickler(pickle_module.Unpickler):  # type: ignore[misc]
         def __setattr__(self, name: str, value: Any) -> None:
             super().__setattr__(name, persistent_load_by(value) if name == "persistent_load" else value)
@@ -196,14 +241,37 @@ def _quick(pickle_module: Any, zip_file: ZipReader, map_location: Any) -> Any:
     return types.SimpleNamespace(Unpickler=Unpickler)
 
 
-def _native_byteorder(zip_file: ZipReader) -> bool:
+def _restricted_unpickler(persistent_load_by: Callable[[Any], Any]) -> Any:
+    """torch's, in Python, sets other attributes all the time: ``__setattr__`` would slow it down."""
+
+    class Unpickler(torch._weights_only_unpickler.Unpickler):  # type: ignore[misc]
+        @property
+        def persistent_load(self) -> Callable[[Any], Any]:
+            return self.quick_persistent_load
+
+        @persistent_load.setter
+        def persistent_load(self, value: Any) -> None:
+            self.quick_persistent_load = persistent_load_by(value)
+
+    return Unpickler
+
+
+def _own_byteorder(zip_file: ZipReader) -> bool:
     """As ``torch.serialization._load`` finds it."""
     if zip_file.has_record("byteorder"):
         return zip_file.get_record("byteorder") == sys.byteorder.encode()
-    return byteorder_without_record() == sys.byteorder
+    return _byteorder_without_record() == sys.byteorder
 
 
-def byteorder_without_record() -> str:
+def swaps_bytes(records: SmallRecords) -> bool:
+    """Whether the storages have the other byte order than this machine."""
+    recorded = records.read("byteorder").decode() if "byteorder" in records else _byteorder_without_record()
+    if recorded not in ("little", "big"):
+        raise ValueError(f"Unknown endianness type: {recorded}")  # as torch.load
+    return recorded != sys.byteorder
+
+
+def _byteorder_without_record() -> str:
     """Of files that do not say: torch before 2.1 wrote none."""
     endianness = torch.serialization.get_default_load_endianness()
     kinds = torch.serialization.LoadEndianness

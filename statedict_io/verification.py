@@ -71,7 +71,9 @@ def _verify(records: Records, progress: ProgressCallback | None) -> VerifyReport
         RecordReport(entries[index].name, entries[index].nbytes, _status(entries[index], crcs.get(index), recorded))
         for index in order
     ]
-    damaged = [index for index in order if index in crcs and _status(entries[index], crcs[index], recorded) == "corrupt"]
+    damaged = [
+        index for index in order if index in crcs and _status(entries[index], crcs[index], recorded) == "corrupt"
+    ]
     for line in records.describe([entries[index].name for index in damaged]) if damaged else []:
         problems.append(f"{records.path}: {line}: its checksum does not match")
     if DATA_PKL not in records:
@@ -105,6 +107,8 @@ def with_crc(entries: Sequence[RecordEntry]) -> set[str]:
     the rest) has a CRC that is not 0.
     """
     kinds = {is_storage(entry) for entry in entries if entry.crc32 != 0}
+    if len(kinds) == 2:
+        return {entry.name for entry in entries}
     return {entry.name for entry in entries if is_storage(entry) in kinds}
 
 

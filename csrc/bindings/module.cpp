@@ -18,6 +18,7 @@
 #include "bindings/strips.h"
 #include "checksum/crc32.h"
 #include "file/system_error.h"
+#include "pickle/memo.h"
 #include "pipeline/archive_writer.h"
 #include "pipeline/slot_pool.h"
 #include "staging/torch_device_source.h"
@@ -164,6 +165,14 @@ PYBIND11_MODULE(_native, module) {
   bind_archive_reader(module);
 
   module.def("crc32", &crc32_of_buffer, py::arg("data"), py::arg("crc") = 0);
+  module.def(
+      "without_unused_puts",
+      [](const py::bytes& data_pkl) {
+        const std::string lean = without_unused_puts(PyBytes_AS_STRING(data_pkl.ptr()),
+                                                     static_cast<size_t>(PyBytes_GET_SIZE(data_pkl.ptr())));
+        return py::bytes(lean);
+      },
+      py::arg("data_pkl"));
   module.def("simd", &crc32_active_name);
   module.def("num_slots_allocated", [] { return SlotPool::host().num_allocated() + pinned_slots().num_allocated(); });
   module.def("release_buffers", [] {

@@ -90,9 +90,9 @@ class ParallelRead {
     const std::shared_ptr<ExtentMemory>& extent;  // null in a slot
   };
 
-  void work(const WorkerThreads& workers) {
+  void work(WorkerThreads& workers) {
     std::optional<SlotPool::Handle> slot;
-    for (size_t i = next_span_++; i < plan_.spans.size() && !workers.cancelled(); i = next_span_++) {
+    for (size_t i = next_span_++; i < plan_.spans.size() && workers.go_on(); i = next_span_++) {
       const PlannedSpan& span = plan_.spans[i];
       const std::shared_ptr<ExtentMemory>& extent = extents_[span.extent];
       if (!extent && !slot) slot.emplace(SlotPool::host().acquire());
@@ -100,7 +100,7 @@ class ParallelRead {
     }
   }
 
-  void read(const Bytes& bytes, const WorkerThreads& workers) {
+  void read(const Bytes& bytes, WorkerThreads& workers) {
     const PlannedSpan& span = bytes.span;
     size_t record = span.first_record;
     if (source_.prefers_direct(span.begin, span.end - span.begin)) {
@@ -108,7 +108,7 @@ class ParallelRead {
       absorb(bytes, span.begin, span.end, record);
       return;
     }
-    for (uint64_t begin = span.begin; begin < span.end && !workers.cancelled(); begin += kBlockNbytes) {
+    for (uint64_t begin = span.begin; begin < span.end && workers.go_on(); begin += kBlockNbytes) {
       const uint64_t end = std::min(span.end, begin + kBlockNbytes);
       source_.read(begin, bytes.memory + (begin - span.begin), end - begin);
       absorb(bytes, begin, end, record);
@@ -253,8 +253,7 @@ std::vector<size_t> load_payloads(const Directory& directory, PositionalSource& 
   read.run(watch);
   std::vector<size_t> wrong;
   for (size_t i = 0; i < records.size() && verify; ++i) {
-    const uint32_t recorded = directory[records[i]].crc32;
-    if (recorded != 0 && recorded != read.crcs[i]) wrong.push_back(records[i]);
+    if (directory[records[i]].crc32 != read.crcs[i]) wrong.push_back(records[i]);
   }
   std::sort(wrong.begin(), wrong.end());
   return wrong;

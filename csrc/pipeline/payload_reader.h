@@ -26,7 +26,7 @@ struct ReadOptions {
 using ReadWatcher = std::function<void(uint64_t bytes_done, uint64_t bytes_total)>;
 
 // Puts the payload of records[i] into `memory` as request i. Under `verify` returns the records whose CRC-32 is not the
-// recorded one (0 is not recorded), in ascending order.
+// recorded one, in ascending order.
 std::vector<size_t> load_payloads(const Directory& directory, PositionalSource& source,
                                   const std::vector<size_t>& records, PayloadMemory& memory, bool verify,
                                   const ReadOptions& options, const ReadWatcher& watch);

@@ -3,7 +3,6 @@
 #include <pthread.h>
 #include <signal.h>
 
-#include <chrono>
 #include <thread>
 #include <vector>
 
@@ -43,16 +42,28 @@ void WorkerThreads::run(size_t num_threads, const std::function<void()>& work, c
     }
   } catch (const std::exception&) {  // no more threads to be had: those that started do all the work
   }
-  if (threads.empty()) guarded(work);
+  if (threads.empty()) {
+    watch_in_work_ = &watch;
+    last_watch_ = Clock::now();
+    guarded(work);
+  }
   std::unique_lock<std::mutex> lock(mutex_);
   while (!finished_.wait_for(lock, kWatchInterval, [&] { return num_finished_ == threads.size(); })) {
     lock.unlock();
-    if (!cancelled()) guarded(watch);
+    if (!cancelled_) guarded(watch);
     lock.lock();
   }
   lock.unlock();
   for (std::thread& thread : threads) thread.join();
   if (error_) std::rethrow_exception(error_);
+}
+
+bool WorkerThreads::go_on() {
+  if (watch_in_work_ != nullptr && Clock::now() - last_watch_ >= kWatchInterval) {
+    (*watch_in_work_)();
+    last_watch_ = Clock::now();
+  }
+  return !cancelled_;
 }
 
 void WorkerThreads::guarded(const std::function<void()>& function) {

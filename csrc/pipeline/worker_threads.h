@@ -1,9 +1,10 @@
 // Several threads that share one piece of work, watched by the thread that called.
 //
-// A WorkerThreads serves one run(). cancelled() may be asked from any thread.
+// A WorkerThreads serves one run(). go_on() is asked by the work, in whichever threads that runs.
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -13,8 +14,7 @@
 
 namespace sdio {
 
-// Called in the thread that called the pipeline, now and then while the workers run: reports progress, and throws to
-// cancel.
+// Called in the thread that called the pipeline, now and then: reports progress, and throws to cancel.
 using Watcher = std::function<void(uint64_t bytes_done)>;
 
 class WorkerThreads {
@@ -23,17 +23,21 @@ class WorkerThreads {
   explicit WorkerThreads(std::function<void()> on_cancel = [] {}) : on_cancel_(std::move(on_cancel)) {}
 
   // Runs `work` in each of `num_threads` threads, which have all signals blocked, and `watch` in this one every 50 ms.
-  // With 0 threads `work` runs in this one, unwatched. Returns when every thread has; throws what was thrown first.
-  // `work` looks at cancelled() between its pieces.
+  // With 0 threads both run in this one. Returns when every thread has; throws what was thrown first.
   void run(size_t num_threads, const std::function<void()>& work, const std::function<void()>& watch);
 
-  bool cancelled() const { return cancelled_.load(std::memory_order_relaxed); }
+  // Between pieces of work: whether to begin the next one. Throws what `watch` does, where the caller does the work.
+  bool go_on();
 
  private:
+  using Clock = std::chrono::steady_clock;
+
   void guarded(const std::function<void()>& function);
 
   const std::function<void()> on_cancel_;
   std::atomic<bool> cancelled_{false};
+  const std::function<void()>* watch_in_work_ = nullptr;  // where the caller does the work
+  Clock::time_point last_watch_;
   std::mutex mutex_;
   std::condition_variable finished_;
   size_t num_finished_ = 0;

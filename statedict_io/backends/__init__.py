@@ -61,7 +61,7 @@ def for_reading(wish: str) -> Backend:
     _check(wish)
     if wish != "torch":
         extension, reason, _ = native.load()
-        if extension is not None and hasattr(native, "open_archive"):
+        if extension is not None:
             return native
         if wish == "native":
             raise NativeUnavailableError(f"backend='native': {reason}")

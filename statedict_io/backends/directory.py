@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .inflate import Damage
 from .protocol import RecordEntry
 
 _MAX16 = 0xFFFF
@@ -25,10 +26,6 @@ _FLAG_ENCRYPTED = 1
 _FLAG_HAS_DESCRIPTOR = 1 << 3
 # A deflate stream repeats at most 258 bytes with 2 bits.
 _MAX_DEFLATE_RATIO = 1032
-
-
-class Damage(Exception):
-    """What is wrong with an archive, and in which record."""
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,15 @@ import os
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import Protocol, TypeVar
 
 import torch
 
 from ..errors import CorruptCheckpointError, corrupt
 from ..progress import ProgressCallback
-from .directory import LOCAL_NBYTES, Damage, Directory, read_directory
+from .directory import LOCAL_NBYTES, Directory, read_directory
+from .inflate import Damage, inflated
 from .protocol import RecordEntry
 
 _NUM_THREADS = 4
@@ -67,7 +68,7 @@ class FileSource:
 def storage_memory(storage: torch.UntypedStorage) -> memoryview:
     """The bytes of a CPU storage, writable; keeps the storage."""
     if storage.nbytes() == 0:
-        return memoryview(b"")
+        return memoryview(bytearray())
     memory = (ctypes.c_ubyte * storage.nbytes()).from_address(storage.data_ptr())
     memory._storage = storage  # the view's owner is this object, and now also of the memory
     return memoryview(memory).cast("B")
@@ -121,6 +122,7 @@ class FallbackReader:
     ) -> list[torch.UntypedStorage]:
         storages: dict[int, torch.UntypedStorage] = {}
         corrupt_records: list[int] = []
+        runs: list[Callable[[], int]] = []
         tasks: list[Callable[[], int]] = []
 
         def check(record: int, crc: int) -> None:
@@ -137,7 +139,7 @@ class FallbackReader:
             return lambda: self._load_piece(storage, offset, start)
 
         small, large = self._split(set(records))
-        tasks.extend(run_task(run) for run in self._runs(small))
+        runs.extend(run_task(run) for run in self._runs(small))
         for record in large:
             entry = self.records[record]
             if verify or entry.compressed:
@@ -148,7 +150,8 @@ class FallbackReader:
             starts = range(0, entry.nbytes, _PIECE_NBYTES)
             tasks.extend(piece_task(storages[record], offset, start) for start in starts)
         total = sum(self.records[record].nbytes for record in {*small, *large})
-        self._guarded(lambda: _perform(tasks, total, progress))
+        # Runs are mostly Python's work: more threads would only wait for each other.
+        self._guarded(lambda: _perform(runs, tasks, total, progress))
         if corrupt_records:
             raise self._checksum_error(corrupt_records)
         return [storages[record] for record in records]
@@ -169,12 +172,13 @@ class FallbackReader:
         unique = set(records)
         total = sum(self.records[record].nbytes for record in unique)
         tasks = [task(record) for record in sorted(unique, key=lambda r: self.records[r].header_offset)]
-        self._guarded(lambda: _perform(tasks, total, progress))
+        self._guarded(lambda: _perform([], tasks, total, progress))
         return [crcs[record] for record in records]
 
     def _split(self, records: Iterable[int]) -> tuple[list[int], list[int]]:
         """Small and large ones, each in file order."""
-        small, large = [], []
+        small: list[int] = []
+        large: list[int] = []
         for record in sorted(records, key=lambda r: self.records[r].header_offset):
             entry = self.records[record]
             span = self._directory.limit_offsets[record] - entry.header_offset
@@ -257,24 +261,7 @@ class FallbackReader:
             yield piece
 
     def _inflated(self, record: int, offset: int) -> Iterator[bytes]:
-        """Never more than the directory declares, whatever the stream says."""
-        entry = self.records[record]
-        stream = zlib.decompressobj(-zlib.MAX_WBITS)
-        left = entry.nbytes
-        try:
-            for start in range(0, entry.stored_nbytes, _CHECKED_PIECE_NBYTES):
-                data = self._read_at(offset + start, min(_CHECKED_PIECE_NBYTES, entry.stored_nbytes - start))
-                while data and not stream.eof:
-                    piece = stream.decompress(data, min(left, _CHECKED_PIECE_NBYTES) or 1)
-                    data = stream.unconsumed_tail
-                    left -= len(piece)
-                    if left < 0:
-                        raise Damage(f"record {entry.name!r}: holds more than the {entry.nbytes} bytes that it declares")
-                    yield piece
-        except zlib.error as e:
-            raise Damage(f"record {entry.name!r}: cannot be decompressed: {e}") from None
-        if not stream.eof or left:
-            raise Damage(f"record {entry.name!r}: its compressed data ends {left} bytes early")
+        return inflated(lambda at, nbytes: self._read_at(offset + at, nbytes), self.records[record])
 
     def _read_at(self, offset: int, nbytes: int) -> bytes:
         data = bytearray(nbytes)
@@ -294,50 +281,53 @@ class FallbackReader:
         return corrupt(self._path, f"checksums do not match in {', '.join(names)}", names)
 
 
-def _perform(tasks: list[Callable[[], int]], total: int, progress: ProgressCallback | None) -> None:
-    """Runs the tasks, large amounts of work on several threads. ``progress`` is called in this thread with the sum of
-    what they return; the first error, also of ``progress``, ends the rest."""
+def _perform(
+    alone: list[Callable[[], int]], together: list[Callable[[], int]], total: int, progress: ProgressCallback | None
+) -> None:
+    """Runs tasks in this thread, and those that are much work on several. ``progress`` is called in this thread with
+    the sum of what they return; the first error, also of ``progress``, ends the rest."""
     done = 0
-    num_threads = min(_NUM_THREADS, len(tasks)) if total > _PIECE_NBYTES else 1
-    if num_threads > 1:
-        lock = threading.Lock()
-        queue = iter(tasks)
-        stopped = False
-
-        def work() -> None:
-            nonlocal done, stopped
-            while not stopped:
-                with lock:
-                    task = next(queue, None)
-                if task is None:
-                    return
-                try:
-                    nbytes = task()
-                except BaseException:
-                    stopped = True
-                    raise
-                with lock:
-                    done += nbytes
-
-        try:
-            pool = ThreadPoolExecutor(num_threads)
-            workers = [pool.submit(work) for _ in range(num_threads)]
-        except RuntimeError:  # no more threads, or the interpreter is exiting
-            stopped = True
-        else:
-            try:
-                pending = set(workers)
-                while pending:
-                    _, pending = wait(pending, timeout=_SIGNAL_SECONDS, return_when=FIRST_EXCEPTION)
-                    if progress is not None:
-                        progress(done, total)
-                for worker in workers:
-                    worker.result()
-            finally:
-                stopped = True
-                pool.shutdown()
-            return
-    for task in tasks:
+    for task in alone if total > _PIECE_NBYTES else [*alone, *together]:
         done += task()
         if progress is not None:
             progress(done, total)
+    if total <= _PIECE_NBYTES or not together:
+        return
+    lock = threading.Lock()
+    queue = iter(together)
+    stopped = False
+
+    def work() -> None:
+        nonlocal done, stopped
+        while not stopped:
+            with lock:
+                task = next(queue, None)
+            if task is None:
+                return
+            try:
+                nbytes = task()
+            except BaseException:
+                stopped = True
+                raise
+            with lock:
+                done += nbytes
+
+    pool = ThreadPoolExecutor(min(_NUM_THREADS, len(together)))
+    try:
+        workers: set[Future[None]] = set()
+        try:
+            while len(workers) < min(_NUM_THREADS, len(together)):
+                workers.add(pool.submit(work))
+        except RuntimeError:  # no more threads, or the interpreter is exiting
+            if not workers:
+                work()
+        pending = workers
+        while pending:
+            _, pending = wait(pending, timeout=_SIGNAL_SECONDS, return_when=FIRST_EXCEPTION)
+            if progress is not None:
+                progress(done, total)
+        for worker in workers:
+            worker.result()
+    finally:
+        stopped = True
+        pool.shutdown()

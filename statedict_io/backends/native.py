@@ -153,3 +153,9 @@ def write_strips(
         if durable:
             os.fsync(fd)
     return results
+
+
+def lean_pickle(data_pkl: bytes) -> bytes:
+    extension, reason, _ = load()
+    assert extension is not None, reason
+    return extension.without_unused_puts(data_pkl)

@@ -26,7 +26,7 @@ class NativeReader:
         with self._naming_errors():
             self._reader = extension.ArchiveReader(fd, direct=direct)
         self.archive_name: str = self._reader.archive_name
-        self.records: Sequence[RecordEntry] = [RecordEntry(*entry) for entry in self._reader.entries()]
+        self.records: Sequence[RecordEntry] = [*map(RecordEntry._make, self._reader.entries())]
 
     def payload_offset(self, record: int) -> int:
         with self._naming_errors():
@@ -56,7 +56,7 @@ class NativeReader:
             loaded = dict(zip(stored, storages, strict=False))  # no storages where a checksum is wrong
             for record in compressed:
                 loaded[record], crc = self._load_compressed(record)
-                if verify and self.records[record].crc32 not in (0, crc):
+                if verify and self.records[record].crc32 != crc:
                     wrong.append(record)
                 report.add(self.records[record].nbytes)
         if wrong:

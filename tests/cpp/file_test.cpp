@@ -2,7 +2,6 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <stdlib.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -14,36 +13,10 @@
 
 #include "file/positional_sink.h"
 #include "file/system_error.h"
+#include "temporary_file.h"
 
 namespace sdio {
 namespace {
-
-class TemporaryFile {
- public:
-  explicit TemporaryFile(const std::string& directory = "/var/tmp") : path_(directory + "/sdio-file-test-XXXXXX") {
-    fd_ = mkstemp(&path_[0]);
-    if (fd_ < 0) throw SystemError(errno, "mkstemp");
-  }
-  ~TemporaryFile() {
-    close(fd_);
-    unlink(path_.c_str());
-  }
-  int fd() const { return fd_; }
-  std::string read_all() const {
-    // Through a description of its own: the sink may have left O_DIRECT on the other.
-    const int fd = open(path_.c_str(), O_RDONLY);
-    struct stat facts;
-    fstat(fd, &facts);
-    std::string bytes(static_cast<size_t>(facts.st_size), '\0');
-    EXPECT_EQ(pread(fd, &bytes[0], bytes.size(), 0), facts.st_size);
-    close(fd);
-    return bytes;
-  }
-
- private:
-  std::string path_;
-  int fd_;
-};
 
 class AlignedBytes {
  public:

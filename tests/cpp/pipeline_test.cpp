@@ -1,9 +1,6 @@
 // Parallel writing against the sequential stream, with a device whose copies finish late, with failing writes and with
 // cancellation.
-#include <fcntl.h>
 #include <gtest/gtest.h>
-#include <stdlib.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -19,35 +16,12 @@
 #include "checksum/crc32.h"
 #include "file/system_error.h"
 #include "pipeline/archive_writer.h"
+#include "temporary_file.h"
 
 namespace sdio {
 namespace {
 
 void no_watch(uint64_t) {}
-
-class TemporaryFile {
- public:
-  TemporaryFile() { fd_ = mkstemp(path_); }
-  ~TemporaryFile() {
-    close(fd_);
-    unlink(path_);
-  }
-  int fd() const { return fd_; }
-  std::string read_all() const {
-    // Through a description of its own: the sink may have left O_DIRECT on the other.
-    const int fd = open(path_, O_RDONLY);
-    struct stat facts;
-    fstat(fd, &facts);
-    std::string bytes(static_cast<size_t>(facts.st_size), '\0');
-    EXPECT_EQ(pread(fd, &bytes[0], bytes.size(), 0), facts.st_size);
-    close(fd);
-    return bytes;
-  }
-
- private:
-  char path_[40] = "/var/tmp/sdio-pipeline-test-XXXXXX";
-  int fd_;
-};
 
 // The bytes land after copy() was called, from another thread: whoever reads the slot without waiting sees the old
 // ones.
@@ -241,12 +215,15 @@ class SlowSink final : public PositionalSink {
   }
 };
 
-TEST(Writing, WatcherSeesProgressAndCanCancel) {
+class Watching : public testing::TestWithParam<size_t> {};  // threads: one is the caller's own
+INSTANTIATE_TEST_SUITE_P(Threads, Watching, testing::Values(1, 2));
+
+TEST_P(Watching, WatcherSeesProgressAndCanCancel) {
   const Case made = make_case({30 << 20});
   const TemporaryFile file;
   SlowSink sink(file.fd());
   WriteOptions options;
-  options.num_threads = 2;
+  options.num_threads = GetParam();
   options.region_nbytes = 1 << 20;
   struct Stop {};
   uint64_t seen = 0;

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Fuzzes the archive reader under AddressSanitizer and UndefinedBehaviorSanitizer, in a build directory of its own:
+#
+#   scripts/fuzz.sh SECONDS                      as CI does, for at most two minutes
+#   scripts/fuzz.sh --runs N [--seed N]          the long mode is --runs 1000000
+#   scripts/fuzz.sh --only RUN [--seed N]        repeats one run that failed
+#   scripts/fuzz.sh --libfuzzer SECONDS          guided by coverage, where clang has libFuzzer
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+if (($# == 0)); then
+    sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
+    exit 2
+fi
+build_dir=build/fuzz
+flags=(-DTORCH_DIR= -DSDIO_BUILD_FUZZER=ON "-DSDIO_SANITIZE=address;undefined" -DCMAKE_BUILD_TYPE=Debug
+    "-DCMAKE_CXX_FLAGS_DEBUG=-O2 -g")
+if command -v ninja >/dev/null; then
+    flags+=(-G Ninja "-DCMAKE_MAKE_PROGRAM=$(command -v ninja)")
+fi
+if [[ $1 == --libfuzzer ]]; then
+    build_dir=build/libfuzzer
+    flags+=(-DCMAKE_CXX_COMPILER=clang++ -DSDIO_LIBFUZZER=ON)
+fi
+cmake -S . -B "$build_dir" "${flags[@]}" >/dev/null
+cmake --build "$build_dir" --target archive_fuzz
+
+export UBSAN_OPTIONS=${UBSAN_OPTIONS:-print_stacktrace=1}
+case $1 in
+--libfuzzer)
+    corpus=$build_dir/corpus
+    mkdir -p "$corpus"
+    exec "$build_dir/archive_fuzz" -max_total_time="$2" -timeout=30 -max_len=1048576 "$corpus" tests/fuzz/seeds
+    ;;
+--*) exec "$build_dir/archive_fuzz" "$@" tests/fuzz/seeds ;;
+*) exec "$build_dir/archive_fuzz" --seconds "$1" tests/fuzz/seeds ;;
+esac

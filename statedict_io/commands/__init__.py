@@ -1,0 +1,1 @@
+"""The commands of ``statedict-io``, a module each; ``__main__`` parses, they do and print."""

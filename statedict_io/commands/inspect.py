@@ -1,0 +1,94 @@
+"""``statedict-io inspect FILE``: what is in a checkpoint, without reading a tensor."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from ..archives import opened
+from ..checkpoint import open_checkpoint
+from ..verification import with_crc
+from .printing import nbytes_text, print_table, printable
+
+_FACTS = (".format_version", ".storage_alignment", "byteorder", "version", ".data/serialization_id")
+
+
+def run(path: str, *, as_json: bool) -> int:
+    """Returns the exit code.
+
+    Raises:
+        OSError, StateDictIOError, pickle.UnpicklingError: as ``open_checkpoint``.
+    """
+    found = describe(path)
+    if as_json:
+        print(json.dumps(found))
+        return 0
+    rows = [
+        [
+            tensor["name"],
+            tensor["dtype"],
+            " x ".join(map(str, tensor["shape"])) or "scalar",
+            str(tensor["nbytes"]),
+            "-" if tensor["offset"] is None else str(tensor["offset"]),
+        ]
+        for tensor in found["tensors"]
+    ]
+    columns = [("name", False), ("dtype", False), ("shape", True), ("bytes", True), ("offset", True)]
+    print_table(printable(path), columns, rows)
+    totals = found["totals"]
+    print(f"{totals['tensors']} tensors, {totals['nbytes']} bytes ({nbytes_text(totals['nbytes'])}) in a file of "
+          f"{found['file_nbytes']} bytes")  # fmt: skip
+    print("by dtype: " + ", ".join(f"{dtype} {nbytes_text(n)}" for dtype, n in totals["by_dtype"].items()))
+    if found["others"]:
+        shown = ", ".join(printable(name) or "the object itself" for name in found["others"][:8])
+        more = f" and {len(found['others']) - 8} more" if len(found["others"]) > 8 else ""
+        print(f"other values: {shown}{more}")
+    print("format: " + ", ".join(f"{key.replace('_', ' ')} {printable(str(v))}" for key, v in found["format"].items()))
+    return 0
+
+
+def describe(path: str) -> dict[str, Any]:
+    with open_checkpoint(path) as checkpoint:
+        tensors = []
+        by_dtype: dict[str, int] = {}
+        for name in checkpoint:
+            info = checkpoint.info(name)
+            dtype = str(info.dtype).removeprefix("torch.")
+            by_dtype[dtype] = by_dtype.get(dtype, 0) + info.nbytes
+            tensors.append(
+                {
+                    "name": name,
+                    "dtype": dtype,
+                    "shape": list(info.shape),
+                    "nbytes": info.nbytes,
+                    "offset": info.offset,
+                    "record": checkpoint.record(name),
+                }
+            )
+        others = checkpoint.others
+    with opened(path) as records:
+        entries = [entry for entry in records.entries if entry.nbytes]
+        recorded = with_crc(records.entries)
+        num_recorded = sum(entry.name in recorded for entry in entries)
+        facts: dict[str, Any] = {
+            "archive_name": records.archive.archive_name,
+            "records": len(records.entries),
+            "compressed_records": sum(entry.compressed for entry in entries),
+            "crc": "recorded"
+            if num_recorded == len(entries)
+            else "partly recorded"
+            if num_recorded
+            else "not recorded",
+        }
+        for name in _FACTS:
+            if name in records and records.entry(name).nbytes <= 4096:
+                facts[name.rpartition("/")[2].lstrip(".")] = records.read(name).decode(errors="replace").strip()
+    return {
+        "path": path,
+        "file_nbytes": os.path.getsize(path),
+        "format": facts,
+        "tensors": tensors,
+        "totals": {"tensors": len(tensors), "nbytes": sum(t["nbytes"] for t in tensors), "by_dtype": by_dtype},
+        "others": others,
+    }

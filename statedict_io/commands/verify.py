@@ -1,0 +1,42 @@
+"""``statedict-io verify FILE...``: exit code 0 if all are sound, 1 if one is corrupt, else 2 if one cannot be read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+
+from ..errors import StateDictIOError
+from ..verification import VerifyReport, verify
+from .printing import bar_wanted, nbytes_text, printable
+
+
+def run(paths: list[str], *, as_json: bool) -> int:
+    """Returns the exit code."""
+    codes = set()
+    found = []
+    for path in paths:
+        try:
+            report = verify(path, progress=True if bar_wanted() else None)
+        except (OSError, StateDictIOError) as e:
+            print(f"statedict-io: {printable(str(e))}", file=sys.stderr)
+            codes.add(2)
+            found.append({"path": path, "ok": False, "error": str(e)})
+            continue
+        codes.add(0 if report.ok else 1)
+        found.append({**dataclasses.asdict(report), "ok": report.ok})
+        if not as_json:
+            _print(path, report)
+    if as_json:
+        print(json.dumps(found))
+    return 1 if 1 in codes else max(codes, default=0)
+
+
+def _print(path: str, report: VerifyReport) -> None:
+    if report.ok:
+        unrecorded = sum(record.status == "crc-not-recorded" for record in report.records)
+        note = f", {unrecorded} of them without a recorded CRC" if unrecorded else ""
+        nbytes = sum(record.nbytes for record in report.records)
+        print(f"{printable(path)}: ok, {len(report.records)} records, {nbytes_text(nbytes)}{note}")
+    for problem in report.problems:
+        print(printable(problem))

@@ -1,0 +1,181 @@
+"""``convert``: between ``.pt`` and ``.safetensors``, streaming: memory does not grow with the tensors."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.serialization
+
+from . import backends, safetensors_format
+from .backends import fallback, formats, stock
+from .backends.file_range import FileRange
+from .backends.protocol import Contents
+from .checkpoint import Checkpoint, open_checkpoint
+from .errors import StateDictIOError
+from .pickling import pickle_object
+from .progress import ProgressCallback
+from .replacement import Replacement
+from .strided_reads import memory_of
+from .targets import FileTarget, resolve
+
+_BLOCK_NBYTES = 8 << 20
+# What tensors share, or repeat with a stride of 0, is written out: up to this many times the file.
+_MAX_GROWTH = 4
+_SAFETENSORS = ".safetensors"
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What :func:`convert` did."""
+
+    num_tensors: int
+    nbytes: int  #: of the tensors
+    left_out: list[str]  #: names of values that are no tensors, which safetensors cannot hold
+    untied: list[str]  #: names of tensors that shared a record with one before, now written out
+
+
+def convert(source: str, destination: str, *, progress: ProgressCallback | None = None) -> Conversion:
+    """Converts by the names' suffixes: one has to end in ``.safetensors``. The destination is replaced atomically.
+
+    Raises:
+        OSError: what the system reported.
+        ValueError: not one of the two names ends in ``.safetensors``, or the destination is no file.
+        StateDictIOError: there are tensors that the other format cannot hold; names them.
+        CorruptCheckpointError: the source is not sound.
+    """
+    to_safetensors = destination.endswith(_SAFETENSORS)
+    if to_safetensors == source.endswith(_SAFETENSORS):
+        raise ValueError(f"one of the two names has to end in {_SAFETENSORS}: {source}, {destination}")
+    target = resolve(destination, names_archive=not to_safetensors)
+    if not isinstance(target, FileTarget):
+        raise ValueError(f"{destination}: is no regular file, which convert needs to replace it as a whole")
+    if to_safetensors:
+        with open_checkpoint(source) as checkpoint:
+            return _to_safetensors(checkpoint, target, progress)
+    return _to_pt(source, target, progress)
+
+
+def _to_safetensors(checkpoint: Checkpoint, target: FileTarget, progress: ProgressCallback | None) -> Conversion:
+    _check_can_be_held(checkpoint)
+    infos = {name: checkpoint.info(name) for name in checkpoint}
+    names = safetensors_format.in_order((name, info.dtype) for name, info in infos.items())
+    header = safetensors_format.header(
+        ((name, infos[name].dtype, tuple(infos[name].shape)) for name in names), {"format": "pt"}
+    )
+    total = sum(info.nbytes for info in infos.values())
+    source_nbytes = os.path.getsize(checkpoint.path)
+    if total > _MAX_GROWTH * source_nbytes + (64 << 20):
+        raise StateDictIOError(
+            f"{checkpoint.path}: written out its tensors have {total} bytes, many times the {source_nbytes} of the "
+            "file, because they share or repeat their data; clone what is wanted of them and save that"
+        )
+    done = 0
+    with Replacement(target, durable=True) as replacement:
+        _write(replacement.fd, header, 0)
+        for name in names:
+            for block in checkpoint.blocks(name, _BLOCK_NBYTES):
+                plain = block.resolve_conj().resolve_neg().contiguous()
+                _write(replacement.fd, memory_of(plain), len(header) + done)
+                done += plain.numel() * plain.element_size()
+                if progress is not None:
+                    progress(done, total)
+        replacement.commit()
+    seen: set[str | None] = set()
+    untied = []
+    for name in checkpoint:
+        record = checkpoint.record(name)
+        if record in seen:
+            untied.append(name)
+        seen.add(record)
+    return Conversion(len(names), total, checkpoint.others, untied)
+
+
+def _check_can_be_held(checkpoint: Checkpoint) -> None:
+    wrong = [
+        f"{name} ({checkpoint.info(name).dtype})" if checkpoint.record(name) else f"{name} (no plain tensor with data)"
+        for name in checkpoint
+        if checkpoint.record(name) is None or checkpoint.info(name).dtype not in safetensors_format.NAMES
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
+        raise StateDictIOError(
+            f"{checkpoint.path}: safetensors cannot hold {', '.join(wrong[:8])}{more}; convert them to plain tensors "
+            "of a dtype that it knows, and save that"
+        )
+
+
+def _to_pt(source: str, target: FileTarget, progress: ProgressCallback | None) -> Conversion:
+    fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        file_nbytes = os.fstat(fd).st_size
+        tensors, _ = safetensors_format.parse(
+            lambda offset, nbytes: FileRange(fd, offset, nbytes, source).read(), file_nbytes, source
+        )
+        # Memory that is never touched: the pickler asks storages only for their sizes and addresses.
+        mapped = torch.UntypedStorage.from_file(source, False, file_nbytes)
+        obj = {}
+        ranges = {}
+        for tensor in tensors:
+            storage = mapped[tensor.begin : tensor.end]
+            obj[tensor.name] = torch.empty(0, dtype=tensor.dtype, device="cpu").set_(
+                storage, 0, tensor.shape, _contiguous_strides(tensor.shape)
+            )
+            ranges[storage._cdata] = FileRange(fd, tensor.begin, tensor.nbytes, source)
+        if backends.choose("torch") is None:
+            stock.save(obj, target, durable=True)
+        else:
+            _save(obj, lambda storage: ranges[storage._cdata], target, progress)
+        return Conversion(len(tensors), sum(tensor.nbytes for tensor in tensors), [], [])
+    except OSError as e:
+        if e.errno is not None and e.filename is None:
+            e.filename = source
+        raise
+    finally:
+        os.close(fd)
+
+
+def _save(
+    obj: dict[str, torch.Tensor],
+    range_of: Callable[[torch.UntypedStorage], FileRange],
+    target: FileTarget,
+    progress: ProgressCallback | None,
+) -> None:
+    pickled = pickle_object(obj, pickle, torch.serialization.DEFAULT_PROTOCOL)
+    alignment = formats.storage_alignment()
+    contents = formats.contents(pickled, alignment)
+    archive = fallback.plan(
+        target.archive_name,
+        Contents(contents.head, _Ranges([range_of(s) for s in pickled.table.storages]), contents.tail, False),
+        alignment=alignment,
+        compute_crc32=torch.serialization.get_crc32_options(),
+    )
+    with Replacement(target, durable=True) as replacement:
+        archive.write_fd(replacement.fd, durable=True, progress=progress)
+        replacement.commit()
+
+
+class _Ranges:
+    """A storage table whose storages lie in a file."""
+
+    def __init__(self, storages: list[FileRange]) -> None:
+        self.storages: list[Any] = storages
+
+    def key_of(self, storage: torch.UntypedStorage, dtype: torch.dtype) -> str:
+        raise NotImplementedError
+
+
+def _contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return torch.empty(shape, device="meta").stride()
+
+
+def _write(fd: int, data: bytes | memoryview, offset: int) -> None:
+    left = memoryview(data)
+    while left:
+        written = os.pwrite(fd, left, offset)
+        offset += written
+        left = left[written:]

@@ -1,0 +1,102 @@
+"""The safetensors format: eight bytes of header length, a JSON header, the tensors one after the other.
+
+Written here and not by the ``safetensors`` package because that takes whole tensors: neither its ``save_file`` nor its
+``serialize_file`` can be fed piece by piece. https://huggingface.co/docs/safetensors, "Format".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .errors import corrupt
+
+_LENGTH_NBYTES = 8
+_MAX_HEADER_NBYTES = 100_000_000  # as the safetensors package
+_DTYPES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2", "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64",
+    "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool", "C64": "complex64",
+}  # fmt: skip
+#: of this torch: not each has every float8
+DTYPES = {name: getattr(torch, attribute) for name, attribute in _DTYPES.items() if hasattr(torch, attribute)}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    begin: int  #: in the file
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.end - self.begin
+
+
+def in_order(tensors: Iterable[tuple[str, torch.dtype]]) -> list[str]:
+    """The order in which the safetensors package writes them: no tensor needs padding."""
+    return [name for name, _ in sorted(tensors, key=lambda pair: (-pair[1].itemsize, pair[0]))]
+
+
+def header(tensors: Iterable[tuple[str, torch.dtype, tuple[int, ...]]], metadata: dict[str, str]) -> bytes:
+    """Everything before the first tensor; ``tensors`` in file order."""
+    described: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    offset = 0
+    for name, dtype, shape in tensors:
+        end = offset + math.prod(shape) * dtype.itemsize
+        described[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(described, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(_LENGTH_NBYTES, "little") + text
+
+
+def parse(read_at: Any, file_nbytes: int, path: str) -> tuple[list[StoredTensor], dict[str, str]]:
+    """The tensors in file order, and the metadata.
+
+    Args:
+        read_at: ``read_at(offset, nbytes)`` gives bytes of the file.
+
+    Raises:
+        CorruptCheckpointError: the header is not sound.
+    """
+    if file_nbytes < _LENGTH_NBYTES:
+        raise corrupt(path, "shorter than the header of a safetensors file")
+    nbytes = int.from_bytes(read_at(0, _LENGTH_NBYTES), "little")
+    if nbytes > min(_MAX_HEADER_NBYTES, file_nbytes - _LENGTH_NBYTES):
+        raise corrupt(path, f"a safetensors header of {nbytes} bytes in a file of {file_nbytes}")
+    try:
+        described = json.loads(read_at(_LENGTH_NBYTES, nbytes))
+        metadata = dict(described.pop("__metadata__", None) or {})
+        tensors = [_tensor(name, entry, _LENGTH_NBYTES + nbytes) for name, entry in described.items()]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
+        raise corrupt(path, f"its safetensors header cannot be read: {e!r}") from None
+    tensors.sort(key=lambda tensor: (tensor.begin, tensor.end))
+    at = _LENGTH_NBYTES + nbytes
+    for tensor in tensors:
+        if tensor.begin != at or tensor.nbytes != math.prod(tensor.shape) * tensor.dtype.itemsize:
+            raise corrupt(path, f"the offsets of tensor {tensor.name!r} do not fit its shape or its neighbours")
+        at = tensor.end
+    if at != file_nbytes:
+        raise corrupt(path, f"its tensors end at byte {at}, the file at byte {file_nbytes}")
+    return tensors, metadata
+
+
+def _tensor(name: str, entry: dict[str, Any], data_offset: int) -> StoredTensor:
+    begin, end = entry["data_offsets"]
+    shape = tuple(entry["shape"])
+    if not all(type(number) is int and 0 <= number < 1 << 63 for number in (begin, end, *shape)):
+        raise ValueError(f"tensor {name!r} has numbers that are none")
+    dtype = DTYPES.get(entry["dtype"])
+    if dtype is None:
+        raise ValueError(f"tensor {name!r} has dtype {entry['dtype']!r}, which this torch does not know")
+    return StoredTensor(name, dtype, shape, data_offset + begin, data_offset + end)

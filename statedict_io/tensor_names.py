@@ -1,0 +1,51 @@
+"""Flat names for the tensors inside nested containers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .errors import StateDictIOError
+
+# Containers that share parts can have billions of paths in a file of a few hundred bytes.
+_MAX_VISITED = 4_000_000
+_MAX_CHARACTERS = 128 << 20
+
+
+def flat_tensors(root: Any) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """The tensors in ``root`` by dotted path, in order, and the names of everything else.
+
+    Keys and indices are joined with dots, nothing is escaped: ``{"a": {"b": t}}`` and ``{"a.b": t}`` both have
+    ``a.b``. Where two paths are spelled alike the one with fewer parts wins, so a literal dotted key does. A tensor
+    that is itself ``root`` is called "". Objects other than mappings, lists and tuples are not entered.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    depths: dict[str, int] = {}
+    others: list[str] = []
+    pending: list[tuple[str, Any, tuple[int, ...]]] = [("", root, ())]
+    visited = characters = 0
+    while pending:
+        name, value, inside = pending.pop()
+        visited += 1
+        characters += len(name)
+        if visited > _MAX_VISITED or characters > _MAX_CHARACTERS:
+            raise StateDictIOError(
+                f"the checkpoint's containers have more than {_MAX_VISITED} parts or names of more than "
+                f"{_MAX_CHARACTERS} characters; load it with statedict_io.load"
+            )
+        if isinstance(value, torch.Tensor):
+            if name not in tensors or len(inside) < depths[name]:
+                tensors[name] = value
+                depths[name] = len(inside)
+        elif isinstance(value, (Mapping, list, tuple)):
+            if id(value) in inside:
+                continue
+            items = value.items() if isinstance(value, Mapping) else enumerate(value)
+            inside = (*inside, id(value))
+            parts = [(f"{name}.{key}" if len(inside) > 1 else str(key), item, inside) for key, item in items]
+            pending.extend(reversed(parts))
+        else:
+            others.append(name)
+    return tensors, others

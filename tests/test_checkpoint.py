@@ -1,0 +1,220 @@
+"""open_checkpoint: names, single tensors, slices, against torch.load of the whole; and what is read for them."""
+
+import collections
+import pickle
+import warnings
+import zipfile
+
+import pytest
+import torch
+from corpus import CORPUS
+from corpus_case import filled
+from equality import difference
+from test_load_as_torch import OTHER_WRITERS, rezipped
+
+import statedict_io as sio
+
+
+def flat(obj, name=""):
+    if isinstance(obj, torch.Tensor):
+        yield name, obj
+    elif isinstance(obj, collections.abc.Mapping | list | tuple):
+        items = obj.items() if isinstance(obj, collections.abc.Mapping) else enumerate(obj)
+        for key, value in items:
+            yield from flat(value, f"{name}.{key}" if name else str(key))
+
+
+def values_of(tensor, with_strides=True):
+    """What can be compared of a tensor that is read alone: not the rest of its storage."""
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.layout != torch.strided:
+        return tensor
+    if tensor.is_nested or tensor.is_quantized or tensor.is_meta:
+        return tensor
+    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}.get(tensor.element_size())
+    plain = tensor.detach().resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
+    flags = [type(tensor), tensor.dtype, tensor.requires_grad, tensor.is_conj(), tensor.is_neg()]
+    shape = [tensor.shape, tensor.stride() if with_strides else None]
+    return [*flags, *shape, plain.reshape(-1).view(bits) if bits and not plain.dtype.is_complex else plain.reshape(-1)]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", CORPUS)
+def test_every_tensor_of_the_corpus(name, backend, tmp_path):
+    path = tmp_path / "model.pt"
+    try:
+        torch.save(CORPUS[name](), path)
+        expected = torch.load(path)
+    except (pickle.UnpicklingError, RuntimeError, Exception) as e:
+        pytest.skip(f"torch refuses it: {type(e).__name__}")
+    try:
+        tensors = dict(flat(expected))
+    except RecursionError:
+        pytest.skip("contains itself")
+    with sio.open_checkpoint(path, backend=backend) as checkpoint:
+        assert set(checkpoint) == set(tensors)
+        for key, tensor in tensors.items():
+            found = difference(values_of(tensor), values_of(checkpoint[key]), key)
+            assert found is None, found
+            info = checkpoint.info(key)
+            assert info.dtype == tensor.dtype
+            if not tensor.is_nested:
+                assert info.shape == tensor.shape
+
+
+def test_what_is_refused_is_refused(backend, tmp_path):
+    torch.save({"a": filled(3), "q": collections.deque()}, tmp_path / "model.pt")
+    with pytest.raises(pickle.UnpicklingError, match="deque"):
+        sio.open_checkpoint(tmp_path / "model.pt", backend=backend)
+
+
+def test_names(backend, tmp_path):
+    obj = {
+        "model": {"a.b": filled(1), "c": [filled(2), (filled(3), {"d": filled(4)})], 5: filled(5), None: filled(6)},
+        "x": {"y": filled(7), "z": filled(10)},
+        "x.y": filled(8),
+        "epoch": 3,
+        "nothing": None,
+        "": filled(9),
+    }
+    torch.save(obj, tmp_path / "model.pt")
+    with sio.open_checkpoint(tmp_path / "model.pt", backend=backend) as checkpoint:
+        sizes = {name: len(checkpoint[name]) for name in checkpoint}
+        assert sizes == {
+            "model.a.b": 1, "model.c.0": 2, "model.c.1.0": 3, "model.c.1.1.d": 4, "model.5": 5, "model.None": 6,
+            "x.y": 8, "x.z": 10, "": 9,
+        }  # fmt: skip
+        assert set(checkpoint.others) == {"epoch", "nothing"}
+        assert len(checkpoint) == 9 and "x.y" in checkpoint and "x" not in checkpoint
+        for missing in ("x", "no", None, 3):
+            with pytest.raises(KeyError):
+                checkpoint[missing]
+            with pytest.raises(KeyError):
+                checkpoint.info(missing)
+        with pytest.raises(TypeError):
+            checkpoint["x.y"] = filled(1)
+
+
+def test_a_tensor_alone(backend, tmp_path):
+    torch.save(filled(3, 4), tmp_path / "model.pt")
+    with sio.open_checkpoint(tmp_path / "model.pt", backend=backend) as checkpoint:
+        assert list(checkpoint) == [""]
+        assert torch.equal(checkpoint[""].view(torch.int32), filled(3, 4).view(torch.int32))
+
+
+INDICES = [
+    0, -1, slice(None), slice(2, 5), slice(None, None, 3), slice(5, 2), (slice(1, 4), slice(2, 9)), (..., 0),
+    (0, ..., 3),    (slice(None), 4), (slice(0, 8, 2), slice(1, None, 5)), (None, 3), (3, 4), (), ...,
+]  # fmt: skip
+
+
+def layouts():
+    base = filled(16, 24, dtype=torch.int32)
+    return {
+        "contiguous": base,
+        "transposed": base.t(),
+        "window": base[3:12, 5:17],
+        "steps": base[::2, ::3],
+        "expanded": filled(1, 24, dtype=torch.int32).expand(9, 24),
+        "three": filled(9, 8, 7, dtype=torch.int16).permute(2, 0, 1),
+        "overlapping": filled(64, dtype=torch.uint8).as_strided((10, 12), (3, 2)),
+        "complex": filled(12, 13, dtype=torch.complex64).conj(),
+        "half": filled(10, 12, dtype=torch.bfloat16),
+        "f8": filled(10, 12, dtype=torch.float8_e4m3fn),
+        "large": filled(700, 3000, dtype=torch.int64),
+        "large transposed": filled(700, 3000, dtype=torch.int64).t(),
+    }
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("name", layouts())
+def test_slices(name, compression, backend, tmp_path):
+    torch.save({name: layouts()[name]}, tmp_path / "first.pt")
+    path = rezipped(tmp_path / "first.pt", tmp_path / "model.pt", compression)
+    whole = torch.load(path)[name]
+    with sio.open_checkpoint(path, backend=backend) as checkpoint:
+        part = checkpoint.get_slice(name)
+        assert (part.shape, part.dtype) == (whole.shape, whole.dtype)
+        for index in INDICES:
+            expected = whole[index]
+            found = part[index]
+            assert found.shape == expected.shape and found.is_contiguous(), index
+            assert difference(values_of(expected, False), values_of(found, False)) is None, index
+        for index in ([0, 1], torch.tensor([1]), torch.tensor([True] * whole.shape[0]), "a", True):
+            with pytest.raises(TypeError):
+                part[index]
+        for index in (99999, (0, 99999), (0,) * 9):
+            with pytest.raises(IndexError):
+                part[index]
+        assert difference(values_of(whole), values_of(checkpoint[name])) is None
+
+
+def test_slices_of_what_is_no_plain_tensor(backend, tmp_path):
+    sparse = torch.eye(5).to_sparse()
+    quantized = torch.quantize_per_tensor(torch.rand(6, 5), 0.1, 3, torch.qint8)
+    for kind in (sparse, quantized):
+        torch.save({"x": kind, "plain": filled(3)}, tmp_path / "model.pt")
+        with sio.open_checkpoint(tmp_path / "model.pt", backend=backend) as checkpoint:
+            assert difference(kind[1].clone(), checkpoint.get_slice("x")[1]) is None
+            assert difference(kind, checkpoint["x"]) is None
+            assert difference(values_of(filled(3)), values_of(checkpoint["plain"])) is None
+            assert checkpoint.info("x").offset is None
+
+
+def test_info_says_where_the_bytes_are(backend, tmp_path):
+    obj = {"a": filled(10, 20), "part": filled(1000)[100:300], "none": filled(0, 3)}
+    torch.save(obj, tmp_path / "model.pt")
+    content = (tmp_path / "model.pt").read_bytes()
+    with sio.open_checkpoint(tmp_path / "model.pt", backend=backend) as checkpoint:
+        for name, tensor in obj.items():
+            info = checkpoint.info(name)
+            assert info == sio.TensorInfo(tensor.shape, tensor.dtype, info.offset, tensor.nbytes)
+            assert content[info.offset : info.offset + info.nbytes] == tensor.numpy().tobytes()
+
+
+@pytest.mark.parametrize("writer", OTHER_WRITERS)
+def test_files_of_other_writers(writer, backend, tmp_path):
+    obj = {f"w{i}": filled(100, seed=i) for i in range(12)} | {"large": filled(1 << 19), "none": filled(0)}
+    torch.save(obj, tmp_path / "first.pt")
+    path = rezipped(tmp_path / "first.pt", tmp_path / "model.pt", **OTHER_WRITERS[writer])
+    if writer == "unknown byte order":
+        with pytest.raises(ValueError, match="middle"):
+            sio.open_checkpoint(path, backend=backend)
+        return
+    with sio.open_checkpoint(path, backend=backend) as checkpoint:
+        assert difference(dict(torch.load(path)), dict(checkpoint)) is None
+
+
+def test_a_tensor_that_reaches_beyond_its_storage(backend, tmp_path):
+    from hostile import HOSTILE
+
+    (tmp_path / "model.pt").write_bytes(HOSTILE["tensor of 0x100000 elements"](b""))
+    with pytest.raises(sio.CorruptCheckpointError, match=r"data/0.*5"):
+        sio.open_checkpoint(tmp_path / "model.pt", backend=backend)
+
+
+def test_reading_does_not_share_memory_and_outlives_the_checkpoint(backend, tmp_path):
+    base = filled(1 << 17, dtype=torch.int32)
+    torch.save({"a": base, "b": base}, tmp_path / "model.pt")
+    with sio.open_checkpoint(tmp_path / "model.pt", backend=backend) as checkpoint:
+        a, b, again = checkpoint["a"], checkpoint["b"], checkpoint["a"]
+        a.zero_()
+    assert b.equal(base) and again.equal(base)
+    with pytest.raises(ValueError, match="closed"):
+        checkpoint["a"]
+    assert list(checkpoint) == ["a", "b"]
+
+
+def test_no_warning_and_no_change_of_modes(backend, tmp_path):
+    torch.save({"a": filled(3)}, tmp_path / "model.pt")
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("error")
+        with sio.open_checkpoint(tmp_path / "model.pt", backend=backend) as checkpoint:
+            found = checkpoint["a"], checkpoint.get_slice("a")[1:]
+    assert [t.device.type for t in found] == ["cpu", "cpu"]
+
+
+def test_a_replaced_file_is_still_the_old_one(backend, tmp_path):
+    sio.save({"a": filled(1000)}, tmp_path / "model.pt")
+    with sio.open_checkpoint(tmp_path / "model.pt", backend=backend) as checkpoint:
+        sio.save({"a": filled(1000, seed=5)}, tmp_path / "model.pt")
+        assert difference(checkpoint["a"], filled(1000)) is None
