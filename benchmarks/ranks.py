@@ -2,10 +2,9 @@
 
     python -m benchmarks.ranks [--size 1GiB] [--ranks 2] [--rounds 5] [--dir .]
 
-Contenders, interleaved in the same processes, each timed from a barrier until the last rank is done and the file is on
-the device: ``dcp.save`` through ``SingleFileWriter``; one rank's ``statedict_io.save`` of a state that it holds whole;
-gathering to rank 0 and ``torch.save`` (and fsync); ``dcp.save`` with the stock writer, then ``dcp_to_torch_save``
-(and fsync).
+Contenders, interleaved in the same processes, each timed from a barrier until the last rank is done and the file is
+on the device: ``dcp.save`` through ``SingleFileWriter``; one rank's ``statedict_io.save`` of a state that it holds;
+gathering to rank 0 and ``torch.save``, and fsync; ``dcp.save`` with the stock writer, ``dcp_to_torch_save``, and fsync.
 """
 
 from __future__ import annotations
@@ -82,13 +81,16 @@ def _rank(rank: int, ranks: int, size: int, rounds: int, directory: str) -> None
             dcp_to_torch_save(f"{directory}/stock", f"{directory}/stock.pt")
             _sync(f"{directory}/stock.pt")
 
-    def load_one_file() -> None:
+    def load_one_file_cold() -> None:  # direct writes leave nothing in the page cache
         dcp.load(state, storage_reader=SingleFileReader(f"{directory}/one.pt"))
 
-    def load_stock() -> None:
+    def load_one_file_warm() -> None:
+        dcp.load(state, storage_reader=SingleFileReader(f"{directory}/one.pt"))
+
+    def load_stock_warm() -> None:
         dcp.load(state, storage_reader=dcp.FileSystemReader(f"{directory}/stock"))
 
-    contenders = [one_file, one_rank, gather, stock, load_one_file, load_stock]
+    contenders = [one_file, one_rank, gather, stock, load_one_file_cold, load_one_file_warm, load_stock_warm]
     seconds: dict[str, list[float]] = {contender.__name__: [] for contender in contenders}
     for round_ in range(rounds + 1):
         for contender in contenders:
@@ -98,13 +100,14 @@ def _rank(rank: int, ranks: int, size: int, rounds: int, directory: str) -> None
             dist.barrier()
             if round_:  # the first warms up
                 seconds[contender.__name__].append(time.perf_counter() - started)
-            if rank == 0 and not contender.__name__.startswith(("load", "one_file", "stock")):
-                for name in os.listdir(directory):
-                    if name in ("rank.pt", "gathered.pt"):
-                        os.remove(f"{directory}/{name}")
-        if rank == 0:
+            if rank == 0 and contender is gather:
+                os.remove(f"{directory}/gathered.pt")
+            if rank == 0 and contender is one_rank:
+                os.remove(f"{directory}/rank.pt")
+        if rank == 0:  # each save makes a new file
             shutil.rmtree(f"{directory}/stock")
             os.remove(f"{directory}/stock.pt")
+            os.remove(f"{directory}/one.pt")
     if rank == 0:
         _report(size, ranks, seconds)
     dist.destroy_process_group()
@@ -117,11 +120,10 @@ def _sync(path: str) -> None:
 
 
 def _report(size: int, ranks: int, seconds: dict[str, list[float]]) -> None:
-    ours = statistics.median(seconds["one_file"])
     for name, samples in seconds.items():
         median = statistics.median(samples)
-        base = statistics.median(seconds["load_one_file"]) if name.startswith("load") else ours
-        print(f"{name:14} {median:7.3f} s  {size / median / 1e9:6.2f} GB/s  {median / base:5.2f}x")
+        base = statistics.median(seconds["load_one_file_warm" if name.startswith("load") else "one_file"])
+        print(f"{name:18} {median:7.3f} s  {size / median / 1e9:6.2f} GB/s  {median / base:5.2f}x")
     print(json.dumps({"size": size, "ranks": ranks, "torch": torch.__version__, "seconds": seconds}))
 
 

@@ -122,3 +122,26 @@ def save_async(rank, world_size, path, backend):
     except BaseException as e:  # CheckpointException is none of Exception
         return str(e)
     return ""
+
+
+def peak_of_save(rank, world_size, path, backend, nbytes, replicated):
+    """By how much a save raises the peak of resident memory, and the bytes that this rank wrote."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    state = {f"t{i}": torch.full((1024, nbytes // 4 // 4 // 1024), float(i)) for i in range(4)}
+    if not replicated:
+        mesh = init_device_mesh("cpu", (world_size,))
+        state = {name: distribute_tensor(tensor, mesh, [Shard(0)]) for name, tensor in state.items()}
+    save_well(rank, world_size, path + ".first", backend)  # whatever is loaded at first use
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    before = _status("VmRSS")
+    writer = SingleFileWriter(path, backend=backend)
+    dcp.save(state, storage_writer=writer)
+    return _status("VmHWM") - before, writer.bytes_written
+
+
+def _status(field):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) << 10 for line in file if line.startswith(field))

@@ -51,7 +51,10 @@ def test_file_is_that_of_the_gathered_state(tmp_path, backends, sharding, world_
         for options in ({}, {"mmap": True}):
             theirs = torch.load(expected / "training.pt", **options)
             assert scenarios.differences(theirs, torch.load(ours / "training.pt", **options)) == []
-        assert sum(of_rank[index] for of_rank in written) == total
+        loads = [of_rank[index] for of_rank in written]
+        assert sum(loads) == total
+        # 8 KiB: the largest part that is not cut.
+        assert max(loads) <= 1.1 * total / world_size + (8 << 10), loads
     assert _output(tmp_path / backends[0] / "model.pt") == _output(expected / "model.pt")
 
 
