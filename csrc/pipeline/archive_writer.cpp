@@ -116,8 +116,9 @@ void preallocate(PositionalSink& sink, uint64_t file_nbytes) {
 void write_archive(const ArchiveContent& content, PositionalSink& sink, const WriteOptions& options,
                    const Watcher& watch) {
   const uint64_t file_nbytes = content.layout.file_nbytes();
-  const uint64_t region_nbytes =
-      options.region_nbytes != 0 ? options.region_nbytes : default_region_nbytes(file_nbytes, sink.direct());
+  const uint64_t region_nbytes = options.region_nbytes != 0
+                                     ? options.region_nbytes
+                                     : default_region_nbytes(file_nbytes, sink.direct() && content.devices == nullptr);
   const auto gather = sink.direct() ? RegionAssembler::Gather::kAll : RegionAssembler::Gather::kSmall;
   RegionAssembler assembler(content);
   Writing writing(sink, options);

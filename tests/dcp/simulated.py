@@ -1,4 +1,7 @@
-"""A save of many ranks and shards, planned in one process; in ``tests``: ``python -m dcp.simulated [RANKS] [SHARDS]``."""
+"""A save of many ranks and shards, planned in one process.
+
+In ``tests``: ``python -m dcp.simulated [RANKS] [SHARDS]``.
+"""
 
 import os
 import pickle

@@ -6,6 +6,7 @@ into a process of its own.
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import os
 import pathlib
@@ -89,8 +90,9 @@ def _device(device):
         torch.accelerator.set_device_index(before)
 
 
+@functools.cache
 def register():
-    """Makes "standin:0" and "standin:1" devices of this process; returns its Standin.
+    """Makes "standin:0" and "standin:1" devices of this process, once; returns its Standin.
 
     ``torch.standin.memory`` is what each says of its memory: (free, total), in bytes.
     """
