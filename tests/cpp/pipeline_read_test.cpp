@@ -375,7 +375,7 @@ TEST(ReadPlan, CoversEveryRecordOnceAndLittleElse) {
     std::vector<RecordSpec> specs;
     const size_t num_records = 1 + random() % 60;
     for (size_t i = 0; i < num_records; ++i) {
-      const uint64_t limit = std::vector<uint64_t>{1, 1000, 100000, 20 * kMiB, 5000 * kMiB}[random() % 5];
+      const uint64_t limit = std::vector<uint64_t>{1, 1000, 100000, 20 * kMiB, 300 * kMiB}[random() % 5];
       specs.push_back({"data/" + std::to_string(i), random() % limit});
     }
     const ArchiveLayout layout("x", specs, 64);

@@ -25,12 +25,6 @@
 #include "archive_mutator.h"
 #include "archive_target.h"
 
-namespace {
-
-constexpr size_t kMaxArchiveNbytes = 1u << 20;
-
-}  // namespace
-
 #ifdef SDIO_LIBFUZZER
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t nbytes) {
@@ -53,6 +47,7 @@ extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t nbytes, size_t m
 
 namespace {
 
+constexpr size_t kMaxArchiveNbytes = 1u << 20;
 constexpr unsigned kHangSeconds = 30;  // a run takes microseconds
 
 struct Options {
