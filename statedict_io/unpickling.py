@@ -195,9 +195,7 @@ def _quick(pickle_module: Any, zip_file: ZipReader, map_location: Any) -> Any:
     in_place = zip_file.in_place or (isinstance(map_location, (str, torch.device)) and str(map_location) == "cpu")
     if not (in_place or map_location is None):
         return pickle_module
-    if torch.serialization._package_registry[0][1] is not torch.serialization._cpu_tag or not _own_byteorder(
-        zip_file
-    ):
+    if torch.serialization._package_registry[0][1] is not torch.serialization._cpu_tag or not _own_byteorder(zip_file):
         return pickle_module
     take = zip_file.feed.take
     make_typed = torch.storage.TypedStorage

@@ -6,7 +6,6 @@ import contextlib
 import io
 import os
 import pickle
-import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -18,7 +17,7 @@ from .. import archives
 from ..archives import DATA_PKL, Records
 from ..backends.fallback_reader import storage_memory
 from ..errors import StateDictIOError, corrupt
-from ..unpickling import ZipReader, byteorder_without_record, can_rebind, torch_load
+from ..unpickling import ZipReader, can_rebind, swaps_bytes, torch_load
 from .boxes import Rows
 
 _NUM_THREADS = 4
@@ -128,9 +127,10 @@ class FileSource:
                 f"torch {torch.__version__} loads files in a way that SingleFileReader does not know; use torch.load"
             )
         records = self._records
-        order = records.read("byteorder").decode() if "byteorder" in records else byteorder_without_record()
-        if order != sys.byteorder:
-            raise StateDictIOError(f"{self.path}: was saved on a {order}-endian machine; torch.load converts it")
+        if swaps_bytes(records):
+            raise StateDictIOError(
+                f"{self.path}: was saved on a machine of the other byte order; torch.load converts it"
+            )
         last = max(records.entries, key=lambda entry: entry.header_offset)
         self.bytes_read += os.fstat(self._fd).st_size - last.header_offset - last.stored_nbytes  # the directory
         self.bytes_read += records.entry(DATA_PKL).stored_nbytes if DATA_PKL in records else 0

@@ -98,3 +98,19 @@ def test_memory_is_bounded(tmp_path):
         peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         assert peak < 320 << 20, f"{function}: {peak >> 20} MiB"
     assert (tmp_path / "out.pt").stat().st_size > 512 << 20
+
+
+def test_command_line_converts_both_ways(tmp_path):
+    torch.save(state(), tmp_path / "in.pt")
+    for names in (("in.pt", "dir"), ("dir", "out.pt")):
+        command = [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "statedict_io",
+            "convert",
+            *(tmp_path / name for name in names),
+        ]
+        subprocess.run(command, check=True, capture_output=True)
+    assert scenarios.differences(state(), torch.load(tmp_path / "out.pt")) == []
