@@ -34,7 +34,9 @@ def main(argv: list[str] | None = None) -> int:
     verify_.add_argument("--json", action="store_true", help="for machines")
     verify_.set_defaults(run=lambda a: verify.run(a.files, as_json=a.json))
 
-    convert_ = commands.add_parser("convert", help="between .pt and .safetensors, in bounded memory")
+    convert_ = commands.add_parser(
+        "convert", help="between .pt and .safetensors or a directory of torch.distributed.checkpoint, in bounded memory"
+    )
     convert_.add_argument("source", metavar="SRC")
     convert_.add_argument("destination", metavar="DST")
     convert_.set_defaults(run=lambda a: convert.run(a.source, a.destination))

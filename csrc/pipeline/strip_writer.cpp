@@ -20,8 +20,11 @@ constexpr uint64_t kLongRowNbytes = 64u << 10;
 constexpr uint64_t kDirectFromNbytes = 64u << 10;
 // Checksummed, then written while still in cache.
 constexpr uint64_t kCacheNbytes = 1u << 20;
-constexpr uint64_t kThreadsFromNbytes = 4u << 20;
 constexpr size_t kMaxEdgesHeld = 1024;
+constexpr uint64_t kRowsBetweenLooks = 256;
+// As in archive_writer.cpp, for the bytes of this process.
+constexpr size_t kSmallestRegionNbytes = 1u << 20;
+constexpr uint64_t kRegionsAtLeast = 32;
 
 // Bytes of a strip that are one run in memory and in the file.
 struct Segment {
@@ -49,7 +52,7 @@ class StripWrite {
         buffered_(buffered),
         devices_(devices),
         options_(options),
-        region_nbytes_(options.region_nbytes != 0 ? options.region_nbytes : kSlotNbytes),
+        region_nbytes_(options.region_nbytes != 0 ? options.region_nbytes : default_region_nbytes()),
         crcs_(new std::atomic<uint32_t>[strips.size()]),
         results_(strips.size()) {
     for (size_t i = 0; i < strips.size(); ++i) crcs_[i] = 0;
@@ -58,8 +61,8 @@ class StripWrite {
 
   std::vector<StripResult> run(const Watcher& watch) {
     const size_t wished = options_.num_threads != 0 ? options_.num_threads : default_num_threads();
-    const size_t num_threads = total_nbytes_ >= kThreadsFromNbytes ? std::min(wished, tasks_.size()) : 0;
-    workers_.run(num_threads, [this] { work(); }, [&] { watch(bytes_done_); });
+    const size_t num_threads = std::min(wished, tasks_.size());
+    workers_.run(num_threads > 1 ? num_threads : 0, [this] { work(); }, [&] { watch(bytes_done_); });
     for (size_t i = 0; i < strips_.size(); ++i) results_[i].crc = crcs_[i];
     watch(total_nbytes_);
     return std::move(results_);
@@ -73,10 +76,18 @@ class StripWrite {
     std::string bytes;
   };
 
+  // Other processes queue direct writes too: half of what archive_writer.cpp has.
   size_t default_num_threads() const {
     const size_t cores = std::max(1u, std::thread::hardware_concurrency());
-    if (devices_ != nullptr) return std::clamp<size_t>(cores, 4, 8);
-    return direct_.direct() ? std::clamp<size_t>(cores / 2, 4, 8) : 1;  // as in archive_writer.cpp
+    return direct_.direct() || devices_ != nullptr ? std::clamp<size_t>(cores / 2, 4, 8) : 1;
+  }
+
+  size_t default_region_nbytes() const {
+    uint64_t total = 0;
+    for (const Strip& strip : strips_) total += strip.nbytes();
+    size_t nbytes = kSlotNbytes;
+    while (direct_.direct() && nbytes > kSmallestRegionNbytes && total / nbytes < kRegionsAtLeast) nbytes /= 2;
+    return nbytes;
   }
 
   void plan() {
@@ -234,7 +245,7 @@ class StripWrite {
         crc = crc32_shift(crc, strip.file_pitch) ^ crc32(0, source, strip.row_nbytes);
       }
       put(buffered_, strip.file_offset + (task.first_row + row) * strip.file_pitch, source, strip.row_nbytes);
-      if (!workers_.go_on()) return 0;
+      if (row % kRowsBetweenLooks == 0 && !workers_.go_on()) return 0;
     }
     const uint64_t rows_after = strip.num_rows - task.first_row - task.num_rows;
     crcs_[task.first].fetch_xor(crc32_shift(crc, strip.nbytes_after + rows_after * strip.file_pitch));

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from ..conversion import convert
@@ -15,11 +16,32 @@ def run(source: str, destination: str) -> int:
     Raises:
         OSError, ValueError, StateDictIOError, pickle.UnpicklingError: as :func:`statedict_io.conversion.convert`.
     """
+    if os.path.isdir(source) or _names_directory(source, destination):
+        return _run_dcp(source, destination)
     with reporting(True if bar_wanted() else None, "convert") as progress:
         done = convert(source, destination, progress=progress)
     print(f"{printable(destination)}: {done.num_tensors} tensors, {nbytes_text(done.nbytes)}")
     _note("left out, safetensors holds tensors only", done.left_out)
     _note("shared memory with another and now have their own copy", done.untied)
+    return 0
+
+
+def _names_directory(source: str, destination: str) -> bool:
+    """Whether a checkpoint directory is wanted: something without a suffix, or a directory that is there."""
+    if source.endswith(".safetensors"):
+        return False
+    return destination.endswith(os.sep) or os.path.isdir(destination) or not os.path.splitext(destination)[1]
+
+
+def _run_dcp(source: str, destination: str) -> int:
+    from ..dcp.conversion import dcp_to_file, file_to_dcp  # imports torch.distributed
+
+    if os.path.isdir(source):
+        with reporting(True if bar_wanted() else None, "convert") as progress:
+            dcp_to_file(source, destination, progress=progress)
+    else:
+        file_to_dcp(source, destination)
+    print(f"{printable(destination)}: converted from {printable(source)}")
     return 0
 
 

@@ -1,7 +1,4 @@
-"""A save of many ranks and shards, planned in one process.
-
-In ``tests``: ``python -m dcp.simulated [RANKS] [SHARDS]``.
-"""
+"""A save of many ranks, planned in one process; in ``tests``: ``python -m dcp.simulated [RANKS] [SHARDS]``."""
 
 import os
 import pickle

@@ -396,3 +396,32 @@ def test_pinned_memory_that_cannot_be_used(tmp_path, standin, native_slots, pinn
     before = native_slots()
     sio.save(state, os.devnull, backend="native")
     assert native_slots() == before
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_shards_of_many_ranks_come_from_the_device(tmp_path, standin):
+    """Rows, columns and small tensors, through torch.distributed.checkpoint."""
+    require_native()
+    import torch.distributed.checkpoint as dcp
+
+    from statedict_io import backends
+    from statedict_io.backends.protocol import Strip
+    from statedict_io.dcp import SingleFileWriter
+
+    state = {f"large{i}": random_bytes(5 * MIB + 3, i) for i in range(3)} | small_tensors(40, "cpu")
+    expected, ours = two_directories(tmp_path)
+    torch.save(state, expected / "model.pt")
+    on_device = {name: tensor.to(DEVICES[i % 2]) for i, (name, tensor) in enumerate(state.items())}
+    standin.delay_us = LATE_US
+    dcp.save(on_device, storage_writer=SingleFileWriter(ours / "model.pt"), no_dist=True)
+    assert (ours / "model.pt").read_bytes() == (expected / "model.pt").read_bytes()
+
+    columns = random_bytes(3000 * 100, 9)
+    path = tmp_path / "columns"
+    path.write_bytes(bytes(3000 * 1000))
+    strip = Strip(0, 0, 0, 100, 3000, 1000, 0)
+    backends.choose("native").write_strips(
+        str(path), [columns.to(DEVICES[0]).untyped_storage()], [strip], durable=True, compute_crc32=True, progress=None
+    )
+    written = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8).view(3000, 1000)
+    assert torch.equal(written[:, :100], columns.view(3000, 100)) and not written[:, 100:].any()
