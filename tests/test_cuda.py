@@ -88,3 +88,46 @@ sio.save({{"weight": weight}}, {str(tmp_path / "model.pt")!r}, backend={backend!
 assert torch._C._cuda_hasPrimaryContext(1) and not torch._C._cuda_hasPrimaryContext(0)
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("room", [None, 0])
+@pytest.mark.parametrize("seed", range(5))
+def test_async_the_file_is_the_state_at_the_call(tmp_path, backend, room, seed):
+    """Values that the device has yet to compute are saved; what is done afterwards, on any stream, is not."""
+    ref, ours = two_directories(tmp_path)
+    state = {f"w{i}": random_on("cuda", nbytes) for i, nbytes in enumerate([40 << 20, 9 << 20, *[1 << 10] * 200])}
+    state["host"] = random_on("cpu", 3 << 20)
+    scaled = {name: tensor * 2 if tensor.is_cuda else tensor for name, tensor in state.items()}
+    torch.save(scaled, ref / "model.pt")
+    work = torch.randn(4096, 4096, device="cuda")
+    side = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    for _ in range(5 * seed):
+        work = work @ work
+    for tensor in state.values():
+        if tensor.is_cuda:
+            tensor.mul_(2)
+    pending = sio.save_async(state, ours / "model.pt", backend=backend, max_device_snapshot_nbytes=room)
+    with torch.cuda.stream(side):
+        for tensor in state.values():
+            tensor.zero_()
+    state.clear()
+    torch.full((60 << 20,), 7, dtype=torch.uint8, device="cuda")
+    pending.result()
+    assert_same_bytes(ref / "model.pt", ours / "model.pt")
+
+
+def test_async_wait_snapshot_false_returns_before_the_device_gets_to_it(tmp_path):
+    require_native()
+    ref, ours = two_directories(tmp_path)
+    state = {"w": random_on("cuda", 40 << 20)}
+    torch.save(state, ref / "model.pt")
+    torch.cuda.synchronize()
+    torch.cuda._sleep(1_000_000_000)
+    pending = sio.save_async(state, ours / "model.pt", backend="native", wait_snapshot=False)
+    assert not pending.snapshot_done()
+    state["w"].zero_()
+    pending.wait_snapshot()
+    assert pending.snapshot_done()
+    pending.result()
+    assert_same_bytes(ref / "model.pt", ours / "model.pt")

@@ -71,7 +71,7 @@ inline Case make_case(const std::vector<size_t>& sizes, uint64_t alignment = 64,
     specs.push_back({"data/" + std::to_string(i), sizes[i]});
     Payload payload;
     payload.data = made.bytes[i].data();
-    if (on == On::kDevice || (on == On::kMixed && i % 2 == 1)) payload = {Payload::Kind::kDevice, nullptr};
+    if (on == On::kDevice || (on == On::kMixed && i % 2 == 1)) payload.kind = Payload::Kind::kDevice;
     payloads.push_back(payload);
     on_device.push_back(made.bytes[i].data());
   }

@@ -64,7 +64,7 @@ TEST(Writing, WithoutChecksumsLeavesZeros) {
 
 TEST(Writing, HoleIsNotWrittenAndReadsAsZeros) {
   Case made = make_case({10, 30 << 20, 10});
-  made.content->payloads[1] = {Payload::Kind::kHole, nullptr};
+  made.content->payloads[1].kind = Payload::Kind::kHole;
   const TemporaryFile file;
   ASSERT_EQ(pwrite(file.fd(), "x", 1, 0), 1);
   PositionalSink sink(file.fd(), DirectIo::kOff);

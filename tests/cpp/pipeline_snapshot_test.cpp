@@ -1,0 +1,155 @@
+// Images and packed payloads against the stream of the archive they were taken of, after its payloads have changed; the
+// pools that they come from; the pace of writing.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "archive_case.h"
+#include "file/system_error.h"
+#include "pipeline/archive_image.h"
+#include "pipeline/archive_writer.h"
+#include "pipeline/packed_payloads.h"
+#include "pipeline/write_pace.h"
+
+namespace sdio {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+void overwrite(Case& made) {
+  for (std::string& bytes : made.bytes) std::fill(bytes.begin(), bytes.end(), '\x55');
+}
+
+class Imaging : public testing::TestWithParam<std::tuple<DirectIo, size_t, On>> {};
+
+TEST_P(Imaging, KeepsTheBytesThatWereThere) {
+  const auto [direct_io, num_threads, on] = GetParam();
+  Case made = make_case(kSizes, 64, on);
+  const std::string expected = streamed(*made.content);
+  SlotPool slots(std::make_unique<HugePageAllocator>(), 1000);
+  ArchiveImage image(*made.content, slots, no_watch);
+  EXPECT_EQ(slots.nbytes(), ArchiveImage::nbytes_of(*made.content));
+  EXPECT_EQ(slots.idle_nbytes(), 0u);
+  overwrite(made);
+  const TemporaryFile file;
+  PositionalSink sink(file.fd(), direct_io);
+  WriteOptions options;
+  options.num_threads = num_threads;
+  write_image(image, sink, options, no_watch);
+  EXPECT_TRUE(file.read_all() == expected);
+  EXPECT_EQ(slots.idle_nbytes(), slots.nbytes());
+}
+
+INSTANTIATE_TEST_SUITE_P(Ways, Imaging,
+                         testing::Values(std::make_tuple(DirectIo::kOff, 1, On::kMemory),
+                                         std::make_tuple(DirectIo::kOff, 3, On::kMixed),
+                                         std::make_tuple(DirectIo::kAuto, 4, On::kMemory),
+                                         std::make_tuple(DirectIo::kAuto, 4, On::kDevice)));
+
+TEST(Imaging, StreamsTheSameBytes) {
+  Case made = make_case({100, 9 << 20, 30 << 20, 5});
+  made.content->payloads[2].kind = Payload::Kind::kHole;
+  const std::string expected = streamed(*made.content);
+  SlotPool slots(std::make_unique<HugePageAllocator>(), 1000);
+  ArchiveImage image(*made.content, slots, no_watch);
+  EXPECT_LT(slots.nbytes(), made.content->layout.file_nbytes());  // holes take no memory
+  overwrite(made);
+  std::string all;
+  stream_image(image, [&](const char* bytes, size_t nbytes) { all.append(bytes, nbytes); }, no_watch);
+  EXPECT_TRUE(all == expected);
+}
+
+TEST(Imaging, PaddingCarriesNoBytesOfAnEarlierSave) {
+  const Case secret = make_case({8 << 20});
+  const Case tiny = make_case({1});
+  SlotPool slots(std::make_unique<HugePageAllocator>(), 1000);
+  for (const Case* made : {&secret, &tiny}) {
+    const TemporaryFile file;
+    PositionalSink sink(file.fd(), DirectIo::kAuto);
+    ArchiveImage image(*made->content, slots, no_watch);
+    write_image(image, sink, {}, no_watch);
+    EXPECT_TRUE(file.read_all() == streamed(*made->content));
+  }
+}
+
+TEST(Imaging, CancelledGivesItsSlotsBack) {
+  const Case made = make_case({200 << 20}, 64, On::kDevice);
+  SlotPool slots(std::make_unique<HugePageAllocator>(), 1000);
+  struct Stop {};
+  EXPECT_THROW(ArchiveImage(*made.content, slots,
+                            [&, slow = true](uint64_t) {
+                              if (slow) throw Stop();
+                            }),
+               Stop);
+  EXPECT_EQ(slots.idle_nbytes(), slots.nbytes());
+}
+
+TEST(Packing, KeepsTheBytesThatWereThere) {
+  Case made = make_case(kSizes);
+  const std::string expected = streamed(*made.content);
+  std::vector<PackedSource> sources;
+  for (const std::string& bytes : made.bytes) sources.push_back({bytes.data(), bytes.size()});
+  SlotPool slots(std::make_unique<HugePageAllocator>(), 1000);
+  const PackedPayloads packed(sources, slots, no_watch);
+  EXPECT_EQ(slots.nbytes(), PackedPayloads::nbytes_of(sources));
+  for (size_t i = 0; i < sources.size(); ++i) {
+    made.content->payloads[i].kind = Payload::Kind::kPacked;
+    made.content->payloads[i].packed = &packed;
+    made.content->payloads[i].packed_index = i;
+  }
+  overwrite(made);
+  EXPECT_TRUE(streamed(*made.content) == expected);
+  for (const DirectIo direct_io : {DirectIo::kOff, DirectIo::kAuto}) {
+    const TemporaryFile file;
+    PositionalSink sink(file.fd(), direct_io);
+    write_archive(*made.content, sink, {}, no_watch);
+    EXPECT_TRUE(file.read_all() == expected);
+  }
+}
+
+TEST(Packing, OfNothingTakesNothing) {
+  SlotPool slots(std::make_unique<HugePageAllocator>(), 1000);
+  const PackedPayloads packed({{nullptr, 0}, {nullptr, 0}}, slots, no_watch);
+  EXPECT_EQ(slots.nbytes(), 0u);
+}
+
+TEST(Slots, TrimGivesBackIdleOnesOnly) {
+  SlotPool slots(std::make_unique<HugePageAllocator>(), 1000);
+  const SlotPool::Handle used = slots.acquire();
+  {
+    const SlotPool::Handle second = slots.acquire();
+    const SlotPool::Handle third = slots.acquire();
+  }
+  EXPECT_EQ(slots.nbytes(), 3 * kSlotNbytes);
+  slots.trim(2 * kSlotNbytes + 1);
+  EXPECT_EQ(slots.nbytes(), 2 * kSlotNbytes);
+  slots.trim(0);
+  EXPECT_EQ(slots.nbytes(), kSlotNbytes);
+  EXPECT_EQ(slots.idle_nbytes(), 0u);
+}
+
+TEST(Pace, IsKeptByAllThreadsTogether) {
+  WritePace pace(1e6);
+  const auto start = Clock::now();
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 4; ++i) threads.emplace_back([&] { pace.wait_for(50'000); });
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_GE(Clock::now() - start, std::chrono::milliseconds(200));
+}
+
+TEST(Pace, CancelWakesWhoWaits) {
+  WritePace pace(1);
+  std::thread waiting([&] { pace.wait_for(1'000'000); });
+  pace.cancel();
+  waiting.join();
+}
+
+TEST(Pace, OfNothingIsNone) { WritePace(0).wait_for(uint64_t{1} << 60); }
+
+}  // namespace
+}  // namespace sdio

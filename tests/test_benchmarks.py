@@ -1,0 +1,22 @@
+"""The benchmarks run: small, once, nothing is looked at but that they end well."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.timeout(200)
+def test_asynchronous(tmp_path):
+    out = tmp_path / "out.json"
+    command = [sys.executable, "-m", "benchmarks.asynchronous", "--smoke", "--dir", str(tmp_path), "--out", str(out)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180)
+    assert run.returncode == 0, run.stderr
+    document = json.loads(out.read_text())
+    for part in ("stall", "training"):
+        assert "statedict_io.save_async" in document[part]["contenders"]
+    assert list(tmp_path.iterdir()) == [out]
