@@ -260,12 +260,12 @@ EXPORTED ssize_t writev(int fd, const struct iovec* pieces, int count) { return 
 
 // fsync covers what was written before it began; recorded when it ends, which is the same once the writers have been joined.
 #define SYNC(name) \
-  EXPORTED int name(int fd) { PASS(name, int, control.no_sync ? 0 : REAL(name)(fd), fd, NULL, -1, NULL, 0, 0); }
+  EXPORTED int name(int fd) { PASS(name, int, control.active && control.no_sync ? 0 : REAL(name)(fd), fd, NULL, -1, NULL, 0, 0); }
 SYNC(fsync) SYNC(fdatasync)
 EXPORTED void sync(void) {
   if (verdict_on(ID_sync) == DIE_AFTER) die();
   record(ID_sync, -1, NULL, -1, NULL, 0, 0, 0);
-  if (!control.no_sync) REAL(sync)();
+  if (!control.active || !control.no_sync) REAL(sync)();
 }
 
 // Unlike all others these return the error.

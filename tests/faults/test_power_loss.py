@@ -1,5 +1,6 @@
 """The model of power loss, replayed over recorded saves: see power_loss.py for what it assumes."""
 
+import os
 import pickle
 
 import pytest
@@ -44,6 +45,36 @@ def test_a_durable_save_survives_power_loss_at_every_step(records, capsys):
     with capsys.disabled():
         print(f"\npower loss: {prefixes} prefixes, {states} states of the disk, 0 without the old or the new file")
     assert prefixes > 50
+
+
+def test_order_on_the_device(records):
+    """Write, fsync, close, rename, fsync of the directory: some network mounts refuse to rename an open file."""
+    for name, durable, events, target, _, _ in records:
+        if name.startswith("stock"):
+            continue
+        made = next(e for e in events if e.call == "openat" and e.offset & os.O_CREAT and not e.error)
+        directory = next(e for e in events if e.call == "open" and e.path == os.path.dirname(target) and e.result >= 0)
+        of_file = [e.call for e in events[events.index(made) + 1 :] if e.fd == made.result or e.call == "renameat"]
+        order = [call for call in of_file if call in ("fsync", "close", "renameat")]
+        assert order[: order.index("renameat") + 1] == ["fsync"] * durable + ["close", "renameat"], name
+        writes = [i for i, call in enumerate(of_file) if "write" in call or call == "ftruncate"]
+        assert writes and max(writes) < of_file.index("fsync" if durable else "close"), name
+        after = events[events.index(next(e for e in events if e.call == "renameat")) + 1 :]
+        assert [e.call for e in after if e.fd == directory.result] == ["fsync"] * durable + ["close"], name
+
+
+def test_temporaries_are_made_by_exclusion_and_under_unique_names(records):
+    names = set()
+    for name, _, events, target, _, _ in records:
+        if name.startswith("stock"):
+            continue
+        (made,) = [e for e in events if e.call == "openat" and e.offset & os.O_CREAT]
+        wanted = os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        assert made.offset & wanted == wanted and not made.offset & os.O_TRUNC, name
+        (directory,) = {e.path for e in events if e.call == "open" and e.result == made.fd}
+        assert directory == os.path.dirname(target), name
+        names.add(made.path)
+    assert len(names) == sum(not name.startswith("stock") for name, *_ in records) > 10
 
 
 def test_the_model_sees_a_forgotten_fsync_of_the_file(records):

@@ -91,6 +91,38 @@ def test_over_the_file_that_the_tensors_are_mapped_from(obj, way, backend, tmp_p
         assert path.stat().st_ino != target.stat().st_ino
 
 
+LINKS = {  # what each link of a chain that begins with model.pt says
+    "beside": ["real.pt"],
+    "absolute": ["{directory}/real.pt"],
+    "to another directory": ["other/real.pt"],
+    "up and down": ["other/../other/real.pt"],
+    "a chain": ["second.pt", "other/third.pt", "../real.pt"],
+    "through a directory's link": ["linked/real.pt"],
+}
+
+
+@pytest.mark.parametrize("exists", [True, False])
+@pytest.mark.parametrize("chain", LINKS)
+def test_symlinks_stay_and_what_they_point_to_is_replaced(chain, exists, backend, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "linked").symlink_to("other")
+    path, links = tmp_path / "model.pt", []
+    for text in LINKS[chain]:
+        text = text.format(directory=tmp_path)
+        path.symlink_to(text)
+        links.append((path, text))
+        path = path.parent / text
+    if exists:
+        path.write_bytes(b"old")
+    before = {name: os.listdir(tmp_path / name) for name in (".", "other")}
+    sio.save(OBJ, tmp_path / "model.pt", backend=backend)
+    assert [(link, os.readlink(link)) for link, _ in links] == links
+    assert not path.is_symlink()
+    assert torch.equal(torch.load(path)["weight"], OBJ["weight"])
+    created = sum(set(os.listdir(tmp_path / name)) != set(before[name]) for name in before)
+    assert created == (not exists)
+
+
 @pytest.mark.parametrize("durable", [True, False])
 @pytest.mark.parametrize("umask", [0o077, 0o002, 0o022, 0o000])
 def test_modes(umask, durable, backend, tmp_path, monkeypatch):
