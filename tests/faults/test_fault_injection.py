@@ -24,9 +24,8 @@ def way(request):
     return request.param
 
 
-@pytest.mark.parametrize("way", OPTIONS)
+@pytest.mark.parametrize("way", [*OPTIONS, "native-async", "torch-async"])
 @pytest.mark.parametrize("size", ["quick", pytest.param("exhaustive", marks=pytest.mark.long)])
-@pytest.mark.parametrize("way", ["native", "torch", "legacy", "native-async", "torch-async"])
 @pytest.mark.timeout(900)
 def test_every_call_failing_in_every_way(size, way, preload, tmp_path, capsys):
     require(way)
