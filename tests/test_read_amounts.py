@@ -39,6 +39,8 @@ def measured(action, path, backend, warm="sio.verify(path + '.small', backend=ba
     torch.save({"a": torch.rand(3)}, str(path) + ".small")
     program = MEASURE.replace("WARM", warm).replace("ACTION", action)
     environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(sio.__file__).parent.parent)}
+    # Freed is given back: left to itself glibc raises the threshold, and now and then kept all of 256 MiB for later.
+    environment["MALLOC_MMAP_THRESHOLD_"] = str(128 << 10)
     done = subprocess.run(
         [sys.executable, "-c", program, backend, str(path)], env=environment, capture_output=True, text=True
     )
