@@ -181,6 +181,11 @@ def crc32(data: Buffer, crc: int = 0) -> int:
 def without_unused_puts(data_pkl: bytes) -> bytes:
     """The same pickle without the memo puts that nothing refers to; see csrc/pickle/memo.h."""
 
+def abridged_pickle(
+    data_pkl: bytes,
+) -> tuple[bytes, list[tuple[str, str, str, int, int, tuple[int, ...], tuple[int, ...], bool]]]:
+    """The pickle with the calls that rebuild plain tensors taken out; see csrc/pickle/tensor_calls.h."""
+
 def simd() -> str:
     """Name of the CRC-32 implementation in use."""
 

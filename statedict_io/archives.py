@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from . import backends
-from .backends.protocol import ArchiveReader, RecordEntry
+from .backends.protocol import ArchiveReader, LeanPickle, RecordEntry
 from .errors import CorruptCheckpointError, StateDictIOError, corrupt
 from .outline import tensors_by_record
 
@@ -19,6 +19,10 @@ _LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 _NAMES_SHOWN = 8
 
 
+def _as_it_is(data_pkl: bytes) -> LeanPickle:
+    return LeanPickle(data_pkl, [])
+
+
 class Records:
     """The records of an archive by name.
 
@@ -26,7 +30,7 @@ class Records:
     """
 
     def __init__(
-        self, archive: ArchiveReader, path: str, fd: int = -1, lean_pickle: Callable[[bytes], bytes] = bytes
+        self, archive: ArchiveReader, path: str, fd: int = -1, lean_pickle: Callable[[bytes], LeanPickle] = _as_it_is
     ) -> None:
         self.archive = archive
         self.path = path

@@ -52,8 +52,6 @@ class Checkpoint(Mapping[str, torch.Tensor]):
                 root = self._unpickle(_RealFeed(self._records))
                 self._lazy = False
             self._tensors, self._others = flat_tensors(root)
-            for name, tensor in self._tensors.items():
-                self._check_bounds(name, tensor)
         except BaseException:
             self.close()
             raise
@@ -177,18 +175,15 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             return None
         if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized:
             return None
-        return self._feed.records.get(tensor.untyped_storage()._cdata)
-
-    def _check_bounds(self, name: str, tensor: torch.Tensor) -> None:
-        record = self._record_of(tensor)
-        if record is None:
-            return
-        end = (tensor.storage_offset() + span_of(tensor.shape, tensor.stride())) * tensor.element_size()
-        entry = self._records.entries[record]
-        if tensor.numel() and end > entry.nbytes:
-            raise corrupt(
-                self.path, f"tensor {name!r} reaches to byte {end} of record {entry.name!r}, which has {entry.nbytes}"
-            )
+        record = self._feed.records.get(tensor.untyped_storage()._cdata)
+        if record is not None and tensor.numel():
+            end = (tensor.storage_offset() + span_of(tensor.shape, tensor.stride())) * tensor.element_size()
+            entry = self._records.entries[record]
+            if end > entry.nbytes:
+                raise corrupt(
+                    self.path, f"a tensor reaches to byte {end} of record {entry.name!r}, which has {entry.nbytes}"
+                )
+        return record
 
     def _rebuilt(self, name: str) -> torch.Tensor:
         """A tensor of a kind that consists of several storages, or is made with its data."""

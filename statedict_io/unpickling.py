@@ -8,17 +8,21 @@ its storages come from.
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import functools
 import gc
 import sys
 import threading
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 import torch.serialization
+
+from .backends.protocol import LeanPickle, TensorCall
 
 
 class StorageFeed(Protocol):
@@ -54,7 +58,7 @@ class ZipReader:
         records: SmallRecords,
         feed: StorageFeed,
         *,
-        lean_pickle: Callable[[bytes], bytes] = bytes,
+        lean_pickle: Callable[[bytes], LeanPickle] = lambda data: LeanPickle(data, []),
         assume_own_byteorder: bool = False,
         in_place: bool = False,
     ) -> None:
@@ -63,7 +67,9 @@ class ZipReader:
         self._lean_pickle = lean_pickle
         self._assume_own_byteorder = assume_own_byteorder
         self.in_place = in_place  #: storages stay where the feed puts them, whatever their location says
-        self.slow_unpickler = False
+        #: set where the unpickler takes long over each step, and understands what stands for a call
+        self.abridges = False
+        self.calls: Sequence[TensorCall] = []
 
     def has_record(self, name: str) -> bool:
         return name in self._records or (self._assume_own_byteorder and name == "byteorder")
@@ -72,7 +78,11 @@ class ZipReader:
         if self._assume_own_byteorder and name == "byteorder":
             return sys.byteorder.encode()
         data = self._records.read(name)
-        return self._lean_pickle(data) if self.slow_unpickler and name == "data.pkl" else data
+        if self.abridges and name == "data.pkl":
+            lean = self._lean_pickle(data)
+            if {call.storage_type for call in lean.calls} <= _storage_types().keys():
+                data, self.calls = lean
+        return data
 
     def get_storage_from_record(self, name: str, nbytes: int, _: object) -> _Handed:
         return _Handed(self.feed.take(name, nbytes))
@@ -133,7 +143,6 @@ def torch_load(open_reader: OpenReader, after: Callable[[], None] = lambda: None
     def unpickle(zip_file: Any, map_location: Any, pickle_module: Any, **options: Any) -> Any:
         if not isinstance(zip_file, ZipReader):
             return torch_unpickle(zip_file, map_location, pickle_module, **options)
-        zip_file.slow_unpickler = pickle_module is torch._weights_only_unpickler
         with _collector_paused:
             result = torch_unpickle(zip_file, map_location, _quick(pickle_module, zip_file, map_location), **options)
         after()
@@ -191,29 +200,41 @@ class _WarningsAbove:
 def _quick(pickle_module: Any, zip_file: ZipReader, map_location: Any) -> Any:
     """``pickle_module`` for ``_load``, whose unpickler resolves references to plain CPU storages without the detours
     that ``_load`` makes for every one of them; all others as before."""
+    restricted = pickle_module is torch._weights_only_unpickler
     # Whatever its location: map_location sends it to the CPU. str() of any device of theirs is their own.
     in_place = zip_file.in_place or (isinstance(map_location, (str, torch.device)) and str(map_location) == "cpu")
-    if not (in_place or map_location is None):
-        return pickle_module
-    if torch.serialization._package_registry[0][1] is not torch.serialization._cpu_tag or not _own_byteorder(zip_file):
+    direct = (
+        (in_place or map_location is None)
+        and torch.serialization._package_registry[0][1] is torch.serialization._cpu_tag
+        and _own_byteorder(zip_file)
+    )
+    if not (direct or restricted):
         return pickle_module
     take = zip_file.feed.take
     make_typed = torch.storage.TypedStorage
     untyped = torch.UntypedStorage
+    storage_types = _storage_types()
     element_sizes: dict[torch.dtype, int] = {}
     loaded: dict[str, Any] = {}
 
     def persistent_load_by(torch_persistent_load: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def persistent_load(saved_id: Any) -> Any:
-            if type(saved_id) is not tuple or len(saved_id) != 5 or type(saved_id[2]) is not str:
+            if type(saved_id) is not tuple or not saved_id or saved_id[0] != "storage":
                 return torch_persistent_load(saved_id)
-            typename, storage_type, key, location, numel = saved_id
-            if typename != "storage":
+            if len(saved_id) == 2 and type(saved_id[1]) is int and 0 <= saved_id[1] < len(zip_file.calls):
+                call = zip_file.calls[saved_id[1]]
+                storage_type = storage_types[call.storage_type]
+                storage = persistent_load(("storage", storage_type, call.key, call.location, call.numel))
+                return torch._utils._rebuild_tensor_v2(
+                    storage, call.offset, call.size, call.stride, call.requires_grad, collections.OrderedDict()
+                )
+            if len(saved_id) != 5 or type(saved_id[2]) is not str:
                 return torch_persistent_load(saved_id)
+            _, storage_type, key, location, numel = saved_id
             known = loaded.get(key)
             if known is not None:
                 return known
-            if (in_place or location == "cpu") and type(numel) is int:
+            if direct and (in_place or location == "cpu") and type(numel) is int:
                 dtype = torch.uint8 if storage_type is untyped else storage_type.dtype
                 size = element_sizes.get(dtype)
                 if size is None:
@@ -229,7 +250,8 @@ def _quick(pickle_module: Any, zip_file: ZipReader, map_location: Any) -> Any:
 
         return persistent_load
 
-    if pickle_module is torch._weights_only_unpickler:
+    if restricted:
+        zip_file.abridges = True
         return types.SimpleNamespace(Unpickler=_restricted_unpickler(persistent_load_by))
 
     class Unpickler(pickle_module.Unpickler):  # type: ignore[misc]
@@ -237,6 +259,15 @@ def _quick(pickle_module: Any, zip_file: ZipReader, map_location: Any) -> Any:
             super().__setattr__(name, persistent_load_by(value) if name == "persistent_load" else value)
 
     return types.SimpleNamespace(Unpickler=Unpickler)
+
+
+@functools.cache
+def _storage_types() -> dict[str, Any]:
+    """By "module name", what the restricted unpickler takes for the storage types that it allows."""
+    allowed = torch._weights_only_unpickler._get_allowed_globals()
+    kinds = [*torch._storage_classes, torch.UntypedStorage]
+    names = [(kind.__module__, kind.__name__) for kind in kinds if kind is not torch.storage.TypedStorage]
+    return {f"{module} {name}": allowed[f"{module}.{name}"] for module, name in names if f"{module}.{name}" in allowed}
 
 
 def _restricted_unpickler(persistent_load_by: Callable[[Any], Any]) -> Any:

@@ -188,8 +188,10 @@ def test_a_tensor_that_reaches_beyond_its_storage(backend, tmp_path):
     from hostile import HOSTILE
 
     (tmp_path / "model.pt").write_bytes(HOSTILE["tensor of 0x100000 elements"](b""))
-    with pytest.raises(sio.CorruptCheckpointError, match=r"data/0.*5"):
-        sio.open_checkpoint(tmp_path / "model.pt", backend=backend)
+    with sio.open_checkpoint(tmp_path / "model.pt", backend=backend) as checkpoint:
+        for action in (checkpoint.__getitem__, checkpoint.info, lambda name: checkpoint.get_slice(name)[:1]):
+            with pytest.raises(sio.CorruptCheckpointError, match=r"data/0.*5"):
+                action("")
 
 
 def test_reading_does_not_share_memory_and_outlives_the_checkpoint(backend, tmp_path):

@@ -39,6 +39,57 @@ def test_the_stream_of_a_state_dict_shrinks_to_what_pickletools_makes_of_it(lean
     assert len(puts) == len([name for name in ops(pickletools.optimize(data)) if name.endswith("PUT")]) < 10
 
 
+def abridged(data):
+    require_native()
+    from statedict_io import _native
+
+    return _native.abridged_pickle(data)
+
+
+def test_all_plain_tensors_but_the_first_of_a_kind_are_taken_out():
+    obj = {f"layers.{i}": torch.ones(3, i) for i in range(300)} | {"p": [torch.nn.Parameter(torch.ones(2))] * 3}
+    stream, calls = abridged(data_pkl(obj))
+    assert len(calls) == 300
+    assert calls[0] == ("torch FloatStorage", "1", "cpu", 3, 0, (3, 1), (1, 1), False)
+    assert ops(stream).count("BINPERSID") == 301
+
+
+def test_a_call_is_taken_out_to_the_letter_only():
+    """Of another function, with hooks, metadata or negative numbers it is torch's."""
+    plain = data_pkl([torch.ones(3), torch.ones(3)])
+    assert len(abridged(plain)[1]) == 1
+    for replaced in (
+        plain.replace(b"_rebuild_tensor_v2", b"_rebuild_tensor_v9"),
+        plain.replace(b"OrderedDict", b"OrderedDicT"),
+        plain.replace(b"torch._utils", b"evil._utils_"),
+        plain.replace(b"storage", b"STORAGE"),
+        plain.replace(b"K\x03\x85", b"N\x85"),
+    ):
+        assert replaced != plain and abridged(replaced)[1] == []
+    assert (
+        abridged(data_pkl([torch.ones(3, dtype=torch.cfloat).conj()] * 2 + [torch.ones(3, dtype=torch.cfloat).conj()]))[
+            1
+        ]
+        == []
+    )
+
+
+def test_forged_references_are_refused(backend, tmp_path):
+    """What stands for a call in an abridged stream means nothing in a file."""
+    import statedict_io as sio
+
+    plain = data_pkl([torch.ones(3), torch.ones(3)])
+    forged = plain[:-1].replace(b"\x80\x02", b"\x80\x02X\x07\x00\x00\x00storageK\x07\x86Q", 1) + b"."
+    file = io.BytesIO()
+    torch.save([torch.ones(3), torch.ones(3)], file)
+    with zipfile.ZipFile(file) as old, zipfile.ZipFile(tmp_path / "model.pt", "w") as new:
+        for record in old.namelist():
+            new.writestr(record, forged if record.endswith("/data.pkl") else old.read(record))
+    for load in (torch.load, lambda path: sio.load(path, backend=backend)):
+        with pytest.raises(ValueError, match="unpack"):
+            load(tmp_path / "model.pt")
+
+
 def random_object(generator, pool, depth=0):
     kind = generator.randrange(9 if depth < 5 else 4)
     if kind == 0:

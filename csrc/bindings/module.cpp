@@ -10,6 +10,7 @@
 #include "checksum/crc32.h"
 #include "file/system_error.h"
 #include "pickle/memo.h"
+#include "pickle/tensor_calls.h"
 #include "pipeline/slot_pool.h"
 #include "staging/torch_device_source.h"
 
@@ -22,6 +23,36 @@ uint32_t crc32_of_buffer(const py::buffer& buffer, uint32_t crc) {
   const py::buffer_info info = buffer.request();
   const py::gil_scoped_release no_gil;
   return crc32(crc, info.ptr, static_cast<size_t>(info.size * info.itemsize));
+}
+
+std::string lean(const py::bytes& data_pkl) {
+  return without_unused_puts(PyBytes_AS_STRING(data_pkl.ptr()), static_cast<size_t>(PyBytes_GET_SIZE(data_pkl.ptr())));
+}
+
+py::bytes without_unused_puts_of(const py::bytes& data_pkl) { return py::bytes(lean(data_pkl)); }
+
+py::tuple tuple_of(const std::vector<uint64_t>& values) {
+  py::tuple tuple(values.size());
+  for (size_t i = 0; i < values.size(); ++i) tuple[i] = values[i];
+  return tuple;
+}
+
+// As the unpickler decodes a string.
+py::object text_of(const std::string& text) {
+  PyObject* const decoded = PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "surrogatepass");
+  if (decoded == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(decoded);
+}
+
+py::tuple abridged_pickle_of(const py::bytes& data_pkl) {
+  const AbridgedPickle abridged = without_tensor_calls(lean(data_pkl));
+  py::list calls(abridged.calls.size());
+  for (size_t i = 0; i < abridged.calls.size(); ++i) {
+    const TensorCall& call = abridged.calls[i];
+    calls[i] = py::make_tuple(text_of(call.storage_type), text_of(call.key), text_of(call.location), call.numel,
+                              call.offset, tuple_of(call.size), tuple_of(call.stride), call.requires_grad);
+  }
+  return py::make_tuple(py::bytes(abridged.stream), calls);
 }
 
 }  // namespace
@@ -45,14 +76,8 @@ PYBIND11_MODULE(_native, module) {
   bind_archive_reader(module);
 
   module.def("crc32", &crc32_of_buffer, py::arg("data"), py::arg("crc") = 0);
-  module.def(
-      "without_unused_puts",
-      [](const py::bytes& data_pkl) {
-        const std::string lean = without_unused_puts(PyBytes_AS_STRING(data_pkl.ptr()),
-                                                     static_cast<size_t>(PyBytes_GET_SIZE(data_pkl.ptr())));
-        return py::bytes(lean);
-      },
-      py::arg("data_pkl"));
+  module.def("without_unused_puts", &without_unused_puts_of, py::arg("data_pkl"));
+  module.def("abridged_pickle", &abridged_pickle_of, py::arg("data_pkl"));
   module.def("simd", &crc32_active_name);
   module.def("num_slots_allocated", [] { return SlotPool::host().num_allocated() + pinned_slots().num_allocated(); });
   module.def("release_buffers", [] {

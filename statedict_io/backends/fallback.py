@@ -23,7 +23,7 @@ from . import strips as strips_module
 from .archive import ArchiveLayout, SerializationId
 from .fallback_reader import FallbackReader, FileSource, storage_memory
 from .file_range import FileRange
-from .protocol import Contents, Strip
+from .protocol import Contents, LeanPickle, Strip
 
 name = "torch"
 
@@ -264,8 +264,8 @@ def open_archive(fd: int, path: str) -> FallbackReader:
     return FallbackReader(FileSource(fd, path), path)
 
 
-def lean_pickle(data_pkl: bytes) -> bytes:
-    return data_pkl  # to find out what could go takes Python as long as to do it
+def lean_pickle(data_pkl: bytes) -> LeanPickle:
+    return LeanPickle(data_pkl, [])  # to find out what could go takes Python as long as to do it
 
 
 def _nbytes(value: _Value) -> int:

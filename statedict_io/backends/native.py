@@ -14,7 +14,7 @@ import torch
 from ..pickling import NativeTable
 from ..progress import ProgressCallback
 from .native_reader import NativeReader
-from .protocol import Contents, Strip
+from .protocol import Contents, LeanPickle, Strip, TensorCall
 from .strips import opened
 
 name = "native"
@@ -176,10 +176,14 @@ def open_archive(fd: int, path: str) -> NativeReader:
     return NativeReader(extension, fd, path)
 
 
-def lean_pickle(data_pkl: bytes) -> bytes:
+def lean_pickle(data_pkl: bytes) -> LeanPickle:
     extension, reason, _ = load()
     assert extension is not None, reason
-    return extension.without_unused_puts(data_pkl)
+    try:
+        stream, calls = extension.abridged_pickle(data_pkl)
+    except UnicodeDecodeError:
+        return LeanPickle(data_pkl, [])  # the unpickler's to refuse
+    return LeanPickle(stream, [*map(TensorCall._make, calls)])
 
 
 def release_buffers() -> None:

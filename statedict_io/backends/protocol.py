@@ -103,6 +103,26 @@ class RecordEntry(NamedTuple):
     compressed: bool  #: deflate
 
 
+class TensorCall(NamedTuple):
+    """A call of ``torch._utils._rebuild_tensor_v2`` for a plain tensor, as a pickle stream has it."""
+
+    storage_type: str  #: "torch FloatStorage": module and name
+    key: str
+    location: str
+    numel: int  #: of the storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    requires_grad: bool
+
+
+class LeanPickle(NamedTuple):
+    """A pickle stream whose persistent ids ``("storage", n)`` stand for the tensors that ``calls[n]`` make."""
+
+    stream: bytes
+    calls: Sequence[TensorCall]
+
+
 class ArchiveReader(Protocol):
     """An open archive.
 
@@ -179,8 +199,8 @@ class Backend(Protocol):
     def open_archive(self, fd: int, path: str) -> ArchiveReader:
         """Reads the central directory of the file behind ``fd``; ``path`` is for messages."""
 
-    def lean_pickle(self, data_pkl: bytes) -> bytes:
-        """A stream that does the same with fewer steps, for an unpickler that takes long over each; or ``data_pkl``."""
+    def lean_pickle(self, data_pkl: bytes) -> LeanPickle:
+        """A stream that does the same with fewer steps, for an unpickler that takes long over each."""
 
     def release_buffers(self) -> None:
         """Gives idle memory back to the system."""

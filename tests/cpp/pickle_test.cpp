@@ -1,8 +1,11 @@
 #include <gtest/gtest.h>
 
+#include <cstdint>
 #include <string>
+#include <vector>
 
 #include "pickle/memo.h"
+#include "pickle/tensor_calls.h"
 
 namespace {
 
@@ -53,6 +56,53 @@ TEST(WithoutUnusedPuts, EveryPrefixComesBackAsItIs) {
     EXPECT_EQ(lean(pickle.substr(0, nbytes)), pickle.substr(0, nbytes));
   }
   EXPECT_LT(lean(pickle).size(), pickle.size());
+}
+
+// Two tensors as torch.save writes them, after without_unused_puts.
+const std::string kTwoTensors =
+    "\x80\x02](ctorch._utils\n_rebuild_tensor_v2\nq\x01((X\x07\x00\x00\x00storageq\x02"
+    "ctorch\nFloatStorage\nq\x03X\x01\x00\x00\x00"
+    "0X\x03\x00\x00\x00"
+    "cpuq\x04K\x06tQK\x00K\x02K\x03\x86K\x03K\x01\x86\x89"
+    "ccollections\nOrderedDict\nq\x05)RtR"
+    "h\x01((h\x02h\x03X\x01\x00\x00\x00"
+    "1h\x04M\x00\x01tQK\x07(K\x01K\x02K\x03K\x04tJ\x09\x00\x00\x00\x85\x88h\x05)RtRe."s;
+
+TEST(WithoutTensorCalls, TakesOutWhatIsSpelledWithTheMemo) {
+  const sdio::AbridgedPickle abridged = sdio::without_tensor_calls(kTwoTensors);
+  ASSERT_EQ(abridged.calls.size(), 1u);
+  const sdio::TensorCall& call = abridged.calls[0];
+  EXPECT_EQ(call.storage_type, "torch FloatStorage");
+  EXPECT_EQ(call.key, "1");
+  EXPECT_EQ(call.location, "cpu");
+  EXPECT_EQ(call.numel, 256u);
+  EXPECT_EQ(call.offset, 7u);
+  EXPECT_EQ(call.size, (std::vector<uint64_t>{1, 2, 3, 4}));
+  EXPECT_EQ(call.stride, std::vector<uint64_t>{9});
+  EXPECT_TRUE(call.requires_grad);
+  const std::string replacement = "h\x02J\x00\x00\x00\x00\x86Qe."s;
+  EXPECT_EQ(abridged.stream, kTwoTensors.substr(0, kTwoTensors.rfind("h\x01("s)) + replacement);
+}
+
+TEST(WithoutTensorCalls, EveryPrefixComesBackAsItIs) {
+  for (size_t nbytes = 0; nbytes < kTwoTensors.size(); ++nbytes) {
+    const std::string prefix = kTwoTensors.substr(0, nbytes);
+    const sdio::AbridgedPickle abridged = sdio::without_tensor_calls(prefix);
+    EXPECT_EQ(abridged.stream, prefix);
+    EXPECT_TRUE(abridged.calls.empty());
+  }
+}
+
+TEST(WithoutTensorCalls, AnyByteMayBeAnother) {
+  for (size_t at = 0; at < kTwoTensors.size(); ++at) {
+    for (int value = 0; value < 256; ++value) {
+      std::string damaged = kTwoTensors;
+      damaged[at] = static_cast<char>(value);
+      const sdio::AbridgedPickle abridged = sdio::without_tensor_calls(damaged);
+      // Up to its end, which may be earlier now.
+      if (abridged.calls.empty()) EXPECT_EQ(abridged.stream, damaged.substr(0, abridged.stream.size()));
+    }
+  }
 }
 
 }  // namespace
