@@ -165,7 +165,7 @@ class Laboratory:
 
 def laboratories(directory, way):
     for nbytes, durable, overwrite in itertools.product((SMALL, LARGE), (True, False), (True, False)):
-        if way in ("native", "torch") or nbytes == SMALL:
+        if way not in ("legacy", "stock") or nbytes == SMALL:
             yield Laboratory(directory, way, nbytes, durable, overwrite)
     yield Laboratory(directory, way, SMALL, True, True, leftover=True)
     yield Laboratory(directory, way, SMALL, False, True, cold=True, leftover=True)
