@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import math
 import os
 import shutil
 import statistics
@@ -206,7 +207,10 @@ def measure_training(options: argparse.Namespace, directory: Path) -> dict[str, 
     nbytes = sum(t.untyped_storage().nbytes() for t in tensors_in(state()))
     rates: dict[str, list[float]] = {key: [] for key in contenders}
     keys = list(contenders)
+    began = time.monotonic()
     for number in range(options.training_rounds + 1):  # the first pays for buffers
+        if number > 1 and time.monotonic() - began > options.seconds:
+            break
         shift = number % len(keys)
         for key in keys[shift:] + keys[:shift]:
             settle(options.device)
@@ -220,10 +224,11 @@ def measure_training(options: argparse.Namespace, directory: Path) -> dict[str, 
             wait()
             synchronize(options.device)
             rates[key].append(options.steps / (time.perf_counter() - start))
+            print(f"  round {number}: {key}: {rates[key][-1]:.3f} steps/s", file=sys.stderr, flush=True)
     reference = statistics.median(rates["no checkpoints"][1:])
     print(
         f"steps per second, {parameters / 1e6:.0f} M parameters, {format_size(nbytes)} every {options.every} steps: "
-        f"median of {options.training_rounds} times {options.steps} steps"
+        f"median of {len(rates[keys[0]]) - 1} times {options.steps} steps"
     )
     for key, samples in rates.items():
         median = statistics.median(samples[1:])
@@ -276,6 +281,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20, help="of one contender's turn")
     parser.add_argument("--every", type=int, default=10, help="steps between checkpoints")
     parser.add_argument("--training-rounds", type=int, default=3, help="turns of each contender, after the first")
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf, help="start no new round of training after that long"
+    )
     parser.add_argument("--dir", type=Path, default=Path.cwd(), help="where to save; its file system is measured")
     parser.add_argument("--device", default="cpu", help="where tensors and training are: cpu, cuda, ...")
     parser.add_argument("--out", type=Path, help="write everything measured as JSON")

@@ -7,6 +7,7 @@ import os
 import pickle
 import threading
 import traceback
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -86,71 +87,74 @@ def save_async(
         backend=backend,
         progress=progress,
     )
-    given, file = os.fspath(path), _file_of(planned.target)
-    pending.raise_uncollected(file)
-    if planned.archive is None:  # torch's own code reads the tensors while it writes
-        save = pending.admit(given, file, 0, {}, limits)
-        try:
+    save = PendingSave(os.fspath(path), _file_of(planned.target))
+    pending.raise_uncollected(save)
+    room = DeviceRoom(max_device_snapshot_nbytes, device_margin_nbytes)
+    try:
+        if planned.archive is None:  # torch's own code reads the tensors while it writes
+            pending.admit(save, 0, {}, limits)
             pending.wait_for_predecessor(save)
             planned.write_stock(durable)
-        finally:
-            pending.withdraw(save)
-        return save
-    room = DeviceRoom(max_device_snapshot_nbytes, device_margin_nbytes)
-    save, snapshot = _take_snapshot(planned.archive, given, file, limits, room)
-    write = functools.partial(
-        _write, save, target=planned.target, durable=durable, progress=progress, bytes_per_second=max_bytes_per_second
-    )
-    if snapshot is None:
-        write(planned.archive, None, in_call=True)
-        return save
-    try:
+            pending.finish(save, None)
+            return save
+        snapshot = _take_snapshot(save, planned.archive, limits, room)
+        write = functools.partial(
+            _write,
+            save,
+            target=planned.target,
+            durable=durable,
+            progress=progress,
+            bytes_per_second=max_bytes_per_second,
+        )
+        if snapshot is None:
+            write(planned.archive, in_call=True)
+            return save
         if wait_snapshot:
             snapshot.wait()
-        # No daemon, also where a daemon calls: the interpreter's exit waits for it.
-        thread = threading.Thread(target=write, args=(snapshot, snapshot), name=f"save_async {given}", daemon=False)
+        _start_thread(write, snapshot, f"save_async {save.path}")
+        return save
     except BaseException:
-        snapshot.release()
-        pending.withdraw(save)
+        # A signal's exception can come up when the thread is already there: it is the thread that ends the save then.
+        if pending.claim(save):
+            pending.finish(save, None)
         raise
-    try:
-        in_call = pending.exit_has_begun()
-        if not in_call:
-            thread.start()
-    except RuntimeError:  # no more threads
-        in_call = True
-    if in_call:
-        write(snapshot, snapshot, in_call=True)
-    return save
 
 
-def _take_snapshot(
-    archive: Archive, path: str, file: str, limits: Limits, room: DeviceRoom
-) -> tuple[PendingSave, Snapshot | None]:
-    """No snapshot where the state is larger than the limit on all of them: it has to be written in the call."""
-    devices = archive.device_nbytes
-    ways = [True, False] if devices and room.is_there_for(devices, pending.device_nbytes_in_flight) else [False]
-    for on_devices in ways:
-        nbytes = archive.snapshot_nbytes(on_devices=on_devices)
-        if nbytes > limits.max_snapshot_nbytes and limits.when_full == "wait":
-            continue
-        save = pending.admit(path, file, nbytes, devices if on_devices else {}, limits)
+def _start_thread(write: Callable[..., None], snapshot: Snapshot, name: str) -> None:
+    """Runs ``write`` in a thread that the interpreter's exit waits for; in the call where there can be none."""
+    if not pending.exit_has_begun():
         try:
-            snapshot = archive.snapshot(on_devices=on_devices, max_nbytes=limits.max_snapshot_nbytes)
-            if snapshot is not None:
-                pending.set_snapshot(save, snapshot.done, snapshot.wait)
-                return save, snapshot
-        except BaseException:
-            pending.withdraw(save)
-            raise
-        pending.withdraw(save)  # a device had less room than it seemed
-    return pending.admit(path, file, 0, {}, limits), None
+            # No daemon, also where a daemon calls.
+            threading.Thread(target=write, args=(snapshot,), name=name, daemon=False).start()
+            return
+        except RuntimeError:  # no more threads
+            pass
+    write(snapshot, in_call=True)
+
+
+def _take_snapshot(save: PendingSave, archive: Archive, limits: Limits, room: DeviceRoom) -> Snapshot | None:
+    """None, and ``save`` in flight without, where the state is larger than all snapshots may be: it has to be written
+    in the call."""
+    devices = archive.device_nbytes
+    on_devices = bool(devices) and room.is_there_for(devices, pending.device_nbytes_in_flight)
+    nbytes = archive.snapshot_nbytes(on_devices=on_devices)
+    if nbytes > limits.max_snapshot_nbytes and limits.when_full == "wait":
+        pending.admit(save, 0, {}, limits)
+        return None
+    pending.admit(save, nbytes, devices if on_devices else {}, limits)
+    snapshot = archive.snapshot(on_devices=on_devices, max_nbytes=limits.max_snapshot_nbytes)
+    if snapshot is None:  # a device had less room than it seemed
+        nbytes = archive.snapshot_nbytes(on_devices=False)
+        # It cannot wait for memory here: a later save to the path may hold it, and wait for this one.
+        if pending.resize(save, nbytes, limits):
+            snapshot = archive.snapshot(on_devices=False, max_nbytes=limits.max_snapshot_nbytes)
+    save._snapshot = snapshot
+    return snapshot
 
 
 def _write(
     save: PendingSave,
     source: Archive | Snapshot,
-    snapshot: Snapshot | None,
     *,
     target: Target,
     durable: bool,
@@ -159,20 +163,18 @@ def _write(
     in_call: bool = False,
 ) -> None:
     """Ends ``save``, with the error that came up if there was one."""
+    if not pending.claim(save):
+        return
     error: BaseException | None = None
     try:
         pending.wait_for_predecessor(save)
-        if snapshot is not None:
-            snapshot.wait()
+        save.wait_snapshot()
         saving.write(source, target, durable, progress, bytes_per_second)
     except BaseException as e:
         error = e
         traceback.clear_frames(e.__traceback__)  # they hold the tensors, and the error may be kept for long
-    # Before anybody hears of the end: who waits for memory, or looks at it, finds it given back.
-    if snapshot is not None:
-        snapshot.release()
     if in_call and error is not None and not isinstance(error, Exception):  # a signal's
-        pending.withdraw(save)
+        pending.finish(save, None)
         raise error
     pending.finish(save, error)
     del error

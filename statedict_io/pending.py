@@ -12,12 +12,17 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal
+from typing import Literal, Protocol
 
 from .errors import SnapshotLimitError, StateDictIOError
+
+
+class HeldSnapshot(Protocol):
+    def done(self) -> bool: ...
+    def wait(self) -> None: ...
+    def release(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -34,17 +39,18 @@ class PendingSave:
     save on the way out, and raises its error unless the body raised one.
     """
 
-    def __init__(self, path: str, file: str, nbytes: int, device_nbytes: dict[str, int]) -> None:
+    def __init__(self, path: str, file: str) -> None:
         self.path = path  #: as given to save_async
         self._file = file  #: what path leads to
-        self._nbytes = nbytes
-        self._device_nbytes = device_nbytes
         self._process = os.getpid()
+        self._claimed = threading.Lock()  # by who will end it
         self._finished = threading.Event()
         self._error: BaseException | None = None
+        # Of a save in flight:
+        self._nbytes = 0  # of host memory
+        self._device_nbytes: dict[str, int] = {}
         self._predecessor: PendingSave | None = None
-        self._snapshot_done: Callable[[], bool] | None = None
-        self._wait_snapshot: Callable[[], None] | None = None
+        self._snapshot: HeldSnapshot | None = None
 
     def done(self) -> bool:
         """Whether the save has ended, well or not."""
@@ -71,8 +77,8 @@ class PendingSave:
     def snapshot_done(self) -> bool:
         """Whether the state has been copied; False only after ``save_async(wait_snapshot=False)``."""
         self._check_process()
-        is_done = self._snapshot_done
-        return is_done is None or is_done()
+        snapshot = self._snapshot
+        return snapshot is None or snapshot.done()
 
     def wait_snapshot(self) -> None:
         """Returns when the state has been copied: from then on the tensors may be changed on any stream.
@@ -81,8 +87,8 @@ class PendingSave:
             RuntimeError: what the device reports.
         """
         self._check_process()
-        if (wait := self._wait_snapshot) is not None:
-            wait()
+        if (snapshot := self._snapshot) is not None:
+            snapshot.wait()
 
     def __enter__(self) -> PendingSave:
         return self
@@ -112,21 +118,20 @@ class _Register:
         self.in_flight: list[PendingSave] = []  # in the order of the calls
         self.uncollected: list[PendingSave] = []  # ended in an error that nobody asked for
 
-    def admit(self, path: str, file: str, nbytes: int, device_nbytes: dict[str, int], limits: Limits) -> PendingSave:
+    def admit(self, save: PendingSave, nbytes: int, device_nbytes: dict[str, int], limits: Limits) -> None:
         with self.changed:
             while self._full(nbytes, limits):
                 if limits.when_full == "raise":
-                    held = sum(save._nbytes for save in self.in_flight)
+                    held = sum(other._nbytes for other in self.in_flight)
                     raise SnapshotLimitError(
-                        f"save_async({path!r}): {len(self.in_flight)} saves in flight (max_in_flight="
+                        f"save_async({save.path!r}): {len(self.in_flight)} saves in flight (max_in_flight="
                         f"{limits.max_in_flight}) hold {held} bytes, and this one needs {nbytes} "
                         f"(max_snapshot_nbytes={limits.max_snapshot_nbytes})"
                     )
                 self.changed.wait()
-            pending = PendingSave(path, file, nbytes, device_nbytes)
-            pending._predecessor = self._last(file)
-            self.in_flight.append(pending)
-            return pending
+            save._nbytes, save._device_nbytes = nbytes, device_nbytes
+            save._predecessor = self._last(save._file)
+            self.in_flight.append(save)
 
     def _full(self, nbytes: int, limits: Limits) -> bool:
         held = sum(save._nbytes for save in self.in_flight)
@@ -145,14 +150,27 @@ class _Register:
         with self.changed:
             return sum(save._device_nbytes.get(device, 0) for save in self.in_flight)
 
-    def finish(self, pending: PendingSave, error: BaseException | None) -> None:
+    def resize(self, save: PendingSave, nbytes: int, limits: Limits) -> bool:
         with self.changed:
-            pending._error = error
-            pending._predecessor = pending._snapshot_done = pending._wait_snapshot = None
-            self.in_flight.remove(pending)
+            others = sum(other._nbytes for other in self.in_flight if other is not save)
+            fits = others + nbytes <= limits.max_snapshot_nbytes
+            save._nbytes, save._device_nbytes = nbytes if fits else 0, {}
+            self.changed.notify_all()
+            return fits
+
+    def finish(self, save: PendingSave, error: BaseException | None) -> None:
+        # Before anybody hears of the end: who waits for memory, or looks at it, finds it given back.
+        snapshot, save._snapshot = save._snapshot, None
+        if snapshot is not None:
+            snapshot.release()
+        with self.changed:
+            save._error = error
             if error is not None:
-                self.uncollected.append(pending)
-            pending._finished.set()
+                self.uncollected.append(save)
+            if save in self.in_flight:
+                self.in_flight.remove(save)
+            save._nbytes, save._device_nbytes, save._predecessor = 0, {}, None
+            save._finished.set()
             self.changed.notify_all()
 
     def collect(self, pending: PendingSave) -> None:
@@ -175,34 +193,41 @@ class _Register:
 _register = _Register()
 
 
-def admit(path: str, file: str, nbytes: int, device_nbytes: dict[str, int], limits: Limits) -> PendingSave:
-    """Registers a save, waiting while the limits are met.
+def admit(save: PendingSave, nbytes: int, device_nbytes: dict[str, int], limits: Limits) -> None:
+    """Puts ``save`` in flight, waiting while the limits are met.
+
+    Args:
+        nbytes: of host memory that its snapshot will take.
+        device_nbytes: the same of each device.
 
     Raises:
         SnapshotLimitError: they are, and ``limits.when_full`` is "raise".
     """
-    return _register.admit(path, file, nbytes, device_nbytes, limits)
+    _register.admit(save, nbytes, device_nbytes, limits)
 
 
-def set_snapshot(pending: PendingSave, done: Callable[[], bool], wait: Callable[[], None]) -> None:
-    pending._snapshot_done, pending._wait_snapshot = done, wait
+def resize(save: PendingSave, nbytes: int, limits: Limits) -> bool:
+    """Whether there is host memory for a snapshot of another size than was admitted; without waiting, and holding none
+    where there is not."""
+    return _register.resize(save, nbytes, limits)
 
 
-def wait_for_predecessor(pending: PendingSave) -> None:
+def claim(save: PendingSave) -> bool:
+    """Whether it is the caller who has to :func:`finish` the save: True once."""
+    return save._claimed.acquire(blocking=False)
+
+
+def wait_for_predecessor(save: PendingSave) -> None:
     """Returns when the save to the same file that was started before it has ended."""
-    if (predecessor := pending._predecessor) is not None:
+    if (predecessor := save._predecessor) is not None:
         predecessor._finished.wait()
 
 
-def finish(pending: PendingSave, error: BaseException | None) -> None:
-    _register.finish(pending, error)
+def finish(save: PendingSave, error: BaseException | None) -> None:
+    """Ends the save. ``error`` is its own; None also where the call raises it."""
+    _register.finish(save, error)
     if _exit_has_been_reported:
         _report_uncollected()
-
-
-def withdraw(pending: PendingSave) -> None:
-    """Ends a save that the call itself has written, or whose error it raises."""
-    _register.finish(pending, None)
 
 
 def device_nbytes_in_flight(device: str) -> int:
@@ -215,9 +240,9 @@ def wait_for_earlier(file: str) -> None:
         last._finished.wait()
 
 
-def raise_uncollected(file: str) -> None:
-    """Raises the error of an earlier save to ``file`` if nobody has asked for it."""
-    failed = _register.take_uncollected(file)
+def raise_uncollected(save: PendingSave) -> None:
+    """Raises the error of an earlier save to the same file if nobody has asked for it."""
+    failed = _register.take_uncollected(save._file)
     if failed is None or failed._error is None:
         return
     if hasattr(failed._error, "add_note"):

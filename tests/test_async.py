@@ -326,6 +326,38 @@ def test_a_signal_while_the_call_waits(tmp_path, backend):
     sio.save_async({"w": torch.ones(3)}, tmp_path / "b.pt", backend=backend, max_in_flight=1).result()
 
 
+@pytest.mark.parametrize("rounds", [150, pytest.param(2000, marks=pytest.mark.long)])
+def test_signals_at_any_moment_of_the_call_leave_nothing_in_flight(tmp_path, backend, rounds):
+    class Alarm(Exception):
+        pass
+
+    def ring(*_):
+        raise Alarm
+
+    path, chance, rung = tmp_path / "model.pt", chance_of(0), 0
+    state = {"w": random_bytes(5 * MIB, 0)}
+    sio.save(state, path, backend=backend)
+    expected = path.read_bytes()
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        for _ in range(rounds):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.0001, 0.008))
+                try:
+                    sio.save_async(state, path, backend=backend, durable=False, max_in_flight=2)
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+            except Alarm:
+                rung += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert 0 < rung < rounds
+    sio.wait_all(60)
+    assert pending_module._register.in_flight == []
+    assert path.read_bytes() == expected and names_in(tmp_path) == ["model.pt"]
+
+
 def pool_nbytes(backend):
     if backend == "native":
         from statedict_io import _native

@@ -206,7 +206,8 @@ class FallbackSnapshot:
 
     def __init__(self, archive: FallbackArchive, max_nbytes: int) -> None:
         self._archive: FallbackArchive | None = archive
-        self._arena: mmap.mmap | None = archive.copy_storages(max_nbytes)
+        self._arena: mmap.mmap | None = None
+        self._arena = archive.copy_storages(max_nbytes)
         self.nbytes = archive.nbytes
 
     def done(self) -> bool:
@@ -214,6 +215,9 @@ class FallbackSnapshot:
 
     def wait(self) -> None:
         pass
+
+    def __del__(self) -> None:
+        self.release()  # for a signal's exception that came up before anybody else could
 
     def release(self) -> None:
         self._archive = None

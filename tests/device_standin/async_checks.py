@@ -211,7 +211,8 @@ def test_async_a_device_without_mem_get_info_has_no_room(tmp_path, standin, monk
 
 
 @pytest.mark.parametrize("nth", [1, 2, 3])
-def test_async_a_device_that_runs_out_of_memory(tmp_path, standin, nth):  # noqa: F811
+@pytest.mark.parametrize("max_snapshot_nbytes", [GIB, MIB])  # the latter: too little for the host to step in
+def test_async_a_device_that_runs_out_of_memory(tmp_path, standin, nth, max_snapshot_nbytes):  # noqa: F811
     require_native()
     torch.standin.memory = (GIB, GIB)
     ref, ours = two_directories(tmp_path)
@@ -220,8 +221,8 @@ def test_async_a_device_that_runs_out_of_memory(tmp_path, standin, nth):  # noqa
     reference_of(state, ref / "model.pt")
     with late(standin):
         standin.fail_allocation = nth
-        pending = sio.save_async(state, ours / "model.pt", backend="native")
-        assert standin.fail_allocation == 0
+        pending = sio.save_async(state, ours / "model.pt", backend="native", max_snapshot_nbytes=max_snapshot_nbytes)
+        assert standin.fail_allocation == 0 and pending.done() <= (max_snapshot_nbytes == MIB)
         for tensor in state:
             tensor.fill_(1)
         pending.result()
