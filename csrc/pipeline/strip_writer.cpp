@@ -61,7 +61,7 @@ class StripWrite {
 
   std::vector<StripResult> run(const Watcher& watch) {
     const size_t wished = options_.num_threads != 0 ? options_.num_threads : default_num_threads();
-    const size_t num_threads = std::min(wished, tasks_.size());
+    const size_t num_threads = std::min(wished, num_tasks());
     workers_.run(num_threads > 1 ? num_threads : 0, [this] { work(); }, [&] { watch(bytes_done_); });
     for (size_t i = 0; i < strips_.size(); ++i) results_[i].crc = crcs_[i];
     watch(total_nbytes_);
@@ -82,6 +82,8 @@ class StripWrite {
     return direct_.direct() || devices_ != nullptr ? std::clamp<size_t>(cores / 2, 4, 8) : 1;
   }
 
+  size_t num_tasks() const { return regions_.size() + rows_.size(); }
+
   size_t default_region_nbytes() const {
     uint64_t total = 0;
     for (const Strip& strip : strips_) total += strip.nbytes();
@@ -91,55 +93,60 @@ class StripWrite {
   }
 
   void plan() {
+    std::vector<Segment> runs;
     for (size_t i = 0; i < strips_.size(); ++i) {
       const Strip& strip = strips_[i];
       total_nbytes_ += strip.nbytes();
-      if (strip.num_rows == 1 || strip.row_nbytes >= kLongRowNbytes) {
-        for (uint64_t row = 0; row < strip.num_rows; ++row) add_segments(i, row);
-      }
-    }
-    std::sort(segments_.begin(), segments_.end(),
-              [](const Segment& a, const Segment& b) { return a.file_offset < b.file_offset; });
-    for (size_t i = 0; i < segments_.size(); ++i) {
-      const bool same_region =
-          i != 0 && segments_[i].file_offset / region_nbytes_ == segments_[i - 1].file_offset / region_nbytes_;
-      if (same_region) {
-        ++tasks_.back().count;
+      if (strip.num_rows != 1 && strip.row_nbytes < kLongRowNbytes) {
+        add_short_rows(i);
       } else {
-        tasks_.push_back({i, 1, 0, 0});
+        for (uint64_t row = 0; row < strip.num_rows; ++row) {
+          const uint64_t after = strip.nbytes_after + (strip.num_rows - 1 - row) * strip.file_pitch;
+          runs.push_back(
+              {i, row * strip.row_nbytes, strip.file_offset + row * strip.file_pitch, strip.row_nbytes, after});
+        }
       }
     }
-    for (size_t i = 0; i < strips_.size(); ++i) {
-      const Strip& strip = strips_[i];
-      if (strip.num_rows <= 1 || strip.row_nbytes >= kLongRowNbytes) continue;
-      const uint64_t at_once = region_nbytes_ / std::min<uint64_t>(strip.row_nbytes, region_nbytes_);
-      for (uint64_t row = 0; row < strip.num_rows; row += at_once) {
-        tasks_.push_back({i, 0, row, std::min(at_once, strip.num_rows - row)});
+    std::sort(runs.begin(), runs.end(),
+              [](const Segment& a, const Segment& b) { return a.file_offset < b.file_offset; });
+    for (const Segment& run : runs) cut_into_regions(run);
+  }
+
+  // A region begins, at a block, where the one before has ended and something is to be written.
+  void cut_into_regions(Segment run) {
+    for (uint64_t left = run.nbytes; left != 0; left -= run.nbytes) {
+      if (run.file_offset >= region_end_) {
+        region_end_ = region_begin(run) + region_nbytes_;
+        regions_.push_back({segments_.size(), 0, 0, 0});
       }
+      run.nbytes = std::min(left, region_end_ - run.file_offset);
+      segments_.push_back(run);
+      segments_.back().nbytes_after += left - run.nbytes;
+      ++regions_.back().count;
+      run.file_offset += run.nbytes;
+      run.strip_offset += run.nbytes;
     }
   }
 
-  void add_segments(size_t index, uint64_t row) {
+  uint64_t region_begin(const Segment& first) const {
+    return first.file_offset / direct_.alignment() * direct_.alignment();
+  }
+
+  void add_short_rows(size_t index) {
     const Strip& strip = strips_[index];
-    uint64_t file_offset = strip.file_offset + row * strip.file_pitch;
-    uint64_t after = strip.nbytes_after + (strip.num_rows - 1 - row) * strip.file_pitch + strip.row_nbytes;
-    uint64_t strip_offset = row * strip.row_nbytes;
-    for (uint64_t left = strip.row_nbytes; left != 0;) {
-      const uint64_t nbytes = std::min(left, region_nbytes_ - file_offset % region_nbytes_);
-      after -= nbytes;
-      segments_.push_back({index, strip_offset, file_offset, nbytes, after});
-      file_offset += nbytes;
-      strip_offset += nbytes;
-      left -= nbytes;
+    if (strip.nbytes() == 0) return;
+    const uint64_t at_once = std::max<uint64_t>(region_nbytes_ / strip.row_nbytes, 1);
+    for (uint64_t row = 0; row < strip.num_rows; row += at_once) {
+      rows_.push_back({index, 0, row, std::min(at_once, strip.num_rows - row)});
     }
   }
 
   void work() {
     const SlotPool::Handle slot = devices_ != nullptr ? devices_->slots().acquire() : SlotPool::host().acquire();
     std::vector<Edge> edges;
-    for (size_t i = next_task_++; i < tasks_.size() && workers_.go_on(); i = next_task_++) {
-      const Task& task = tasks_[i];
-      bytes_done_ += task.num_rows != 0 ? write_rows(task, slot.data()) : write_region(task, slot.data(), edges);
+    for (size_t i = next_task_++; i < num_tasks() && workers_.go_on(); i = next_task_++) {
+      bytes_done_ += i < regions_.size() ? write_region(regions_[i], slot.data(), edges)
+                                         : write_rows(rows_[i - regions_.size()], slot.data());
       if (edges.size() >= kMaxEdgesHeld) flush(edges);
     }
     if (workers_.go_on()) flush(edges);
@@ -150,7 +157,7 @@ class StripWrite {
   uint64_t write_region(const Task& task, char* slot, std::vector<Edge>& edges) {
     const Segment* const first = &segments_[task.first];
     const Segment* const last = first + task.count;
-    const uint64_t region = first->file_offset / region_nbytes_ * region_nbytes_;
+    const uint64_t region = region_begin(*first);
     const bool gather = direct_.direct();
     std::vector<DevicePiece> device_pieces;
     uint64_t nbytes = 0;
@@ -283,7 +290,9 @@ class StripWrite {
   const StripOptions options_;
   const uint64_t region_nbytes_;
   std::vector<Segment> segments_;
-  std::vector<Task> tasks_;
+  std::vector<Task> regions_;
+  std::vector<Task> rows_;
+  uint64_t region_end_ = 0;
   const std::unique_ptr<std::atomic<uint32_t>[]> crcs_;
   std::vector<StripResult> results_;
   uint64_t total_nbytes_ = 0;

@@ -36,7 +36,7 @@ struct StripResult {
 struct StripOptions {
   bool compute_crc32 = true;
   size_t num_threads = 0;    // 0: chosen from the sinks and the machine
-  size_t region_nbytes = 0;  // 0: chosen from the strips; a power of two, 4096 to kSlotNbytes
+  size_t region_nbytes = 0;  // 0: chosen from the strips; at most kSlotNbytes, a multiple of 64 KiB
 };
 
 // Returns one result a strip. `direct` and `buffered` are two descriptions of one open file, so that one can write past
