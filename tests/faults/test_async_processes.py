@@ -18,7 +18,7 @@ PROCESS = pathlib.Path(__file__).with_name("async_process.py")
 def run(scenario, path, backend):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PROCESS.parents[2]), str(PROCESS.parents[1])])}
     command = [sys.executable, str(PROCESS), scenario, str(path), backend]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, start_new_session=True)
 
 
 @pytest.mark.parametrize(

@@ -61,14 +61,27 @@ NO_CALLS = {"fdopendir", "readdir", "pthread_create"}  # library functions; read
 MEMORY = re.compile(r"mmap\(.* -1, 0\)|munmap\(|mprotect\(|mremap\(|brk\(")
 
 
+def whole_calls(trace):
+    """Each call in one line: strace splits one during which another thread calls."""
+    begun = {}
+    for line in trace.splitlines():
+        thread = line.split(maxsplit=1)[0]
+        if line.endswith("<unfinished ...>"):
+            begun[thread] = line.removesuffix("<unfinished ...>").rstrip()
+        elif resumed := re.match(r"\d+\s+<\.\.\. \w+ resumed>(.*)", line):
+            yield begun.pop(thread) + resumed[1]
+        else:
+            yield line
+
+
 def traced_calls(trace):
     """The calls between the marks, by family, less those that glibc makes for itself to count the processors."""
     found, inside, counting = collections.Counter(), False, None
-    for line in trace.splitlines():
-        call = re.match(r"\d+\s+(?:<\.\.\. )?(\w+)[( ]", line)
+    for line in whole_calls(trace):
+        call = re.match(r"\d+\s+(\w+)\(", line)
         if "/sdio-" in line:
             inside = "/sdio-begin" in line
-        elif inside and call and "resumed>" not in line and not MEMORY.search(line):
+        elif inside and call and not MEMORY.search(line):
             name = FAMILIES.get(call[1], call[1])
             opened = re.search(r'openat\(AT_FDCWD, "/(?:sys/devices/system/cpu|proc/stat).* = (\d+)$', line)
             if opened:
