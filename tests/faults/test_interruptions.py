@@ -106,9 +106,11 @@ def test_signals_whose_handler_raises(number, options, tmp_path):
 
     previous = signal.signal(number, raise_interruption)
     try:
-        for i in range(12):
+        for i in range(120):
+            if i >= 12 and interrupted > 3:  # a busy machine is late with the timers, or quick with the saves
+                break
             path.write_bytes(OLD)
-            killer = threading.Timer(0.002 + i * 0.003, os.kill, (os.getpid(), number))
+            killer = threading.Timer(0.002 + i % 12 * 0.003, os.kill, (os.getpid(), number))
             try:
                 killer.start()
                 sio.save(obj, path, **options)
