@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from .contenders import Contender
+from .heartbeat import Heartbeat
 
 
-def timed_save(contender: Contender, state: dict[str, Any], path: Path, ready_rss: int | None) -> dict[str, Any]:
+def timed_save(
+    contender: Contender, state: dict[str, Any], path: Path, ready_rss: int | None, *, heartbeat: bool = False
+) -> dict[str, Any]:
     """One sample. `ready_rss` is the resident size before the first save: memory kept between saves counts."""
     gc.collect()
     synchronize_device(contender.device)
@@ -21,9 +24,11 @@ def timed_save(contender: Contender, state: dict[str, Any], path: Path, ready_rs
     rss_before = resident_nbytes(processes)
     peak_known = all([reset_peak(pid) for pid in processes])
     cpu_start = cpu_seconds(processes)
-    start = time.perf_counter()
-    contender.save(state, path)
-    returned = time.perf_counter()
+    beat = Heartbeat()
+    with beat if heartbeat else contextlib.nullcontext():
+        start = time.perf_counter()
+        contender.save(state, path)
+        returned = time.perf_counter()
     if not contender.durable and contender.writes_file:
         fsync_tree(path)
     durable = time.perf_counter()
@@ -33,6 +38,7 @@ def timed_save(contender: Contender, state: dict[str, Any], path: Path, ready_rs
     return {
         "return_s": returned - start,
         "durable_s": durable - start,
+        "largest_gap_s": beat.largest_gap_s if heartbeat else None,
         "cpu_s": cpu,
         "cpu_s_per_gb": cpu / (contender.payload_nbytes / 1e9) if contender.payload_nbytes else None,
         "peak_extra_bytes": _difference(peak, rss_before),

@@ -73,6 +73,7 @@ def rows(run: dict[str, Any]) -> list[dict[str, Any]]:
             row[f"{metric}:of_limit"] = limit / mine if limit else None
         for name in ("peak_over_ready_bytes", "cpu_s_per_gb"):
             row[name] = contender["median"].get(name)
+        row["largest_gap_s"] = max(sample.get("largest_gap_s") or 0.0 for sample in contender["samples"]) or None
         row["first_s"] = contender["first"].get("return_s") if contender["first"] else None
         table.append(row)
     return table
@@ -93,6 +94,7 @@ SAVE_COLUMNS = (
     ("first s", "first_s", "{:.4f}"),
     ("+MiB", "peak_over_ready_mib", "{:.0f}"),
     ("CPU s/GB", "cpu_s_per_gb", "{:.2f}"),
+    ("largest gap s", "largest_gap_s", "{:.4f}"),
 )
 LOAD_COLUMNS = (
     ("contender", "label", "{}"),

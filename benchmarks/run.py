@@ -130,7 +130,8 @@ def one_round(
 ) -> None:
     where = {"path": str(path)}
     if op == "save":
-        sample = worker.order("save", **where, overwrite=options.overwrite, touch=not options.no_touch)
+        how = {"overwrite": options.overwrite, "touch": not options.no_touch, "heartbeat": options.heartbeat}
+        sample = worker.order("save", **where, **how)
         if last:
             worker.order("check", **where)
         if last or not options.overwrite:
@@ -206,6 +207,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="where the tensors are: cpu, cuda, ...")
     parser.add_argument("--op", choices=["save", "load", "both"], default="save")
     parser.add_argument("--overwrite", action="store_true", help="save over the last file; default: remove it first")
+    parser.add_argument("--heartbeat", action="store_true", help="beside each save a Python thread ticks every ms")
     parser.add_argument("--no-touch", action="store_true", help="don't touch free memory before each save")
     parser.add_argument("--out", type=Path, help="write everything measured as JSON")
     parser.add_argument("--seconds", type=float, default=math.inf, help="start no new round of a case after that long")

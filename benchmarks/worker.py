@@ -43,14 +43,14 @@ class Worker:
             "ready_rss_bytes": self.ready_rss,
         }
 
-    def do_save(self, path: str, overwrite: bool, touch: bool) -> dict[str, Any]:
+    def do_save(self, path: str, overwrite: bool, touch: bool, heartbeat: bool = False) -> dict[str, Any]:
         assert self.case is not None
         if not overwrite:
             self.contender.remove(Path(path))
         os.sync()
         if touch:
             measure.touch_free_memory(self.case.payload_nbytes * 5 // 4)
-        return measure.timed_save(self.contender, self.case.state, Path(path), self.ready_rss)
+        return measure.timed_save(self.contender, self.case.state, Path(path), self.ready_rss, heartbeat=heartbeat)
 
     def do_load(self, path: str, cold: bool) -> dict[str, Any]:
         os.sync()
