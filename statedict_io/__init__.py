@@ -10,6 +10,7 @@ from .backends import BackendInfo, backend_info, release_buffers
 from .checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from .errors import CorruptCheckpointError, NativeUnavailableError, SnapshotLimitError, StateDictIOError
 from .loading import load
+from .patching import Patch, patch_torch
 from .pending import PendingSave, wait_all
 from .saving import fastsave, save
 from .verification import RecordReport, VerifyReport, verify
@@ -19,6 +20,7 @@ __all__ = [
     "Checkpoint",
     "CorruptCheckpointError",
     "NativeUnavailableError",
+    "Patch",
     "PendingSave",
     "RecordReport",
     "SnapshotLimitError",
@@ -29,6 +31,7 @@ __all__ = [
     "fastsave",
     "load",
     "open_checkpoint",
+    "patch_torch",
     "release_buffers",
     "save",
     "save_async",

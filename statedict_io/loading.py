@@ -18,6 +18,7 @@ from .archives import DATA_PKL, Records, is_legacy, is_storage
 from .backends.fallback_reader import FallbackReader
 from .backends.protocol import Backend
 from .errors import CorruptArchiveError, CorruptCheckpointError, corrupt
+from .installed import torch_save
 from .progress import Progress, ProgressCallback
 from .readahead import ReadAhead
 from .unpickling import StorageFeed, ZipReader, can_rebind, torch_load
@@ -283,7 +284,7 @@ def _loads_alike() -> bool:
     }
     try:
         file = io.BytesIO()
-        torch.save(sample, file)
+        torch_save(sample, file)
         for options in ({"weights_only": True}, {"weights_only": False}, {"map_location": lambda s, _: s}):
 
             def open_reader(_: Any) -> Any:

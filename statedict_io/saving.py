@@ -66,12 +66,7 @@ def save(
         backend=backend,
         progress=progress,
     )
-    if isinstance(planned.target, FileTarget):
-        pending.wait_for_earlier(planned.target.path)
-    if planned.archive is None:
-        planned.write_stock(durable)
-    else:
-        write(planned.archive, planned.target, durable, progress)
+    write_planned(planned, durable=durable, progress=progress)
 
 
 def fastsave(model: object, path: Any, **options: Any) -> None:
@@ -130,6 +125,16 @@ def plan(
         compute_crc32=torch.serialization.get_crc32_options(),
     )
     return PlannedSave(target, archive, write_stock)
+
+
+def write_planned(planned: PlannedSave, *, durable: bool, progress: Progress) -> None:
+    """Writes and commits, after asynchronous saves to the same path that were started earlier."""
+    if isinstance(planned.target, FileTarget):
+        pending.wait_for_earlier(planned.target.path)
+    if planned.archive is None:
+        planned.write_stock(durable)
+    else:
+        write(planned.archive, planned.target, durable, progress)
 
 
 def write(

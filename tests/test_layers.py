@@ -32,7 +32,7 @@ ROWS = [
     {"dcp.source", "dcp.shared_save"},
     {"dcp.shares", "dcp.global_plan"},
     {"dcp.archive_frame", "dcp.assignment", "dcp.boxes", "dcp.structure"},
-    {"async_saving"},
+    {"async_saving", "patching"},
     {"saving", "loading", "conversion"},
     {"checkpoint", "readahead"},
     {"verification"},
@@ -47,7 +47,7 @@ ROWS = [
     {"backends.protocol", "backends.archive", "backends.arenas", "backends.crc32"},
     {"replacement"},
     {"targets", "pickling", "pending"},
-    {"progress", "errors", "pacing", "host_memory", "device_room", "_build_info", "_native"},
+    {"progress", "errors", "installed", "pacing", "host_memory", "device_room", "_build_info", "_native"},
 ]
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.serialization
 
+from ..installed import torch_save
 from ..pickling import PickledObject, pickle_object
 from .protocol import Backend, Contents
 
@@ -69,7 +70,7 @@ def _sample() -> tuple[dict[str, bytes], bytes]:
 
     def save() -> bytes:
         buffer = io.BytesIO()
-        torch.save(_sample_object(), buffer)
+        torch_save(_sample_object(), buffer)
         return buffer.getvalue()
 
     whole = _in_clean_thread(save)

@@ -7,8 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
+from ..installed import torch_save
 from ..pacing import paced
 from ..progress import ProgressCallback
 from ..replacement import Replacement
@@ -23,11 +22,11 @@ def save_zip(obj: Any, target: Target, *, durable: bool, **torch_options: Any) -
         torch_options: of ``torch.save``.
     """
     if not isinstance(target, FileTarget):
-        torch.save(obj, target.given, **torch_options)
+        torch_save(obj, target.given, **torch_options)
         return
     # In a directory of its own the file can have its final name, from which torch takes the archive's.
     with Replacement(target, durable=durable, as_directory=True) as replacement:
-        torch.save(obj, replacement.path_inside, **torch_options)
+        torch_save(obj, replacement.path_inside, **torch_options)
         replacement.commit()
 
 
@@ -55,7 +54,7 @@ class LegacyFile:
 
     def write_stream(self, write: Callable[[memoryview], Any], *, progress: ProgressCallback | None) -> None:
         del progress  # the size is known when the last byte is
-        torch.save(self._obj, _WriteOnly(write), **self._options, _use_new_zipfile_serialization=False)
+        torch_save(self._obj, _WriteOnly(write), **self._options, _use_new_zipfile_serialization=False)
 
 
 class _WriteOnly:

@@ -17,6 +17,7 @@ from .. import archives
 from ..archives import DATA_PKL, Records
 from ..backends.fallback_reader import storage_memory
 from ..errors import StateDictIOError, corrupt
+from ..installed import torch_save
 from ..unpickling import ZipReader, can_rebind, swaps_bytes, torch_load
 from .boxes import Rows
 
@@ -117,7 +118,7 @@ class FileSource:
     def opaque(self, value: Any) -> io.BytesIO:
         """What ``torch.save`` makes of ``value``, with the tensors in it read."""
         stream = io.BytesIO()
-        torch.save(self._with_data(value), stream)
+        torch_save(self._with_data(value), stream)
         stream.seek(0)
         return stream
 

@@ -1,0 +1,184 @@
+"""``patch_torch``: ``torch.save`` through ``save``, for code that cannot be changed.
+
+Each patch binds a wrapper of its own over what it finds at the names of ``torch.save``, and remembers that. Patches can
+be undone in any order, from any thread: a wrapper that something else still refers to then only passes calls on.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import inspect
+import os
+import pickle
+import threading
+import types
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.serialization
+
+from . import backends, saving
+from . import progress as progress_module
+from .progress import Progress
+from .targets import FileTarget
+
+_MODULES = (torch, torch.serialization)  # whose name ``save`` is
+
+# Where a file may be written but not replaced: its directory is read-only or another's, or the file is a mount point.
+_CANNOT_REPLACE = {
+    errno.EACCES,
+    errno.EBUSY,
+    errno.ENAMETOOLONG,
+    errno.ENOSYS,
+    errno.ENOTSUP,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EXDEV,
+}
+
+_Save = Callable[..., None]
+_lock = threading.RLock()  # a signal handler may save, too
+_patch_of: weakref.WeakKeyDictionary[Any, Patch] = weakref.WeakKeyDictionary()  # by wrapper
+
+
+def patch_torch(*, durable: bool = True, backend: str = "auto", progress: Progress = None) -> Patch:
+    """Routes ``torch.save`` through :func:`~statedict_io.save`, in every thread, until it is undone.
+
+    At once, as a function; the result undoes it, by :meth:`Patch.undo` or as a context manager. ``torch.save`` and
+    ``torch.serialization.save`` are rebound; code that imported either by name before the call keeps the original.
+    Patches nest, and the options of the last one that is not undone apply.
+
+    What is not taken goes to what was there before: arguments that ``save`` does not know, the legacy format into a
+    file object, and a file in a place where it can be written but not replaced (with a :class:`RuntimeWarning`).
+
+    Args:
+        durable, backend, progress: as for :func:`~statedict_io.save`.
+
+    Raises:
+        NativeUnavailableError: ``backend="native"`` and the extension cannot be used.
+    """
+    progress_module.check(progress)
+    backends.choose(backend)
+    return Patch(durable, backend, progress)
+
+
+class Patch:
+    """What :func:`patch_torch` did; may be undone from any thread."""
+
+    def __init__(self, durable: bool, backend: str, progress: Progress) -> None:
+        self._durable = durable
+        self._backend = backend
+        self._progress = progress
+        self.active = True  #: False once it is undone
+        # One wrapper where both names have one function, as they have in torch.
+        wrappers: dict[int, _Save] = {}
+        with _lock:
+            for module in _MODULES:
+                original = _without_undone(module.save)
+                if id(original) not in wrappers:
+                    wrappers[id(original)] = _wrapper(self, original)
+                module.save = wrappers[id(original)]
+
+    def undo(self) -> None:
+        """Puts back what was there before, unless others have bound something else over it meanwhile: that stays, and
+        what it calls passes calls on. Again: does nothing."""
+        with _lock:
+            self.active = False
+            _drop_undone()
+
+    def __enter__(self) -> Patch:
+        if not self.active:
+            raise RuntimeError("this patch of torch.save has been undone; call patch_torch() again")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.undo()
+
+    def __repr__(self) -> str:
+        return f"<patch of torch.save: {'active' if self.active else 'undone'}>"
+
+    def _save(self, original: _Save, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self.active:
+            with _lock:
+                _drop_undone()  # somebody who had bound over this patch may have put it back
+            return original(*args, **kwargs)
+        try:
+            call = _SIGNATURE.bind(*args, **kwargs)
+        except TypeError:
+            return original(*args, **kwargs)
+        call.apply_defaults()
+        if not call.arguments["_use_new_zipfile_serialization"] and not _is_path(call.arguments["f"]):
+            return original(*args, **kwargs)
+        planned = saving.plan(*call.args, backend=self._backend, progress=self._progress)
+        try:
+            saving.write_planned(planned, durable=self._durable, progress=self._progress)
+        except OSError as e:
+            if not isinstance(planned.target, FileTarget) or e.errno not in _CANNOT_REPLACE:
+                raise
+            warnings.warn(
+                f"{planned.target.given!r} cannot be replaced ({e.strerror}): torch.save writes it in place, which is "
+                "neither atomic nor durable",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            return original(*args, **kwargs)
+
+
+def _is_path(f: object) -> bool:
+    return isinstance(f, (str, os.PathLike))
+
+
+def _wrapper(patch: Patch, original: _Save) -> Any:
+    @functools.wraps(original)
+    def save(*args: Any, **kwargs: Any) -> None:
+        return patch._save(save.__wrapped__, args, kwargs)
+
+    _patch_of[save] = patch
+    return save
+
+
+def _without_undone(function: Any) -> Any:
+    """What is below the wrappers of patches that were undone."""
+    while _is_undone(function):
+        function = function.__wrapped__
+    return function
+
+
+def _is_undone(function: object) -> bool:
+    # Others may have bound objects that have no hash.
+    return isinstance(function, types.FunctionType) and function in _patch_of and not _patch_of[function].active
+
+
+def _drop_undone() -> None:
+    """Unbinds the wrappers of patches that were undone, and has none call another."""
+    for module in _MODULES:
+        module.save = _without_undone(module.save)
+    for wrapper in list(_patch_of):
+        wrapper.__wrapped__ = _without_undone(wrapper.__wrapped__)
+
+
+def _torch_save_signature(
+    obj: object,
+    f: object,
+    pickle_module: Any = pickle,
+    pickle_protocol: int = torch.serialization.DEFAULT_PROTOCOL,
+    _use_new_zipfile_serialization: bool = True,
+    _disable_byteorder_record: bool = False,
+) -> None: ...
+
+
+_SIGNATURE = inspect.signature(_torch_save_signature)
+
+
+def _start_anew() -> None:
+    """In a forked child: the lock may be held by a thread that is not there."""
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)

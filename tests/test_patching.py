@@ -1,0 +1,418 @@
+"""``patch_torch``: what torch.save does then, to whom it reaches, what it leaves alone, and how it is undone."""
+
+import functools
+import io
+import itertools
+import os
+import pathlib
+import pickle
+import stat
+import subprocess
+import sys
+import threading
+import warnings
+
+import pytest
+import torch
+from oracle import assert_same_bytes
+
+import statedict_io as sio
+
+PROCESS = pathlib.Path(__file__).with_name("patching_process.py")
+ORIGINAL = torch.save
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_patched():
+    yield
+    assert torch.save is ORIGINAL and torch.serialization.save is ORIGINAL
+
+
+@pytest.fixture
+def state():
+    generator = torch.Generator().manual_seed(0)
+    model = torch.nn.Linear(7, 5)
+    return {"model": model.state_dict(), "w": torch.randn(100, 30, generator=generator), "step": 3}
+
+
+def is_replaced_by(save, state, path):
+    """Whether ``save`` puts a new file in the place of an old one; the original writes into the old one."""
+    path.write_bytes(b"old")
+    with open(path, "rb"):  # holds the inode, which could be used again otherwise
+        before = path.stat().st_ino
+        save(state, path)
+        assert torch.load(path, weights_only=False)["step"] == state["step"]
+        return path.stat().st_ino != before
+
+
+class Options:
+    """What reaches ``statedict_io.save``'s parts."""
+
+    def __init__(self, monkeypatch):
+        self.plans, self.writes = [], []
+        plan, write = sio.saving.plan, sio.saving.write_planned
+        monkeypatch.setattr(sio.saving, "plan", lambda *a, **k: self.plans.append(k) or plan(*a, **k))
+        monkeypatch.setattr(sio.saving, "write_planned", lambda p, **k: self.writes.append(k) or write(p, **k))
+
+
+def test_as_a_function_and_as_a_context_manager(tmp_path, state, backend):
+    patch = sio.patch_torch(backend=backend)
+    try:
+        assert patch.active and torch.save is not ORIGINAL and torch.serialization.save is torch.save
+        assert is_replaced_by(torch.save, state, tmp_path / "a.pt")
+    finally:
+        patch.undo()
+    assert not patch.active and torch.save is ORIGINAL and torch.serialization.save is ORIGINAL
+    patch.undo()
+    with pytest.raises(RuntimeError, match="undone"), patch:
+        pass
+    assert not is_replaced_by(torch.save, state, tmp_path / "a.pt")
+    with sio.patch_torch(backend=backend) as patch:
+        assert is_replaced_by(torch.save, state, tmp_path / "b.pt")
+    assert torch.save is ORIGINAL
+    with pytest.raises(KeyError), sio.patch_torch(backend=backend):
+        raise KeyError
+    assert torch.save is ORIGINAL
+
+
+def test_writes_the_bytes_of_the_original(tmp_path, state, backend):
+    (tmp_path / "ref").mkdir(), (tmp_path / "ours").mkdir()
+    for name, options in {
+        "zip.pt": {},
+        "protocol.pt": {"pickle_protocol": 4},
+        "legacy.pt": {"_use_new_zipfile_serialization": False},
+        "no_byteorder.pt": {"_disable_byteorder_record": True},
+    }.items():
+        torch.save(state, tmp_path / "ref" / name, **options)
+        with sio.patch_torch(backend=backend):
+            assert is_replaced_by(functools.partial(torch.save, **options), state, tmp_path / "ours" / name)
+        assert_same_bytes(tmp_path / "ref" / name, tmp_path / "ours" / name)
+    ref, ours = io.BytesIO(), io.BytesIO()
+    torch.save(state, ref)
+    with sio.patch_torch(backend=backend):
+        torch.save(f=ours, obj=state)
+    assert ref.getvalue() == ours.getvalue()
+
+
+def test_options_are_passed_through(tmp_path, state, monkeypatch):
+    seen = Options(monkeypatch)
+    progress = []
+    with sio.patch_torch(durable=False, backend="torch", progress=lambda *done: progress.append(done)):
+        torch.save(state, tmp_path / "a.pt")
+    assert seen.plans[0]["backend"] == "torch" and seen.writes[0]["durable"] is False
+    assert progress[-1][0] == progress[-1][1] > 0
+    with sio.patch_torch():
+        torch.save(state, tmp_path / "a.pt")
+    assert seen.plans[1]["backend"] == "auto" and seen.writes[1]["durable"] is True
+
+
+def test_wrong_options_are_refused_before_anything_is_patched():
+    for options in ({"backend": "quick"}, {"progress": "yes"}):
+        with pytest.raises((ValueError, TypeError)):
+            sio.patch_torch(**options)
+        assert torch.save is ORIGINAL
+
+
+def test_who_imports_later_gets_the_patched_one_and_who_did_before_the_original(tmp_path, state):
+    from torch import save as before
+
+    with sio.patch_torch():
+        from torch import save as later
+        from torch.serialization import save as later_too
+
+        assert is_replaced_by(later, state, tmp_path / "a.pt")
+        assert is_replaced_by(later_too, state, tmp_path / "a.pt")
+        assert not is_replaced_by(before, state, tmp_path / "a.pt")
+        # By reference, as a job for another process is.
+        assert pickle.loads(pickle.dumps(later)) is later
+    assert not is_replaced_by(later, state, tmp_path / "a.pt")
+
+
+def test_looks_like_the_original():
+    import inspect
+
+    with sio.patch_torch():
+        assert inspect.signature(torch.save) == inspect.signature(ORIGINAL)
+        assert torch.save.__doc__ == ORIGINAL.__doc__ and torch.save.__name__ == "save"
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_nested_patches_are_undone_in_any_order(tmp_path, state, monkeypatch, order):
+    seen = Options(monkeypatch)
+    durable = [True, False, True]
+    patches = [sio.patch_torch(durable=flush) for flush in durable]
+    left = list(range(3))
+    for number in order:
+        torch.save(state, tmp_path / "a.pt")
+        assert seen.writes[-1]["durable"] is durable[max(left)]
+        patches[number].undo()
+        left.remove(number)
+    assert torch.save is ORIGINAL
+    assert len(seen.writes) == 3  # once a save, however many patches there were
+
+
+class Someone:
+    """Another who binds torch.save, as unittest.mock or a storage library does; without a hash."""
+
+    __hash__ = None
+
+    def __init__(self):
+        self.calls = 0
+
+    def bind(self):
+        self.before, torch.save = torch.save, self
+
+    def unbind(self):
+        torch.save = self.before
+
+    def __call__(self, *args, **kwargs):
+        self.calls += 1
+        return self.before(*args, **kwargs)
+
+
+STEPS = {
+    "theirs, then ours, undone in turn": "bind patch save undo unbind",
+    "theirs, then ours, theirs undone first": "bind patch unbind undo",
+    "ours, then theirs, undone in turn": "patch bind save unbind save undo",
+    "ours, then theirs, ours undone first": "patch bind undo plain unbind plain",
+    "ours around theirs": "patch bind patch save undo save undo plain unbind plain",
+    "ours again over what is left of ours": "patch bind undo unbind patch save undo",
+}
+
+
+@pytest.mark.parametrize("steps", STEPS.values(), ids=STEPS)
+def test_others_who_bind_torch_save_too(tmp_path, state, steps):
+    someone, patches = Someone(), []
+    for step in steps.split():
+        if step == "patch":
+            patches.append(sio.patch_torch())
+        elif step == "undo":
+            top = torch.save
+            patches.pop().undo()
+            if top is someone:
+                assert torch.save is someone
+        elif step in ("save", "plain"):
+            assert is_replaced_by(torch.save, state, tmp_path / "a.pt") == (step == "save")
+        else:
+            getattr(someone, step)()
+    assert torch.save is ORIGINAL
+
+
+def test_what_is_not_taken_goes_to_who_was_there_before(tmp_path, state):
+    someone = Someone()
+    someone.bind()
+    try:
+        with sio.patch_torch():
+            torch.save(state, tmp_path / "a.pt")
+            assert someone.calls == 0
+            torch.save(state, io.BytesIO(), _use_new_zipfile_serialization=False)
+            assert someone.calls == 1
+            with pytest.raises(TypeError, match="compression"):  # of a later torch, perhaps
+                torch.save(state, tmp_path / "b.pt", compression="zstd")
+            with pytest.raises(TypeError, match="missing 1 required positional argument: 'f'"):
+                torch.save(state)
+            assert someone.calls == 3
+    finally:
+        someone.unbind()
+    assert os.listdir(tmp_path) == ["a.pt"]
+
+
+@pytest.mark.parametrize("number", ["EACCES", "EPERM", "EBUSY", "EXDEV", "EROFS"])
+def test_a_file_that_can_be_written_but_not_replaced_is_written_in_place(tmp_path, state, monkeypatch, number):
+    import errno
+
+    rename = os.rename
+
+    def refuse(source, target, **options):
+        if str(source).endswith(".sdio-tmp"):
+            raise OSError(getattr(errno, number), os.strerror(getattr(errno, number)), source)
+        rename(source, target, **options)
+
+    monkeypatch.setattr(os, "rename", refuse)
+    path = tmp_path / "a.pt"
+    torch.save(state, tmp_path / "ref"), rename(tmp_path / "ref", path)
+    torch.save(state, path)
+    expected = path.read_bytes()
+    with sio.patch_torch(), pytest.warns(RuntimeWarning, match=r"a\.pt' cannot be replaced .*in place") as caught:
+        assert not is_replaced_by(torch.save, state, path)
+    assert path.read_bytes() == expected and os.listdir(tmp_path) == ["a.pt"]
+    assert caught[0].filename == __file__
+    with pytest.raises(OSError):
+        sio.save(state, path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is refused to root")
+def test_a_directory_that_takes_no_files(tmp_path, state):
+    path = tmp_path / "a.pt"
+    path.write_bytes(b"old")
+    os.chmod(tmp_path, 0o500)
+    try:
+        with sio.patch_torch(), pytest.warns(RuntimeWarning, match="cannot be replaced"):
+            torch.save(state, path)
+            with pytest.raises(RuntimeError, match="open file failed"):
+                torch.save(state, tmp_path / "new.pt")
+    finally:
+        os.chmod(tmp_path, 0o700)
+    assert torch.load(path)["step"] == 3
+
+
+def test_a_full_disk_is_no_reason_to_write_in_place(tmp_path, state, monkeypatch):
+    import errno
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "a.pt"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", full)
+    with sio.patch_torch(), pytest.raises(OSError) as raised:
+        torch.save(state, path)
+    assert raised.value.errno == errno.ENOSPC and raised.value.filename == str(path)
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["a.pt"]
+
+
+def test_what_torch_refuses_is_refused_with_its_words(tmp_path, state):
+    cases = [(state, tmp_path / "missing" / "a.pt"), (state, 5), (lambda: None, io.BytesIO()), (state, "")]
+    for obj, f in cases:
+        with pytest.raises(Exception) as reference:
+            torch.save(obj, f)
+        with sio.patch_torch(), pytest.raises(type(reference.value)) as ours:
+            torch.save(obj, f)
+        assert str(reference.value).split("\nException raised from")[0].split(". (")[0] in str(ours.value)
+
+
+def test_torchs_own_calls(tmp_path):
+    """Pickling a storage and DCP call torch.save themselves."""
+    import torch.distributed.checkpoint as dcp
+
+    tensor = torch.arange(10.0)
+
+    def write(directory):
+        directory.mkdir()
+        torch.save({"storage": tensor.untyped_storage()}, directory / "storage.pt")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            (directory / "pickled").write_bytes(pickle.dumps(tensor.storage()))
+            dcp.save({"w": tensor, "other": {1, 2}}, checkpoint_id=directory / "dcp", no_dist=True)
+            loaded = pickle.loads((directory / "pickled").read_bytes())
+        assert list(loaded) == list(tensor)
+
+    write(tmp_path / "ref")
+    with sio.patch_torch():
+        write(tmp_path / "ours")
+    for name in ("pickled", "storage.pt", "dcp/__0_0.distcp"):
+        assert_same_bytes(tmp_path / "ref" / name, tmp_path / "ours" / name)
+
+
+def test_file_objects_are_written_as_the_original_writes_them(tmp_path, state, backend):
+    import gzip
+
+    def write(directory, **options):
+        directory.mkdir()
+        with open(directory / "plain", "wb") as file:
+            file.write(b"head")
+            torch.save(state, file, **options)
+            torch.save({"second": 2}, file, **options)
+            file.write(b"tail")
+        with open(directory / "raw", "wb", buffering=0) as file:
+            torch.save(state, file, **options)
+        with gzip.GzipFile(directory / "zipped.gz", "wb", mtime=0) as file:
+            torch.save(state, file, **options)
+        return [directory / name for name in ("plain", "raw")], gzip.open(directory / "zipped.gz").read()
+
+    for number, options in enumerate(({}, {"_use_new_zipfile_serialization": False})):
+        refs, unzipped = write(tmp_path / f"ref{number}", **options)
+        with sio.patch_torch(backend=backend):
+            ours, unzipped_ours = write(tmp_path / f"ours{number}", **options)
+        for ref, our in zip(refs, ours, strict=True):
+            assert_same_bytes(ref, our)
+        assert unzipped == unzipped_ours
+
+
+def test_the_library_writes_with_the_original_while_patched(tmp_path, state, monkeypatch):
+    """On a torch whose format neither backend reproduces, the patched torch.save must not call itself."""
+    with sio.patch_torch():
+        monkeypatch.setattr(sio.saving.backends, "choose", lambda wish: None)
+        torch.save(state, tmp_path / "a.pt")
+        torch.save(state, tmp_path / "legacy.pt", _use_new_zipfile_serialization=False)
+        sio.save(state, tmp_path / "b.pt")
+    monkeypatch.undo()
+    assert stat.S_ISREG((tmp_path / "a.pt").stat().st_mode)
+    assert len({torch.load(tmp_path / name)["step"] for name in ("a.pt", "b.pt", "legacy.pt")}) == 1
+
+
+def test_threads_that_save_while_others_patch_and_undo(tmp_path, state):
+    torch.save(state, tmp_path / "model.pt")
+    expected = (tmp_path / "model.pt").read_bytes()
+    errors, stop = [], threading.Event()
+
+    def guarded(function):
+        def run(*arguments):
+            try:
+                function(*arguments)
+            except BaseException as e:
+                errors.append(e)
+
+        return run
+
+    @guarded
+    def save(number):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        while not stop.is_set():
+            torch.save(state, directory / "model.pt")
+            assert (directory / "model.pt").read_bytes() == expected
+
+    @guarded
+    def patch():
+        for _ in range(100):
+            with sio.patch_torch(durable=False):
+                assert torch.save is not ORIGINAL
+
+    savers = [threading.Thread(target=save, args=(number,)) for number in range(2)]
+    patchers = [threading.Thread(target=patch) for _ in range(3)]
+    for thread in savers + patchers:
+        thread.start()
+    for thread in patchers:
+        thread.join()
+    stop.set()
+    for thread in savers:
+        thread.join()
+    assert errors == []
+    assert torch.save is ORIGINAL
+
+
+def test_overlapping_patches_leave_nothing_behind():
+    """Patches that never nest, in a job that patches around each step of several threads."""
+    import gc
+
+    patch = sio.patch_torch()
+    for _ in range(50):
+        patch, before = sio.patch_torch(), patch
+        before.undo()
+    depth, function = 0, torch.save
+    while function is not ORIGINAL:
+        depth, function = depth + 1, function.__wrapped__
+    assert depth == 1
+    patch.undo()
+    del function
+    gc.collect()
+    assert len(sio.patching._patch_of) == 0
+
+
+@pytest.mark.parametrize("scenario", ["fork", "spawn", "lock_held_at_fork", "ddp", "interpreter_exit"])
+def test_other_processes(tmp_path, scenario):
+    environment = {**os.environ, "PYTHONPATH": str(PROCESS.parents[1])}
+    ended = subprocess.run(
+        [sys.executable, str(PROCESS), scenario, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
+        start_new_session=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    names = sorted(path.name for path in (tmp_path / "ref").iterdir())
+    assert names and names == sorted(path.name for path in (tmp_path / "ours").iterdir())
+    for name in names:
+        assert_same_bytes(tmp_path / "ref" / name, tmp_path / "ours" / name)
