@@ -223,6 +223,13 @@ def wait_for_predecessor(save: PendingSave) -> None:
         predecessor._finished.wait()
 
 
+def ended_well(save: PendingSave) -> bool:
+    """Waits for the save's end; whether the file is there. Its error stays to be asked for, or reported."""
+    save._check_process()
+    save._finished.wait()
+    return save._error is None
+
+
 def finish(save: PendingSave, error: BaseException | None) -> None:
     """Ends the save. ``error`` is its own; None also where the call raises it."""
     _register.finish(save, error)

@@ -24,6 +24,8 @@ INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', re.M)
 # A module may import what stands strictly below it; those in one row know nothing of each other.
 ROWS = [
     {"__main__"},
+    {"integrations.lightning"},
+    {"integrations"},
     {"__init__", "benchmark", "commands.inspect", "commands.verify", "commands.convert"},
     {"commands", "commands.printing"},
     {"dcp"},

@@ -1,0 +1,111 @@
+"""A training loop that can be killed at any moment and goes on as if it had not been.
+
+    python examples/resume.py --die-at-step 35   # dies by SIGKILL, as a machine that is taken away
+    python examples/resume.py                    # resumes; the losses are those of a run that was never killed
+
+What it takes: the checkpoint holds everything that the next step depends on (weights, AdamW's moments, the schedule,
+the order of the data and the place in it, the random numbers of dropout), and it is always whole: `save_async` copies
+the state, writes a new file while training goes on, and puts it in the place of the old one by a rename.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import random
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import statedict_io as sio
+
+NUM_SAMPLES, BATCH_SIZE = 200, 16
+
+
+class ShuffledBatches:
+    """Batches of indices in an order of its own each epoch, for ever; it can be saved in the middle of one."""
+
+    def __init__(self, seed: int) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+        self._begin_epoch()
+
+    def _begin_epoch(self) -> None:
+        self._generator_state = self._generator.get_state()
+        self._order = torch.randperm(NUM_SAMPLES, generator=self._generator)
+        self._position = 0
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        while True:
+            if self._position >= NUM_SAMPLES:
+                self._begin_epoch()
+            start, self._position = self._position, self._position + BATCH_SIZE
+            yield self._order[start : self._position]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generator": self._generator_state, "position": self._position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._generator.set_state(state["generator"])
+        self._begin_epoch()
+        self._position = state["position"]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoint.pt"))
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--save-every", type=int, default=10)
+    parser.add_argument("--die-at-step", type=int)
+    options = parser.parse_args(arguments)
+
+    torch.manual_seed(0)
+    random.seed(0)
+    points = torch.rand(NUM_SAMPLES, 2)
+    labels = ((points[:, 0] - 0.5) * (points[:, 1] - 0.5) > 0).long()
+    model = nn.Sequential(nn.Linear(2, 64), nn.GELU(), nn.Dropout(0.1), nn.Linear(64, 2))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
+    batches = ShuffledBatches(seed=1)
+    stateful = {"model": model, "optimizer": optimizer, "schedule": schedule, "batches": batches}
+    step = 0
+
+    if options.checkpoint.exists():
+        state = sio.load(options.checkpoint, verify=True)
+        for name, part in stateful.items():
+            part.load_state_dict(state[name])
+        torch.set_rng_state(state["torch_rng"])
+        random.setstate(state["python_rng"])
+        step = state["step"]
+        print(f"resumed after step {step}", flush=True)
+
+    pending = None
+    for indices in batches:
+        if step == options.steps:
+            break
+        jitter = 0.01 * random.random()  # an augmentation that draws from Python's own random numbers
+        loss = nn.functional.cross_entropy(model(points[indices] + jitter), labels[indices])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        step += 1
+        print(f"step {step} loss {loss.item()!r}", flush=True)
+        if step % options.save_every == 0:
+            state = {name: part.state_dict() for name, part in stateful.items()}
+            state |= {"step": step, "torch_rng": torch.get_rng_state(), "python_rng": random.getstate()}
+            pending = sio.save_async(state, options.checkpoint)  # raises if the one before failed
+        if step == options.die_at_step:
+            os.kill(os.getpid(), signal.SIGKILL)
+    if pending is not None:
+        pending.result()
+    weights = b"".join(tensor.numpy().tobytes() for tensor in model.state_dict().values())
+    print(f"weights {hashlib.sha256(weights).hexdigest()}")
+
+
+if __name__ == "__main__":
+    main()
