@@ -1,5 +1,6 @@
 """Options, markers and fixtures that every test shares."""
 
+import importlib.util
 import os
 
 import pytest
@@ -42,6 +43,14 @@ def require_native():
         if promised("STATEDICT_IO_REQUIRE_NATIVE"):
             pytest.fail(f"STATEDICT_IO_REQUIRE_NATIVE=1, but the extension can't be used: {info.reason}")
         pytest.skip(f"no native backend: {info.reason}")
+
+
+def require_package(name):
+    """Skips, or fails where what plugs into other libraries is promised to be tested, when one is missing."""
+    if importlib.util.find_spec(name) is None:
+        if promised("STATEDICT_IO_REQUIRE_INTEGRATIONS"):
+            pytest.fail(f"STATEDICT_IO_REQUIRE_INTEGRATIONS=1, but {name} is not installed")
+        pytest.skip(f"needs {name}: pip install 'statedict-io[test-integrations]'")
 
 
 @pytest.fixture(params=["native", "torch"])

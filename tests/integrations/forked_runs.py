@@ -1,0 +1,83 @@
+"""Runs an example again and again, each time in a process forked from one that has imported what takes seconds.
+
+forked_runs.py EXAMPLE DIRECTORY, with a JSON list of runs on stdin; run by test_examples.py.
+
+A run has a ``name``, ``arguments``, perhaps ``kill_after`` (seconds) and ``move_to``: it works in DIRECTORY/work, which
+is then renamed so that the next one starts afresh in a directory of the same name, as names are part of what is saved.
+"""
+
+import importlib.util
+import json
+import os
+import pathlib
+import signal
+import sys
+import time
+import traceback
+
+import torch
+
+import statedict_io as sio
+
+
+def main(example, directory):
+    runs = json.load(sys.stdin)
+    torch.set_num_threads(1)
+    torch.optim.AdamW([torch.zeros(1, requires_grad=True)]).step()  # imports half of torch
+    spec = importlib.util.spec_from_file_location("example", example)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    results = {}
+    for run in runs:
+        work = pathlib.Path(directory, "work")
+        work.mkdir(exist_ok=True)
+        results[run["name"]] = in_fork(module, work, run)
+        if "move_to" in run:
+            work.rename(pathlib.Path(directory, run["move_to"]))
+    json.dump(results, sys.stdout)
+
+
+def in_fork(module, work, run):
+    output, counts = work.parent / f"{run['name']}.out", work.parent / f"{run['name']}.counts"
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            run_here(module, work, run["arguments"], output, counts)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+    if "kill_after" in run:
+        time.sleep(run["kill_after"])
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    return {
+        "status": os.waitstatus_to_exitcode(status),
+        "output": output.read_text(),
+        "saves": int(counts.read_text()) if counts.exists() else None,
+    }
+
+
+def run_here(module, work, arguments, output, counts):
+    os.chdir(work)
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    saves = 0
+    write = sio.saving.write
+
+    def counted(*arguments, **options):
+        nonlocal saves
+        saves += 1
+        return write(*arguments, **options)
+
+    sio.saving.write = counted
+    module.main(arguments)
+    counts.write_text(str(saves))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
