@@ -33,13 +33,16 @@ editable_install := $(bin)/python -m pip install --quiet --no-build-isolation --
 
 .PHONY: demo test test-long test-cpp lint format sanitize fuzz bench clean distclean
 
+# A test that would skip for want of Lightning, transformers or accelerate fails.
+test test-long: export STATEDICT_IO_REQUIRE_INTEGRATIONS := 1
+
 demo: $(VENV)/.installed
 	$(bin)/python examples/demo.py
 
-test: test-cpp $(VENV)/.installed
+test: test-cpp $(VENV)/.integrations
 	$(bin)/python -m pytest $(PYTEST_ARGS)
 
-test-long: test-cpp $(VENV)/.installed $(VENV)/.weights
+test-long: test-cpp $(VENV)/.integrations $(VENV)/.weights
 	$(bin)/python -m pytest --long $(PYTEST_ARGS)
 
 test-cpp: $(VENV)/.torch
@@ -82,6 +85,11 @@ $(VENV)/.torch:
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml $(native_sources)
 	$(editable_install) '.[test]'
+	touch $@
+
+# Lightning, transformers and accelerate: half a minute.
+$(VENV)/.integrations: pyproject.toml | $(VENV)/.installed
+	$(editable_install) '.[test-integrations]'
 	touch $@
 
 # Real weights for tests/test_fastsave.py, without what the package would need to run them.
