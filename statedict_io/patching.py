@@ -53,7 +53,8 @@ def patch_torch(*, durable: bool = True, backend: str = "auto", progress: Progre
     Patches nest, and the options of the last one that is not undone apply.
 
     What is not taken goes to what was there before: arguments that ``save`` does not know, the legacy format into a
-    file object, and a file in a place where it can be written but not replaced (with a :class:`RuntimeWarning`).
+    file object, calls in code that ``torch.compile`` traces, and a file in a place where it can be written but not
+    replaced (with a :class:`RuntimeWarning`).
 
     Args:
         durable, backend, progress: as for :func:`~statedict_io.save`.
@@ -135,6 +136,8 @@ def _is_path(f: object) -> bool:
 def _wrapper(patch: Patch, original: _Save) -> Any:
     @functools.wraps(original)
     def save(*args: Any, **kwargs: Any) -> None:
+        if torch.compiler.is_compiling():  # which leaves the original alone, but would trace what is below
+            return save.__wrapped__(*args, **kwargs)
         return patch._save(save.__wrapped__, args, kwargs)
 
     _patch_of[save] = patch

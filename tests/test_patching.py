@@ -6,9 +6,11 @@ import itertools
 import os
 import pathlib
 import pickle
+import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import warnings
 
@@ -241,19 +243,56 @@ def test_a_file_that_can_be_written_but_not_replaced_is_written_in_place(tmp_pat
         sio.save(state, path)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is refused to root")
-def test_a_directory_that_takes_no_files(tmp_path, state):
-    path = tmp_path / "a.pt"
-    path.write_bytes(b"old")
-    os.chmod(tmp_path, 0o500)
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else or to mount")
+
+
+@as_root
+def test_a_file_in_a_directory_that_takes_no_others(state):
+    """In a forked child, which is somebody else."""
+    directory = pathlib.Path(tempfile.mkdtemp())
+    path = directory / "a.pt"
     try:
+        directory.chmod(0o755)
+        path.write_bytes(b"old")
+        os.chown(path, 65534, 65534)
+        with sio.patch_torch():
+            torch.save(state, io.BytesIO())  # imports what a child could not
+            child = os.fork()
+            if child == 0:
+                status = 1
+                try:
+                    os.setgroups([]), os.setgid(65534), os.setuid(65534)
+                    with pytest.raises(PermissionError):
+                        sio.save(state, path)
+                    with pytest.warns(RuntimeWarning, match="cannot be replaced"):
+                        torch.save(state, path)
+                    with pytest.raises(RuntimeError, match="open file failed"):
+                        torch.save(state, directory / "new.pt")
+                    status = 0
+                finally:
+                    os._exit(status)
+            assert os.waitpid(child, 0)[1] == 0
+        assert torch.load(path)["step"] == 3 and os.listdir(directory) == ["a.pt"]
+    finally:
+        shutil.rmtree(directory)
+
+
+@as_root
+def test_a_file_that_is_a_mount_point(tmp_path, state):
+    """As containers have them."""
+    (tmp_path / "outside").write_bytes(b"old")
+    path = tmp_path / "a.pt"
+    path.write_bytes(b"")
+    if subprocess.run(["mount", "--bind", tmp_path / "outside", path], capture_output=True).returncode != 0:
+        pytest.skip("cannot mount here")
+    try:
+        with pytest.raises(OSError):
+            sio.save(state, path)
         with sio.patch_torch(), pytest.warns(RuntimeWarning, match="cannot be replaced"):
             torch.save(state, path)
-            with pytest.raises(RuntimeError, match="open file failed"):
-                torch.save(state, tmp_path / "new.pt")
+        assert torch.load(tmp_path / "outside")["step"] == 3
     finally:
-        os.chmod(tmp_path, 0o700)
-    assert torch.load(path)["step"] == 3
+        subprocess.run(["umount", path], check=True)
 
 
 def test_a_full_disk_is_no_reason_to_write_in_place(tmp_path, state, monkeypatch):
@@ -302,6 +341,28 @@ def test_torchs_own_calls(tmp_path):
         write(tmp_path / "ours")
     for name in ("pickled", "storage.pt", "dcp/__0_0.distcp"):
         assert_same_bytes(tmp_path / "ref" / name, tmp_path / "ours" / name)
+
+
+def test_compiled_code_saves_as_ever(tmp_path):
+    """torch.compile leaves torch.save alone; what is below the patched one it would trace, and warn about."""
+
+    def step(x, path):
+        y = x * 2 + 1
+        torch.save({"y": y, "tail": y[1:]}, path)
+        return y.sum()
+
+    def run(directory):
+        directory.mkdir()
+        torch._dynamo.reset()
+        compiled = torch.compile(step, backend="eager")
+        return [compiled(torch.arange(10.0) + number, directory / "a.pt").item() for number in range(2)]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        expected = run(tmp_path / "ref")
+        with sio.patch_torch():
+            assert run(tmp_path / "ours") == expected
+    assert_same_bytes(tmp_path / "ref" / "a.pt", tmp_path / "ours" / "a.pt")
 
 
 def test_file_objects_are_written_as_the_original_writes_them(tmp_path, state, backend):
@@ -386,6 +447,8 @@ def test_overlapping_patches_leave_nothing_behind():
     """Patches that never nest, in a job that patches around each step of several threads."""
     import gc
 
+    gc.collect()
+    held = len(sio.patching._patch_of)  # by others: dynamo keeps what it has seen
     patch = sio.patch_torch()
     for _ in range(50):
         patch, before = sio.patch_torch(), patch
@@ -397,7 +460,7 @@ def test_overlapping_patches_leave_nothing_behind():
     patch.undo()
     del function
     gc.collect()
-    assert len(sio.patching._patch_of) == 0
+    assert len(sio.patching._patch_of) == held
 
 
 @pytest.mark.parametrize("scenario", ["fork", "spawn", "lock_held_at_fork", "ddp", "interpreter_exit"])
