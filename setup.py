@@ -9,6 +9,8 @@ Environment variables:
                           native: fail where the extension cannot be built. pure: never build it.
   STATEDICT_IO_TORCH_DIR  the torch package directory to build for, where it cannot be found by itself.
   STATEDICT_IO_WERROR     1: compiler warnings are errors.
+  STATEDICT_IO_LABEL      1: the version says which torch the extension is for, as in 0.1.0+torch2.13. For wheels that
+                          are built for several: their files need names that differ.
 """
 
 from __future__ import annotations
@@ -245,8 +247,16 @@ if why_pure is None:
     except CannotBuildNative as reason:
         why_pure = str(reason)
 
+
+def version_label() -> str:
+    if why_pure or os.environ.get("STATEDICT_IO_LABEL") != "1":
+        return ""
+    return "+torch" + ".".join(re.findall(r"\d+", find_torch().version)[:2])
+
+
 setup(
     # CMakeLists.txt lists the sources. Optional: without it the package still works.
     ext_modules=[] if why_pure else [Extension(f"{PACKAGE}._native", sources=[], optional=build_mode == "auto")],
+    options={"egg_info": {"tag_build": version_label()}},
     cmdclass={"build_ext": BuildExtWithCMake, "build_py": BuildPyFresh, "bdist_wheel": BdistWheelOfWhatWasBuilt},
 )

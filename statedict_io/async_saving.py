@@ -70,6 +70,12 @@ def save_async(
         SnapshotLimitError: the limits are met and ``when_full`` is "raise".
         Exception: for bad arguments and objects that cannot be pickled, what :func:`save` raises. Errors of writing
             are the :class:`PendingSave`'s.
+
+    Example:
+        >>> pending = sio.save_async(model.state_dict(), "model.pt")
+        >>> pending.result(timeout=60)  # None: the file is there; or the save's error is raised
+        >>> pending.done()
+        True
     """
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"save_async writes to a path, after the call has returned; got {type(path).__name__}")
