@@ -32,6 +32,7 @@ from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
+from setuptools.command.egg_info import egg_info
 from setuptools.errors import CompileError, SetupError
 
 ROOT = Path(__file__).resolve().parent
@@ -235,6 +236,16 @@ class BdistWheelOfWhatWasBuilt(bdist_wheel):
         super().run()
 
 
+class EggInfoWithLabel(egg_info):
+    """Adds what STATEDICT_IO_LABEL asks for to the version."""
+
+    def finalize_options(self) -> None:
+        if os.environ.get("STATEDICT_IO_LABEL") == "1" and not why_pure:
+            release = ".".join(re.findall(r"\d+", find_torch().version)[:2])
+            self.tag_build = f"+torch{release}"
+        super().finalize_options()
+
+
 build_mode = os.environ.get("STATEDICT_IO_BUILD", "auto")
 if build_mode not in ("auto", "native", "pure"):
     raise SystemExit(f"STATEDICT_IO_BUILD must be auto, native or pure, not {build_mode!r}")
@@ -248,15 +259,13 @@ if why_pure is None:
         why_pure = str(reason)
 
 
-def version_label() -> str:
-    if why_pure or os.environ.get("STATEDICT_IO_LABEL") != "1":
-        return ""
-    return "+torch" + ".".join(re.findall(r"\d+", find_torch().version)[:2])
-
-
 setup(
     # CMakeLists.txt lists the sources. Optional: without it the package still works.
     ext_modules=[] if why_pure else [Extension(f"{PACKAGE}._native", sources=[], optional=build_mode == "auto")],
-    options={"egg_info": {"tag_build": version_label()}},
-    cmdclass={"build_ext": BuildExtWithCMake, "build_py": BuildPyFresh, "bdist_wheel": BdistWheelOfWhatWasBuilt},
+    cmdclass={
+        "bdist_wheel": BdistWheelOfWhatWasBuilt,
+        "build_ext": BuildExtWithCMake,
+        "build_py": BuildPyFresh,
+        "egg_info": EggInfoWithLabel,
+    },
 )

@@ -3,11 +3,11 @@
 The API reference (api.md) is built from the docstrings of the installed package, so torch has to be importable.
 """
 
-from importlib.metadata import version
+from importlib import metadata
 
 project = "statedict_io"
 author = "the statedict_io authors"
-release = version("statedict-io")
+release = metadata.version("statedict-io")
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_parser"]
 html_theme = "furo"
@@ -18,7 +18,7 @@ myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_class_signature = "separated"
+autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 python_maximum_signature_line_length = 100

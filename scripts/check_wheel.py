@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Says what is wrong with a wheel of statedict_io, if anything: scripts/check_wheel.py native|pure WHEEL
 
-Looks at the file alone: what is in it, what its extension asks of a system, how large it is. Needs readelf (binutils) for
-a native wheel. scripts/wheels.py builds wheels and tries them out.
+Looks at the file alone: what is in it, what its extension asks of a system, how large it is. Needs readelf (binutils)
+for a native wheel. scripts/wheels.py builds wheels and tries them out.
 """
 
 from __future__ import annotations

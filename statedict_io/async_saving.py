@@ -41,12 +41,12 @@ def save_async(
 ) -> PendingSave:
     """Saves ``obj`` as :func:`save` does, but returns as soon as the tensors may be changed.
 
-    What is written is the state at the call. Saves to one path are committed in the order of the calls, those of
-    :func:`save` among them. The interpreter's normal exit waits for saves in flight; one that is killed leaves the old
-    file.
+    What is written is the state at the call, in which ``obj`` is pickled. Saves to one path are committed in the order
+    of the calls, those of :func:`save` among them. The interpreter's normal exit waits for saves in flight; one that is
+    killed leaves the old file.
 
     Args:
-        obj, pickle_module, pickle_protocol, durable, backend: as for :func:`save`. Pickled in the call.
+        obj, pickle_module, pickle_protocol, durable, backend: as for :func:`save`.
         path: ``str`` or ``os.PathLike``; an object with ``write`` is refused.
         progress: as for :func:`save`; called in the thread that writes.
         max_in_flight: saves that may be in flight, this one included.

@@ -286,7 +286,7 @@ def open_checkpoint(path: Any, *, backend: str = "auto") -> Checkpoint:
         backend: ``"auto"``, ``"native"`` or ``"torch"``, as for :func:`load`.
 
     Returns:
-        A mapping that holds the file open: a context manager.
+        A mapping that holds the file open, and a context manager that closes it.
 
     Raises:
         OSError: the file cannot be read.

@@ -56,7 +56,7 @@ def load(
         pickle_module, pickle_load_args: as for ``torch.load``.
 
     Returns:
-        What was saved, tensors on the devices that ``map_location`` says; None: where they were saved from.
+        What was saved, with tensors on the devices that ``map_location`` says, or that they were saved from.
 
     Raises:
         CorruptCheckpointError: the file is no sound archive, or a checksum does not match; names the record and the

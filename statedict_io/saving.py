@@ -41,7 +41,7 @@ def save(
         obj: anything that ``torch.save`` takes.
         f: a path (``str`` or ``os.PathLike``), replaced atomically; or an object with ``write`` and ``flush``, written
             to from where it stands.
-        pickle_module: pickles what is not tensor bytes: :mod:`pickle`, or another with its ``Pickler`` such as ``dill``.
+        pickle_module: pickles what is not tensor bytes: :mod:`pickle`, or another with a ``Pickler``, as ``dill``.
         pickle_protocol: its protocol, 2 to 5.
         durable: on return the file's bytes and name are on the device. ``False`` leaves that to the kernel, as
             ``torch.save`` does; the replacement is atomic either way. A file object is the caller's to flush to the
@@ -56,7 +56,7 @@ def save(
             behind.
         NativeUnavailableError: ``backend="native"`` and the extension cannot be used.
         Exception: for bad arguments and objects that cannot be pickled, what ``torch.save`` raises, before the target
-        is touched.
+            is touched.
 
     Example:
         >>> sio.save({"model": model.state_dict(), "step": 100}, "checkpoint.pt")

@@ -21,12 +21,10 @@ from statedict_io.__main__ import main
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(
-    r"(?:<!-- snippet: not run: (?P<why>[^>]+) -->\s*\n)?^```(?P<language>python|py|sh|bash|console)\n(?P<code>.*?)^```$",
+    r"(?:<!-- snippet: not run: (?P<why>[^>]+) -->\s*\n)?^```(?P<language>python|sh)\n(?P<code>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
 MAX_NOT_RUN = 2
-#: What a page needs beyond the requirements of the tests.
-NEEDS = {"migrate.md": "safetensors"}
 
 pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="needs the source tree")
 
@@ -48,15 +46,13 @@ def in_a_directory_of_its_own(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
 def test_page(page):
-    if page.name in NEEDS:
-        pytest.importorskip(NEEDS[page.name])
     names = {"__name__": "__main__"}
     for block in blocks(page):
         if block["why"]:
             continue
         # As many empty lines before it as there are in the page: a traceback names the page's line.
         first_line = page.read_text().count("\n", 0, block.start("code"))
-        if block["language"] in ("python", "py"):
+        if block["language"] == "python":
             exec(compile("\n" * first_line + block["code"], str(page), "exec"), names)
         else:
             for line in block["code"].splitlines():
