@@ -92,6 +92,27 @@ def test_no_block_is_overlooked():
     assert sum(len(blocks(page)) for page in PAGES) > 20
 
 
+def test_links_lead_somewhere():
+    pages = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
+    links = [
+        (page, link)
+        for page in pages
+        for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+        if not re.match(r"https?://", link)
+    ]
+    assert len(links) > 20
+    for page, link in links:
+        path, _, heading = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), (page, link)
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+            assert heading in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles], (
+                page,
+                link,
+            )
+
+
 def docstrings():
     dcp = importlib.import_module("statedict_io.dcp")
     for module in (sio, dcp):
