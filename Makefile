@@ -42,7 +42,7 @@ demo: $(VENV)/.installed
 test: test-cpp $(VENV)/.installed
 	$(bin)/python -m pytest $(PYTEST_ARGS)
 
-test-long: test-cpp $(VENV)/.installed $(VENV)/.weights $(VENV)/.wheels
+test-long: test-cpp $(VENV)/.installed $(VENV)/.weights
 	$(bin)/python -m pytest --long $(PYTEST_ARGS)
 
 test-cpp: $(VENV)/.torch
@@ -51,6 +51,7 @@ test-cpp: $(VENV)/.torch
 docs: $(VENV)/.docs
 	$(bin)/sphinx-build -W --keep-going -q -b html docs build/docs
 
+test-long: $(VENV)/.wheels
 wheels: $(VENV)/.wheels
 	$(bin)/python scripts/wheels.py $(WHEELS_ARGS)
 

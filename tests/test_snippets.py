@@ -29,6 +29,8 @@ BLOCK = re.compile(
 )
 MAX_NOT_RUN = 4
 LANGUAGES = {"python", "sh", "text", "toml", "{toctree}", "{eval-rst}"}
+#: Beyond the requirements of the tests.
+NEEDS = {"migrate.md": "safetensors"}
 #: Change the process they run in.
 ALONE = {"integrations.md"}
 
@@ -52,6 +54,8 @@ def in_a_directory_of_its_own(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
 def test_page(page):
+    if page.name in NEEDS:
+        pytest.importorskip(NEEDS[page.name])
     if page.name in ALONE:
         program = f"import pathlib, test_snippets as t; t.run_page(pathlib.Path({str(page)!r}))"
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), *sys.path])}
