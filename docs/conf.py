@@ -1,13 +1,15 @@
 """How `make docs` builds the pages in this directory; every warning is an error there.
 
-The API reference (api.md) is built from the docstrings of the installed package, so torch has to be importable.
+The API reference (api.md) is built from the docstrings of the package as it is imported, so torch has to be there.
 """
 
-from importlib import metadata
+import re
+from pathlib import Path
 
 project = "statedict_io"
 author = "the statedict_io authors"
-release = metadata.version("statedict-io")
+PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
+release = re.search(r'^version = "(.*)"', PYPROJECT.read_text(), re.MULTILINE)[1]
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_parser"]
 html_theme = "furo"
