@@ -3,6 +3,8 @@
 #   make demo        train a small model, save it both ways, compare bytes and times
 #   make test        the C++ tests (where GoogleTest is installed) and the Python tests
 #   make test-long   the same, with the tests that take minutes
+#   make docs        the pages and the API reference, as HTML in build/docs; a warning is an error
+#   make wheels      the sdist and a wheel for this torch, in dist/, checked and tried out
 #   make lint        linters, type checker, formatting
 #   make sanitize    tests under MODE=address | thread | valgrind (C++) | python-address
 #   make fuzz        mutated archives for the reader; FUZZ_ARGS=SECONDS or '--runs 1000000'
@@ -15,6 +17,7 @@ VENV ?= .venv
 MODE ?= address
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+WHEELS_ARGS ?=
 FUZZ_ARGS ?= 120
 
 bin := $(abspath $(VENV))/bin
@@ -31,7 +34,7 @@ cpp_sources = $(shell find csrc tests benchmarks -name '*.cpp' -o -name '*.h')
 torch_dir = $(shell $(bin)/python -c 'import importlib.util; print(*importlib.util.find_spec("torch").submodule_search_locations)')
 editable_install := $(bin)/python -m pip install --quiet --no-build-isolation --editable
 
-.PHONY: demo test test-long test-cpp lint format sanitize fuzz bench clean distclean
+.PHONY: demo test test-long test-cpp docs wheels lint format sanitize fuzz bench clean distclean
 
 # A test that would skip for want of Lightning, transformers or accelerate fails.
 test test-long: export STATEDICT_IO_REQUIRE_INTEGRATIONS := 1
@@ -47,6 +50,13 @@ test-long: test-cpp $(VENV)/.integrations $(VENV)/.weights
 
 test-cpp: $(VENV)/.torch
 	TORCH_DIR='$(torch_dir)' scripts/cpp_tests.sh build/tests
+
+docs: $(VENV)/.docs
+	$(bin)/sphinx-build -W --keep-going -q -b html docs build/docs
+
+test-long: $(VENV)/.wheels
+wheels: $(VENV)/.wheels
+	$(bin)/python scripts/wheels.py $(WHEELS_ARGS)
 
 lint: $(VENV)/.linters
 	$(bin)/ruff check .
@@ -99,6 +109,14 @@ $(VENV)/.weights: | $(VENV)/.installed
 
 $(VENV)/.linters: pyproject.toml | $(VENV)/.installed
 	$(editable_install) '.[dev]'
+	touch $@
+
+$(VENV)/.docs: pyproject.toml | $(VENV)/.installed
+	$(editable_install) '.[docs]'
+	touch $@
+
+$(VENV)/.wheels: pyproject.toml | $(VENV)/.installed
+	$(editable_install) '.[wheels]'
 	touch $@
 
 $(VENV)/.bench: pyproject.toml | $(VENV)/.installed

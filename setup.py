@@ -9,6 +9,8 @@ Environment variables:
                           native: fail where the extension cannot be built. pure: never build it.
   STATEDICT_IO_TORCH_DIR  the torch package directory to build for, where it cannot be found by itself.
   STATEDICT_IO_WERROR     1: compiler warnings are errors.
+  STATEDICT_IO_LABEL      1: the version says which torch the extension is for, as in 0.1.0+torch2.13. For wheels that
+                          are built for several: their files need names that differ.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
+from setuptools.command.egg_info import egg_info
 from setuptools.errors import CompileError, SetupError
 
 ROOT = Path(__file__).resolve().parent
@@ -233,6 +236,16 @@ class BdistWheelOfWhatWasBuilt(bdist_wheel):
         super().run()
 
 
+class EggInfoWithLabel(egg_info):
+    """Adds what STATEDICT_IO_LABEL asks for to the version."""
+
+    def finalize_options(self) -> None:
+        if os.environ.get("STATEDICT_IO_LABEL") == "1" and not why_pure:
+            release = ".".join(re.findall(r"\d+", find_torch().version)[:2])
+            self.tag_build = f"+torch{release}"
+        super().finalize_options()
+
+
 build_mode = os.environ.get("STATEDICT_IO_BUILD", "auto")
 if build_mode not in ("auto", "native", "pure"):
     raise SystemExit(f"STATEDICT_IO_BUILD must be auto, native or pure, not {build_mode!r}")
@@ -245,8 +258,14 @@ if why_pure is None:
     except CannotBuildNative as reason:
         why_pure = str(reason)
 
+
 setup(
     # CMakeLists.txt lists the sources. Optional: without it the package still works.
     ext_modules=[] if why_pure else [Extension(f"{PACKAGE}._native", sources=[], optional=build_mode == "auto")],
-    cmdclass={"build_ext": BuildExtWithCMake, "build_py": BuildPyFresh, "bdist_wheel": BdistWheelOfWhatWasBuilt},
+    cmdclass={
+        "bdist_wheel": BdistWheelOfWhatWasBuilt,
+        "build_ext": BuildExtWithCMake,
+        "build_py": BuildPyFresh,
+        "egg_info": EggInfoWithLabel,
+    },
 )

@@ -41,12 +41,12 @@ def save_async(
 ) -> PendingSave:
     """Saves ``obj`` as :func:`save` does, but returns as soon as the tensors may be changed.
 
-    What is written is the state at the call. Saves to one path are committed in the order of the calls, those of
-    :func:`save` among them. The interpreter's normal exit waits for saves in flight; one that is killed leaves the old
-    file.
+    What is written is the state at the call, in which ``obj`` is pickled. Saves to one path are committed in the order
+    of the calls, those of :func:`save` among them. The interpreter's normal exit waits for saves in flight; one that is
+    killed leaves the old file.
 
     Args:
-        obj, pickle_module, pickle_protocol, durable, backend: as for :func:`save`. Pickled in the call.
+        obj, pickle_module, pickle_protocol, durable, backend: as for :func:`save`.
         path: ``str`` or ``os.PathLike``; an object with ``write`` is refused.
         progress: as for :func:`save`; called in the thread that writes.
         max_in_flight: saves that may be in flight, this one included.
@@ -70,6 +70,12 @@ def save_async(
         SnapshotLimitError: the limits are met and ``when_full`` is "raise".
         Exception: for bad arguments and objects that cannot be pickled, what :func:`save` raises. Errors of writing
             are the :class:`PendingSave`'s.
+
+    Example:
+        >>> pending = sio.save_async(model.state_dict(), "model.pt")
+        >>> pending.result(timeout=60)  # None: the file is there; or the save's error is raised
+        >>> pending.done()
+        True
     """
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"save_async writes to a path, after the call has returned; got {type(path).__name__}")

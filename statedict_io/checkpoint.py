@@ -23,8 +23,8 @@ from .unpickling import StorageFeed, ZipReader, can_rebind, swaps_bytes, torch_l
 class TensorInfo:
     """What is known of a tensor without reading it."""
 
-    shape: torch.Size
-    dtype: torch.dtype
+    shape: torch.Size  #: in elements
+    dtype: torch.dtype  #: as saved
     offset: int | None  #: of its first byte in the file; None where its bytes do not lie there as they are
     nbytes: int  #: of its elements
 
@@ -57,6 +57,15 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             raise
 
     def __getitem__(self, name: str) -> torch.Tensor:
+        """Reads one tensor, onto the CPU, with the strides that it was saved with.
+
+        Raises:
+            KeyError: there is none of that name.
+            CorruptCheckpointError: the tensor reaches beyond its record, or the record is unsound. Checksums are not
+                looked at here: :func:`verify`.
+            OSError: the file cannot be read.
+            ValueError: the checkpoint is closed.
+        """
         found = self._tensors[name]
         record = self._record_of(found)
         if record is None:
@@ -81,11 +90,19 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         """``ckpt.get_slice(name)[a:b, c:d]`` reads what it returns, and at most as much again.
 
         Takes integers, slices with steps, ``...`` and ``None``.
+
+        Raises:
+            KeyError: there is no tensor of that name. What indexing raises is :class:`IndexError` where the tensor
+                would, and :class:`TypeError` for an index that makes no view, such as a list or a mask.
         """
         return TensorSlice(self, name, self._tensors[name])
 
     def info(self, name: str) -> TensorInfo:
-        """What is known of a tensor; no data is read."""
+        """What is known of a tensor; no data is read.
+
+        Raises:
+            KeyError: there is none of that name.
+        """
         found = self._tensors[name]
         record = self._record_of(found)
         offset = None
@@ -123,6 +140,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     @property
     def path(self) -> str:
+        """As given to :func:`open_checkpoint`."""
         return self._records.path
 
     def record(self, name: str) -> str | None:
@@ -265,13 +283,22 @@ def open_checkpoint(path: Any, *, backend: str = "auto") -> Checkpoint:
 
     Args:
         path: of a file in torch's zip format, also one that was zipped again.
-        backend: ``"auto"``, ``"native"`` or ``"torch"``.
+        backend: ``"auto"``, ``"native"`` or ``"torch"``, as for :func:`load`.
+
+    Returns:
+        A mapping that holds the file open, and a context manager that closes it.
 
     Raises:
         OSError: the file cannot be read.
         CorruptCheckpointError: it is no sound archive.
         StateDictIOError: it is in torch's legacy format.
         pickle.UnpicklingError: it holds what torch's restricted unpickler refuses.
+
+    Example:
+        >>> sio.save({"model": {"w": torch.arange(6.0).reshape(3, 2)}}, "checkpoint.pt")
+        >>> with sio.open_checkpoint("checkpoint.pt") as ckpt:
+        ...     list(ckpt), ckpt.info("model.w").nbytes, ckpt.get_slice("model.w")[1:, 0]
+        (['model.w'], 24, tensor([2., 4.]))
     """
     return Checkpoint(path, backend=backend)
 

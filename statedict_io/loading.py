@@ -51,16 +51,26 @@ def load(
         mmap: map the file instead of reading it.
         verify: check the CRC-32 of every record, those that are not asked for too. Records without one (saved with CRCs
             off) pass.
-        backend: ``"auto"``, ``"native"`` or ``"torch"``: what reads the file.
-        progress: ``True`` for a bar on stderr, or a callable taking (bytes_done, bytes_total).
+        backend: what reads the file: ``"auto"`` the compiled extension where it can be used, else torch alone;
+            ``"native"`` insists on the extension, ``"torch"`` does without it.
+        progress: ``True`` for a bar on stderr (needs ``tqdm``), or a callable taking (bytes_done, bytes_total).
         pickle_module, pickle_load_args: as for ``torch.load``.
+
+    Returns:
+        What was saved, with tensors on the devices that ``map_location`` says, or that they were saved from.
 
     Raises:
         CorruptCheckpointError: the file is no sound archive, or a checksum does not match; names the record and the
             tensors in it. It is a :class:`RuntimeError` too, which ``torch.load`` raises.
         ValueError: ``verify=True`` for a file without checksums.
         OSError: what the system reported.
+        NativeUnavailableError: ``backend="native"`` and the extension cannot be used.
         Exception: otherwise what ``torch.load`` raises for the same arguments.
+
+    Example:
+        >>> sio.save({"w": torch.zeros(2, 3)}, "weights.pt")
+        >>> sio.load("weights.pt", "cpu", verify=True)["w"].shape
+        torch.Size([2, 3])
     """
     progress_module.check(progress)
     chosen = backends.for_reading(backend)

@@ -59,6 +59,9 @@ class PendingSave:
     def result(self, timeout: float | None = None) -> None:
         """Waits until the file is there, and durable if that was asked for.
 
+        Args:
+            timeout: in seconds; None: as long as it takes.
+
         Raises:
             TimeoutError: it is not after ``timeout`` seconds; the save goes on.
             Exception: the save's error; the old file is whole.
@@ -67,7 +70,14 @@ class PendingSave:
             raise error
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Waits as :meth:`result` does, and returns the save's error or None."""
+        """Waits as :meth:`result` does, and returns the save's error or None.
+
+        Args:
+            timeout: in seconds; None: as long as it takes.
+
+        Raises:
+            TimeoutError: the save has not ended after ``timeout`` seconds; it goes on.
+        """
         self._check_process()
         if not self._finished.wait(timeout):
             raise TimeoutError(f"the save to {self.path!r} has not ended after {timeout} s")
@@ -264,7 +274,7 @@ def wait_all(timeout: float | None = None) -> None:
     """Waits for every save in flight.
 
     Args:
-        timeout: in seconds, of all together.
+        timeout: in seconds, of all together; None: as long as it takes.
 
     Raises:
         TimeoutError: some are still in flight; they go on.

@@ -41,20 +41,27 @@ def save(
         obj: anything that ``torch.save`` takes.
         f: a path (``str`` or ``os.PathLike``), replaced atomically; or an object with ``write`` and ``flush``, written
             to from where it stands.
-        pickle_module: pickles what is not tensor bytes.
-        pickle_protocol: its protocol.
+        pickle_module: pickles what is not tensor bytes: :mod:`pickle`, or another with a ``Pickler``, as ``dill``.
+        pickle_protocol: its protocol, 2 to 5.
         durable: on return the file's bytes and name are on the device. ``False`` leaves that to the kernel, as
             ``torch.save`` does; the replacement is atomic either way. A file object is the caller's to flush to the
             device.
-        backend: ``"auto"``, ``"native"`` or ``"torch"``.
-        progress: ``True`` for a bar on stderr, or a callable taking (bytes_done, bytes_total).
+        backend: ``"auto"`` uses the compiled extension where it can be used, else writes with torch alone; ``"native"``
+            insists on the extension, ``"torch"`` does without it.
+        progress: ``True`` for a bar on stderr (needs ``tqdm``), or a callable taking (bytes_done, bytes_total), called
+            in the calling thread.
 
     Raises:
         OSError: what the system reported, with its ``errno`` and the path; the old file is whole and nothing is left
             behind.
         NativeUnavailableError: ``backend="native"`` and the extension cannot be used.
         Exception: for bad arguments and objects that cannot be pickled, what ``torch.save`` raises, before the target
-        is touched.
+            is touched.
+
+    Example:
+        >>> sio.save({"model": model.state_dict(), "step": 100}, "checkpoint.pt")
+        >>> torch.load("checkpoint.pt")["step"]
+        100
     """
     planned = plan(
         obj,
@@ -72,7 +79,18 @@ def save(
 def fastsave(model: object, path: Any, **options: Any) -> None:
     """Saves ``model.state_dict()`` when given an :class:`torch.nn.Module`, else exactly what it is given.
 
-    Takes the keyword options of :func:`save`.
+    Args:
+        model: a module, or anything that :func:`save` takes.
+        path: as ``f`` of :func:`save`.
+        options: of :func:`save`, by keyword.
+
+    Raises:
+        Exception: what :func:`save` raises.
+
+    Example:
+        >>> sio.fastsave(model, "model.pt")
+        >>> model.load_state_dict(sio.load("model.pt"))
+        <All keys matched successfully>
     """
     save(model.state_dict() if isinstance(model, torch.nn.Module) else model, path, **options)
 

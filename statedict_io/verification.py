@@ -17,16 +17,18 @@ Status = Literal["ok", "corrupt", "crc-not-recorded"]
 
 @dataclass(frozen=True)
 class RecordReport:
-    name: str
+    """One record of a checkpoint, such as ``data/0``."""
+
+    name: str  #: without the archive's name
     nbytes: int  #: of the payload, uncompressed
-    status: Status
+    status: Status  #: "ok", "corrupt", or "crc-not-recorded" where the file was saved with CRCs off
 
 
 @dataclass(frozen=True)
 class VerifyReport:
     """What :func:`verify` found."""
 
-    path: str
+    path: str  #: as given
     records: list[RecordReport]  #: in file order; empty where the file is no archive
     problems: list[str]  #: a line each, for people; names the tensors that live in a corrupt record
 
@@ -41,12 +43,21 @@ def verify(path: Any, *, backend: str = "auto", progress: Progress = None) -> Ve
 
     Args:
         path: of a file in torch's zip format.
-        backend: ``"auto"``, ``"native"`` or ``"torch"``.
-        progress: ``True`` for a bar on stderr, or a callable taking (bytes_done, bytes_total).
+        backend: ``"auto"``, ``"native"`` or ``"torch"``, as for :func:`load`.
+        progress: ``True`` for a bar on stderr (needs ``tqdm``), or a callable taking (bytes_done, bytes_total).
+
+    Returns:
+        A report, also for a file whose structure is damaged.
 
     Raises:
         OSError: the file cannot be read.
         StateDictIOError: it is in torch's legacy format, which records no checksums.
+        NativeUnavailableError: ``backend="native"`` and the extension cannot be used.
+
+    Example:
+        >>> sio.save({"w": torch.zeros(3)}, "weights.pt")
+        >>> sio.verify("weights.pt").ok
+        True
     """
     progress_module.check(progress)
     try:

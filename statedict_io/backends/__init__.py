@@ -16,7 +16,7 @@ class BackendInfo:
     """Which backend ``backend="auto"`` uses, and why."""
 
     name: str  #: "native" or "torch"
-    reason: str
+    reason: str  #: in words; where the extension is not used, with the cure
     built_for_torch: str | None  #: version that the extension was built for; None where there is no extension
     torch: str  #: version found
     simd: str | None  #: the CRC-32 implementation in use; None without the extension

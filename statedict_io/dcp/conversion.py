@@ -52,7 +52,7 @@ def dcp_to_file(
     Args:
         directory: as given to ``dcp.save``.
         path: replaced atomically.
-        durable, backend, progress: as for :class:`SingleFileWriter`.
+        durable, backend, progress: as for :class:`~statedict_io.dcp.SingleFileWriter`.
 
     Raises:
         OSError: what the system reported; the file at ``path`` is as it was.
