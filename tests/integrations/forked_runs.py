@@ -2,8 +2,9 @@
 
 forked_runs.py EXAMPLE DIRECTORY, with a JSON list of runs on stdin; run by test_examples.py.
 
-A run has a ``name``, ``arguments``, perhaps ``kill_after`` (seconds) and ``move_to``: it works in DIRECTORY/work, which
-is then renamed so that the next one starts afresh in a directory of the same name, as names are part of what is saved.
+A run has a ``name``, ``arguments``, perhaps ``kill_after`` (steps, and seconds from then) and ``move_to``: it works in
+DIRECTORY/work, which is then renamed so that the next one starts afresh in a directory of the same name, as names are
+part of what is saved.
 """
 
 import importlib.util
@@ -50,10 +51,18 @@ def in_fork(module, work, run):
         finally:
             sys.stdout.flush()
             os._exit(status)
+    status = None
     if "kill_after" in run:
-        time.sleep(run["kill_after"])
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
+        num_steps, seconds = run["kill_after"]
+        while status is None and (not output.exists() or output.read_text().count("\nstep ") < num_steps):
+            time.sleep(0.001)
+            ended, ended_with = os.waitpid(child, os.WNOHANG)
+            status = ended_with if ended else None
+        time.sleep(seconds)
+        if status is None:
+            os.kill(child, signal.SIGKILL)
+    if status is None:
+        _, status = os.waitpid(child, 0)
     return {
         "status": os.waitstatus_to_exitcode(status),
         "output": output.read_text(),

@@ -35,7 +35,7 @@ def run(example, directory, runs):
         input=json.dumps(runs),
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=280,
         env=environment,
         start_new_session=True,
     )
@@ -74,7 +74,8 @@ def example(request, tmp_path_factory):
     runs.append({"name": "killed", "arguments": ["--die-at-step", str(case["die"])]})
     runs.append({"name": "resumed", "arguments": [], "move_to": "resumed"})
     for number in range(3):
-        runs.append({"name": f"killed at random {number}", "arguments": [], "kill_after": draw.uniform(0.1, 1.0)})
+        moment = (draw.randrange(case["steps"] // 5, case["steps"] // 3), draw.uniform(0, 0.02))
+        runs.append({"name": f"killed at random {number}", "arguments": [], "kill_after": moment})
     runs.append({"name": "resumed at last", "arguments": []})
     print(f"seed {SEED}: {runs}")
     return name, directory, run(name, directory, runs)
