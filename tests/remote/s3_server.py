@@ -49,8 +49,9 @@ def error(status, code, message="injected"):
 
     def answer(environ, start_response):
         _drain(environ)
-        start_response(f"{status} {code}", [("Content-Type", "application/xml")])
-        return [ERROR.format(code, message).encode()]
+        body = ERROR.format(code, message).encode()
+        start_response(f"{status} {code}", [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
 
     return answer
 
