@@ -91,7 +91,7 @@ class Upload:
         folder, name = path[: path.rfind("/") + 1], self._place.file_name
         temporary = f"{folder}.{name[:100]}.{secrets.token_hex(8)}.sdio-tmp"
         file = self._open_at(temporary)
-        if not (_commits_by_closing(self._place.fs, file) or _holds_back(file)):
+        if not (_commits_by_closing(self._place.fs, file) or _holds_back(self._place.fs, file, temporary)):
             self._temporary = temporary
             return file
         with contextlib.suppress(Exception):  # nothing was written, and some stores miss it
@@ -130,15 +130,17 @@ def _is_buffered(file: Any) -> bool:
     return isinstance(file, AbstractBufferedFile)
 
 
-def _holds_back(file: Any) -> bool:
+def _holds_back(fs: Any, file: Any, path: str) -> bool:
     """Whether ``file`` understood ``autocommit=False``: most take the word, and some of them ignore it."""
     from fsspec.spec import AbstractBufferedFile
 
     if "commit" in getattr(file, "__dict__", {}):  # sftp adds it to a file of paramiko's
         return True
-    if getattr(file, "autocommit", True):
+    if getattr(type(file), "commit", AbstractBufferedFile.commit) is AbstractBufferedFile.commit:
         return False
-    return getattr(type(file), "commit", AbstractBufferedFile.commit) is not AbstractBufferedFile.commit
+    if hasattr(file, "autocommit"):
+        return not file.autocommit
+    return not fs.exists(path)  # smb understands and does not say so, memory neither
 
 
 def _commits_by_closing(fs: Any, file: Any) -> bool:

@@ -291,6 +291,15 @@ def test_the_command_line(memory, capsys):
     assert main(["verify", "memory://missing.pt"]) == 2
 
 
+def test_convert_reads_them(memory, tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    state = {"w": filled(700, 300), "few": filled(3)}
+    sio.save(state, "memory://a/model.pt")
+    assert main(["convert", "memory://a/model.pt", str(tmp_path / "model.safetensors")]) == 0
+    found = safetensors.load_file(tmp_path / "model.safetensors")
+    assert found.keys() == state.keys() and all(difference(found[name], state[name]) is None for name in state)
+
+
 def test_parts_are_few_enough_and_small():
     assert part_nbytes(1) == part_nbytes(100 << 30) == 16 * MIB
     for nbytes in (1 << 37, 5 << 40):
@@ -315,17 +324,23 @@ class Committing:
         self.log.append(("discard", self.path))
 
 
+class CommittingByMethod(Committing):
+    def commit(self):
+        self.log.append(("commit", self.path))
+
+
 class Store:
     protocol = "store"
+    appears_when_opened = False
 
     def __init__(self, **attributes):
         self.log, self.attributes = [], attributes
 
     def open(self, path, mode, **options):
-        file = Committing(self.log, path, **self.attributes)
-        if self.attributes:
-            file.commit = lambda: self.log.append(("commit", path))
-        return file
+        return self.attributes.get("kind", Committing)(self.log, path, **self.attributes)
+
+    def exists(self, path):
+        return self.appears_when_opened
 
     def mv(self, source, destination):
         self.log.append(("mv", source, destination))
@@ -341,9 +356,10 @@ class Place:
         self.fs = fs
 
 
-def test_a_store_with_its_own_commit_writes_to_the_target():
+@pytest.mark.parametrize("attributes", [{"autocommit": False}, {}], ids=["says so", "does not say"])
+def test_a_store_with_its_own_commit_writes_to_the_target(attributes):
     for fails in (False, True):
-        fs = Store(autocommit=False)
+        fs = Store(kind=CommittingByMethod, **attributes)
         with contextlib.suppress(ZeroDivisionError), uploads.Upload(Place(fs), 3) as upload:
             upload.write(memoryview(b"abc"))
             if fails:
@@ -354,9 +370,11 @@ def test_a_store_with_its_own_commit_writes_to_the_target():
         assert fs.log[1:] == last
 
 
-def test_a_store_without_one_gets_a_temporary_and_a_rename():
+@pytest.mark.parametrize("kind", [Committing, CommittingByMethod])
+def test_a_store_without_one_gets_a_temporary_and_a_rename(kind):
     for fails in (False, True):
-        fs = Store()
+        fs = Store(kind=kind)
+        fs.appears_when_opened = True
         with contextlib.suppress(ZeroDivisionError), uploads.Upload(Place(fs), 3) as upload:
             upload.write(memoryview(b"abc"))
             if fails:
