@@ -28,6 +28,8 @@ export STATEDICT_IO_BUILD := native
 export STATEDICT_IO_WERROR := 1
 # A test that would skip for want of the extension fails.
 export STATEDICT_IO_REQUIRE_NATIVE := 1
+# The same for the S3 server of the tests.
+export STATEDICT_IO_REQUIRE_S3 := 1
 
 native_sources := CMakeLists.txt setup.py $(wildcard cmake/*) $(shell find csrc -name '*.cpp' -o -name '*.h')
 cpp_sources = $(shell find csrc tests benchmarks -name '*.cpp' -o -name '*.h')

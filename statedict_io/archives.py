@@ -8,15 +8,20 @@ from contextlib import contextmanager
 from typing import Any
 
 from . import backends
-from .backends.protocol import ArchiveReader, LeanPickle, RecordEntry
+from .backends.fallback_reader import NETWORK, FallbackReader
+from .backends.protocol import ArchiveReader, Backend, LeanPickle, RecordEntry
 from .errors import CorruptCheckpointError, StateDictIOError, corrupt
 from .outline import tensors_by_record
+from .remote import ranges
+from .remote.stores import is_url
 
 DATA_PKL = "data.pkl"
-_ZIP_START = b"PK\x03\x04"
+ZIP_START = b"PK\x03\x04"
 # A pickle of the number with which torch's format before 1.6 begins.
 _LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 _NAMES_SHOWN = 8
+# A round trip takes milliseconds, in which so much could have come.
+_CHEAP_NBYTES_OF_NETWORK = 256 << 10
 
 
 def _as_it_is(data_pkl: bytes) -> LeanPickle:
@@ -30,11 +35,18 @@ class Records:
     """
 
     def __init__(
-        self, archive: ArchiveReader, path: str, fd: int = -1, lean_pickle: Callable[[bytes], LeanPickle] = _as_it_is
+        self,
+        archive: ArchiveReader,
+        path: str,
+        lean_pickle: Callable[[bytes], LeanPickle] = _as_it_is,
+        *,
+        file_nbytes: int = 0,
+        cheap_nbytes: int = 4 << 10,
     ) -> None:
         self.archive = archive
         self.path = path
-        self.fd = fd  #: of the file, where it is one
+        self.file_nbytes = file_nbytes
+        self.cheap_nbytes = cheap_nbytes  #: a read of so many costs what a read of one byte does
         self.lean_pickle = lean_pickle
         self.entries = archive.records
         self._indices = {entry.name: index for index, entry in enumerate(self.entries)}
@@ -116,7 +128,7 @@ def _key_order(name: str) -> tuple[int, int | str]:
 
 @contextmanager
 def opened(path: Any, backend: str = "auto", *, random_access: bool = False) -> Iterator[Records]:
-    """The records of the file at ``path``, which is open inside the block.
+    """The records of the file at ``path``, or at a URL, which is open inside the block.
 
     ``random_access`` tells the kernel not to read ahead.
 
@@ -126,20 +138,51 @@ def opened(path: Any, backend: str = "auto", *, random_access: bool = False) -> 
         StateDictIOError: it is in a format that has no records.
     """
     chosen = backends.for_reading(backend)
-    given = os.fsdecode(path)
-    fd = os.open(given, os.O_RDONLY | os.O_CLOEXEC)
+    if not is_url(path):
+        given = os.fsdecode(path)
+        with _opened_file(given, given, chosen, random_access) as records:
+            yield records
+        return
+    with ranges.opened(path) as found:
+        if found.local_path is not None:
+            with _opened_file(found.local_path, found.url, chosen, random_access) as records:
+                yield records
+        else:
+            yield of_ranges(found.source, chosen)
+
+
+def of_ranges(source: ranges.RangedObject | None, chosen: Backend) -> Records:
+    """The records of an object that is not on this machine; it must stay open."""
+    assert source is not None
+    start = bytearray(min(len(_LEGACY_START), source.nbytes))
+    source.read_into(memoryview(start), 0)
+    _check_start(bytes(start), source.name)
+    reader = FallbackReader(source, source.name, NETWORK)
+    return Records(
+        reader, source.name, chosen.lean_pickle, file_nbytes=source.nbytes, cheap_nbytes=_CHEAP_NBYTES_OF_NETWORK
+    )
+
+
+def _check_start(start: bytes, given: str) -> None:
+    if start.startswith(_LEGACY_START):
+        raise StateDictIOError(
+            f"{given}: is in torch's legacy format, which has no records and no checksums; "
+            "load it with statedict_io.load or torch.load, and save it again"
+        )
+    if not start.startswith(ZIP_START):
+        raise corrupt(given, "does not begin like a file of torch.save (a zip archive)")
+
+
+@contextmanager
+def _opened_file(path: str, given: str, chosen: Backend, random_access: bool) -> Iterator[Records]:
+    """``given``: what errors call it."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        start = os.pread(fd, len(_LEGACY_START), 0)
-        if start.startswith(_LEGACY_START):
-            raise StateDictIOError(
-                f"{given}: is in torch's legacy format, which has no records and no checksums; "
-                "load it with statedict_io.load or torch.load, and save it again"
-            )
-        if not start.startswith(_ZIP_START):
-            raise corrupt(given, "does not begin like a file of torch.save (a zip archive)")
+        _check_start(os.pread(fd, len(_LEGACY_START), 0), given)
         if random_access and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-        yield Records(chosen.open_archive(fd, given), given, fd, chosen.lean_pickle)
+        file_nbytes = os.fstat(fd).st_size
+        yield Records(chosen.open_archive(fd, given), given, chosen.lean_pickle, file_nbytes=file_nbytes)
     except OSError as e:
         if e.errno is not None and e.filename is None:
             e.filename = given

@@ -17,7 +17,7 @@ from .backends.protocol import Archive, Snapshot
 from .device_room import DeviceRoom
 from .pending import Limits, PendingSave
 from .progress import Progress
-from .targets import FileTarget, Target
+from .targets import FileTarget, Target, URLTarget
 
 
 def save_async(
@@ -47,7 +47,7 @@ def save_async(
 
     Args:
         obj, pickle_module, pickle_protocol, durable, backend: as for :func:`save`.
-        path: ``str`` or ``os.PathLike``; an object with ``write`` is refused.
+        path: ``str`` or ``os.PathLike``, or a URL as for :func:`save`; an object with ``write`` is refused.
         progress: as for :func:`save`; called in the thread that writes.
         max_in_flight: saves that may be in flight, this one included.
         max_snapshot_nbytes: of host memory that snapshots may take, those of all saves in flight together; None: half
@@ -187,7 +187,7 @@ def _write(
 
 
 def _file_of(target: Target) -> str:
-    return target.path if isinstance(target, FileTarget) else os.path.abspath(str(target.given))
+    return target.path if isinstance(target, (FileTarget, URLTarget)) else os.path.abspath(str(target.given))
 
 
 def _limits(max_in_flight: int, max_snapshot_nbytes: int | None, when_full: Literal["wait", "raise"]) -> Limits:

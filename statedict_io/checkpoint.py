@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .archives import Records, opened
+from .archives import ZIP_START, Records, opened
 from .errors import CorruptCheckpointError, corrupt
 from .strided_reads import fill, memory_of, span_of
 from .tensor_names import flat_tensors
@@ -143,6 +144,10 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         """As given to :func:`open_checkpoint`."""
         return self._records.path
 
+    @property
+    def file_nbytes(self) -> int:
+        return self._records.file_nbytes
+
     def record(self, name: str) -> str | None:
         """The record that a tensor's bytes are in; None where they are in several or in none."""
         index = self._record_of(self._tensors[name])
@@ -181,10 +186,9 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         reader = ZipReader(
             self._records, feed, lean_pickle=self._records.lean_pickle, assume_own_byteorder=True, in_place=True
         )
-        with open(self._records.fd, "rb", closefd=False) as file:
-            if not can_rebind():
-                raise corrupt(self.path, f"torch {torch.__version__} cannot be made to read it lazily")
-            file.seek(0)
+        if not can_rebind():
+            raise corrupt(self.path, f"torch {torch.__version__} cannot be made to read it lazily")
+        with io.BytesIO(ZIP_START) as file:  # all that torch looks at before it asks the reader
             return torch_load(lambda _: contextlib.nullcontext(reader))(file, "cpu", weights_only=True, mmap=False)
 
     def _record_of(self, tensor: torch.Tensor) -> int | None:
@@ -225,7 +229,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             out.copy_(whole.set_(storage, view.storage_offset(), view.shape, view.stride()))
         else:
             read = functools.partial(archive.read_range, record)
-            fill(_bits(out), view.storage_offset(), view.stride(), read)
+            fill(_bits(out), view.storage_offset(), view.stride(), read, self._records.cheap_nbytes)
         if self._swap:
             out.untyped_storage().byteswap(out.dtype)
         return self._finished(out, view)
@@ -282,7 +286,8 @@ def open_checkpoint(path: Any, *, backend: str = "auto") -> Checkpoint:
     their kind; a file with quantized or nested tensors or DTensors is read in full here.
 
     Args:
-        path: of a file in torch's zip format, also one that was zipped again.
+        path: of a file in torch's zip format, also one that was zipped again; or a URL of fsspec (``str``), of which
+            only the ranges that are needed are requested.
         backend: ``"auto"``, ``"native"`` or ``"torch"``, as for :func:`load`.
 
     Returns:

@@ -68,7 +68,7 @@ def _to_safetensors(checkpoint: Checkpoint, target: FileTarget, progress: Progre
         ((name, infos[name].dtype, tuple(infos[name].shape)) for name in names), {"format": "pt"}
     )
     total = sum(info.nbytes for info in infos.values())
-    source_nbytes = os.path.getsize(checkpoint.path)
+    source_nbytes = checkpoint.file_nbytes
     if total > _MAX_GROWTH * source_nbytes + (64 << 20):
         raise StateDictIOError(
             f"{checkpoint.path}: written out its tensors have {total} bytes, many times the {source_nbytes} of the "

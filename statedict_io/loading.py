@@ -14,13 +14,15 @@ import torch.serialization
 
 from . import backends
 from . import progress as progress_module
-from .archives import DATA_PKL, Records, is_legacy, is_storage
+from .archives import DATA_PKL, Records, is_legacy, is_storage, of_ranges
 from .backends.fallback_reader import FallbackReader
 from .backends.protocol import Backend
 from .errors import CorruptArchiveError, CorruptCheckpointError, corrupt
 from .installed import torch_save
 from .progress import Progress, ProgressCallback
 from .readahead import ReadAhead
+from .remote import ranges
+from .remote.stores import is_url
 from .unpickling import StorageFeed, ZipReader, can_rebind, torch_load
 from .verification import check
 
@@ -44,7 +46,8 @@ def load(
     altogether.
 
     Args:
-        f: a path, or an object with ``read``, ``readline``, ``tell`` and ``seek``.
+        f: a path; a URL of fsspec (``str``), of which ranges are read; or an object with ``read``, ``readline``,
+            ``tell`` and ``seek``.
         map_location: None, a string, a :class:`torch.device`, a dict or a callable. ``"meta"`` reads no data.
         weights_only: unpickle with torch's restricted unpickler: the security boundary. Load with ``False`` only what
             you trust.
@@ -74,11 +77,17 @@ def load(
     """
     progress_module.check(progress)
     chosen = backends.for_reading(backend)
-    if verify:
-        _check_has_checksums(f)
-    quick = can_rebind() and _agrees()
-    with progress_module.reporting(progress, "load") as callback:
-        archive = _Archive(f, map_location, mmap, verify, chosen, callback, hand_over=not quick)
+    with contextlib.ExitStack() as exit_stack:
+        source, name = None, f
+        if is_url(f):
+            found = exit_stack.enter_context(ranges.opened(f))
+            source, name = found.source, found.url
+            f = found.local_path if source is None else exit_stack.enter_context(source.stream())
+        if verify:
+            _check_has_checksums(f, name)
+        quick = can_rebind() and _agrees()
+        callback = exit_stack.enter_context(progress_module.reporting(progress, "load"))
+        archive = _Archive(f, source, name, map_location, mmap, verify, chosen, callback, hand_over=not quick)
         options: dict[str, Any] = {"weights_only": weights_only, "mmap": mmap, **pickle_load_args}
         try:
             if not quick:
@@ -95,6 +104,8 @@ class _Archive:
     def __init__(
         self,
         f: Any,
+        source: ranges.RangedObject | None,
+        name: Any,
         map_location: Any,
         mmap: bool | None,
         verify: bool,
@@ -103,7 +114,9 @@ class _Archive:
         *,
         hand_over: bool,
     ) -> None:
-        self._f = f
+        self._f = f  #: as torch takes it
+        self._source = source  #: where it came as a URL
+        self._name = name  #: for messages
         self._map_location = map_location
         self._mmap = mmap
         self._verify = verify
@@ -158,9 +171,11 @@ class _Archive:
 
     def _open_records(self, file: Any) -> Records | None:
         """None where nobody needs them."""
+        if self._source is not None:
+            return of_ranges(self._source, self._backend)
         if isinstance(self._f, (str, os.PathLike)):
-            path = os.fsdecode(self._f)
-            return Records(self._backend.open_archive(file.fileno(), path), path)
+            name = os.fsdecode(self._name)
+            return Records(self._backend.open_archive(file.fileno(), name), name)
         if not self._verify:
             return None
         source = _ObjectSource(file)
@@ -176,7 +191,7 @@ class _Archive:
         return (
             self._hand_over
             or bool(mmap)
-            or not isinstance(self._f, (str, os.PathLike))
+            or not (isinstance(self._f, (str, os.PathLike)) or self._source is not None)
             or "constants.pkl" in records  # TorchScript
             or torch._guards.detect_fake_mode(None) is not None
             or torch.serialization._serialization_tls.skip_data
@@ -216,9 +231,11 @@ class _ObjectSource:
             self._file.seek(before)
 
 
-def _check_has_checksums(f: Any) -> None:
+def _check_has_checksums(f: Any, name: Any) -> None:
     if isinstance(f, (str, os.PathLike)) and os.fsdecode(f).endswith(".safetensors"):
-        raise ValueError(f"verify=True: {f} is a safetensors file, which has no checksums; load it with verify=False")
+        raise ValueError(
+            f"verify=True: {name} is a safetensors file, which has no checksums; load it with verify=False"
+        )
     try:
         with torch.serialization._open_file_like(f, "rb") as file:
             start = file.tell()
@@ -228,7 +245,7 @@ def _check_has_checksums(f: Any) -> None:
         return  # torch.load will say it
     if legacy:
         raise ValueError(
-            f"verify=True: {f} is in torch's legacy format, which has no checksums; load it with verify=False, "
+            f"verify=True: {name} is in torch's legacy format, which has no checksums; load it with verify=False, "
             "and save it again to have them"
         )
 

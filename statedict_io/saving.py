@@ -19,8 +19,9 @@ from .backends.protocol import Archive, Content
 from .pacing import paced
 from .pickling import pickle_object
 from .progress import Progress
+from .remote.uploads import Upload
 from .replacement import Replacement
-from .targets import FileTarget, PathStreamTarget, Target, full_writer, resolve
+from .targets import FileTarget, PathStreamTarget, Target, URLTarget, full_writer, resolve
 
 
 def save(
@@ -39,13 +40,14 @@ def save(
 
     Args:
         obj: anything that ``torch.save`` takes.
-        f: a path (``str`` or ``os.PathLike``), replaced atomically; or an object with ``write`` and ``flush``, written
-            to from where it stands.
+        f: a path (``str`` or ``os.PathLike``), replaced atomically; a URL of fsspec such as ``"s3://bucket/model.pt"``
+            (``str``), which appears whole or not at all; or an object with ``write`` and ``flush``, written to from
+            where it stands.
         pickle_module: pickles what is not tensor bytes: :mod:`pickle`, or another with a ``Pickler``, as ``dill``.
         pickle_protocol: its protocol, 2 to 5.
         durable: on return the file's bytes and name are on the device. ``False`` leaves that to the kernel, as
             ``torch.save`` does; the replacement is atomic either way. A file object is the caller's to flush to the
-            device.
+            device; what a finished upload is worth is the store's promise.
         backend: ``"auto"`` uses the compiled extension where it can be used, else writes with torch alone; ``"native"``
             insists on the extension, ``"torch"`` does without it.
         progress: ``True`` for a bar on stderr (needs ``tqdm``), or a callable taking (bytes_done, bytes_total), called
@@ -125,7 +127,9 @@ def plan(
             "pickle_protocol": pickle_protocol,
             "_disable_byteorder_record": disable_byteorder_record,
         }
-        if use_new_zipfile_serialization:
+        if use_new_zipfile_serialization and isinstance(target, URLTarget):
+            write(stock.ZipFile(obj, target.place.file_name, **options), target, durable, None)
+        elif use_new_zipfile_serialization:
             stock.save_zip(obj, target, durable=durable, **options)
         else:
             write(stock.LegacyFile(obj, **options), target, durable, None)
@@ -147,7 +151,7 @@ def plan(
 
 def write_planned(planned: PlannedSave, *, durable: bool, progress: Progress) -> None:
     """Writes and commits, after asynchronous saves to the same path that were started earlier."""
-    if isinstance(planned.target, FileTarget):
+    if isinstance(planned.target, (FileTarget, URLTarget)):
         pending.wait_for_earlier(planned.target.path)
     if planned.archive is None:
         planned.write_stock(durable)
@@ -168,6 +172,10 @@ def write(
             with Replacement(target, durable=durable) as replacement:
                 content.write_fd(replacement.fd, durable=durable, progress=callback, bytes_per_second=bytes_per_second)
                 replacement.commit()
+        elif isinstance(target, URLTarget):
+            with Upload(target.place, getattr(content, "nbytes", None)) as upload:
+                content.write_stream(paced(upload.write, bytes_per_second), progress=callback)
+                upload.commit()
         elif isinstance(target, PathStreamTarget):
             try:
                 with open(target.given, "wb", buffering=0) as stream:

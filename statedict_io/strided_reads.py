@@ -9,9 +9,6 @@ import torch
 
 #: a tile of a view is read in one piece, gaps included, if it is no larger
 MAX_TILE_NBYTES = 16 << 20
-# A page: the disk is read in these anyway.
-_CHEAP_NBYTES = 4 << 10
-
 #: fills the memory from the record's byte offset on
 ReadInto = Callable[[int, memoryview], None]
 
@@ -31,7 +28,7 @@ def memory_of(tensor: torch.Tensor) -> memoryview:
     return memoryview((ctypes.c_ubyte * nbytes).from_address(tensor.data_ptr())).cast("B")
 
 
-def fill(out: torch.Tensor, offset: int, strides: Sequence[int], read_into: ReadInto) -> None:
+def fill(out: torch.Tensor, offset: int, strides: Sequence[int], read_into: ReadInto, cheap_nbytes: int) -> None:
     """Fills ``out``, a contiguous tensor, from the view of a record with its shape.
 
     Reads at most twice the bytes of the view, or pieces so small that it does not matter.
@@ -40,6 +37,7 @@ def fill(out: torch.Tensor, offset: int, strides: Sequence[int], read_into: Read
         out: raw bits count, its dtype has only to have the right size.
         offset: of the view's first element, in elements.
         strides: of the view, in elements.
+        cheap_nbytes: a piece that spans no more is read with its gaps.
     """
     if out.numel() == 0:
         return
@@ -55,7 +53,7 @@ def fill(out: torch.Tensor, offset: int, strides: Sequence[int], read_into: Read
         for length, stride in zip(part.shape, strides, strict=True):
             distinct *= length if stride else 1
         nbytes = span * itemsize
-        if nbytes <= _CHEAP_NBYTES or (nbytes <= MAX_TILE_NBYTES and span <= 2 * distinct):
+        if nbytes <= cheap_nbytes or (nbytes <= MAX_TILE_NBYTES and span <= 2 * distinct):
             tile = torch.empty(span, dtype=part.dtype, device="cpu")
             read_into(offset * itemsize, memory_of(tile))
             part.copy_(tile.as_strided(part.shape, strides))

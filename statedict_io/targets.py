@@ -1,4 +1,4 @@
-"""What the ``f`` of a save is: a file to replace, a path to stream to, or an object to write to.
+"""What the ``f`` of a save is: a file to replace, a path to stream to, a URL, or an object to write to.
 
 Everything that can be refused is refused here, before an object is pickled or a file opened, with the error that
 ``torch.save`` raises.
@@ -18,6 +18,7 @@ import torch
 import torch.serialization
 
 from .errors import refused_target
+from .remote.stores import Place, is_url, locate
 
 _MAX_SYMLINKS = 40  # as the kernel
 
@@ -48,14 +49,28 @@ class ObjectTarget:
     archive_name: str = "archive"
 
 
-Target = FileTarget | PathStreamTarget | ObjectTarget
+@dataclass(frozen=True)
+class URLTarget:
+    """An object of a store, replaced as the store can."""
+
+    given: str
+    place: Place
+    archive_name: str
+
+    @property
+    def path(self) -> str:
+        """Equal for all URLs of the object, and no path of a file."""
+        return self.place.identity
+
+
+Target = FileTarget | PathStreamTarget | URLTarget | ObjectTarget
 
 
 def resolve(f: Any, *, names_archive: bool = True) -> Target:
     """Classifies ``f`` as ``torch.save`` would take it.
 
     Args:
-        f: as given to ``save``.
+        f: as given to ``save``. Of a URL nothing is asked of the store here.
         names_archive: whether the path must yield an archive name; the legacy format has none.
 
     Raises:
@@ -66,6 +81,8 @@ def resolve(f: Any, *, names_archive: bool = True) -> Target:
     torch.serialization._check_save_filelike(f)
     if isinstance(f, (str, os.PathLike)):
         f = os.fspath(f)
+    if is_url(f):
+        return _resolve_url(f, names_archive)
     if isinstance(f, str):
         return _resolve_path(f, names_archive)
     if not callable(getattr(f, "write", None)):
@@ -87,6 +104,18 @@ def archive_name_of(path: str) -> str:
     base = path[max(path.rfind("/"), path.rfind("\\")) + 1 :]
     dot = base.rfind(".")
     return base if dot < 0 else base[:dot]
+
+
+def _resolve_url(url: str, names_archive: bool) -> Target:
+    place = locate(url)
+    if place.local_path is not None:
+        return _resolve_path(place.local_path + "/" * url.endswith("/"), names_archive)
+    if url.endswith("/") or not place.file_name:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), place.url)
+    archive_name = archive_name_of(place.file_name)
+    if not archive_name and names_archive:
+        raise RuntimeError(f"invalid file name: {place.url}")  # torch's words
+    return URLTarget(place.url, place, archive_name)
 
 
 def _resolve_path(given: str, names_archive: bool) -> Target:

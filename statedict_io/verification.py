@@ -42,7 +42,7 @@ def verify(path: Any, *, backend: str = "auto", progress: Progress = None) -> Ve
     """Reads the whole file and compares the CRC-32 of each record with the recorded one.
 
     Args:
-        path: of a file in torch's zip format.
+        path: of a file in torch's zip format, or a URL of fsspec (``str``).
         backend: ``"auto"``, ``"native"`` or ``"torch"``, as for :func:`load`.
         progress: ``True`` for a bar on stderr (needs ``tqdm``), or a callable taking (bytes_done, bytes_total).
 

@@ -53,10 +53,12 @@ for action in actions.values():  # threads and buffers are there
     action(path, backend=backend)
 with open("/proc/self/statm") as file:
     used = int(file.read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + len(sound) + (64 << 20),) * 2)
+_, most = resource.getrlimit(resource.RLIMIT_AS)
 found = {{}}
 for name, damage in HOSTILE.items():
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))  # what making it takes is not the reader's
     path.write_bytes(damage(sound))
+    resource.setrlimit(resource.RLIMIT_AS, (used + len(sound) + (64 << 20), most))
     for what, action in actions.items():
         try:
             result = action(path, backend=backend)

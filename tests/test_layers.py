@@ -49,6 +49,9 @@ ROWS = [
     {"backends.protocol", "backends.archive", "backends.arenas", "backends.crc32"},
     {"replacement"},
     {"targets", "pickling", "pending"},
+    {"remote.uploads", "remote.ranges"},
+    {"remote.stores"},
+    {"remote"},
     {"progress", "errors", "installed", "pacing", "host_memory", "device_room", "_build_info", "_native"},
 ]
 

@@ -6,28 +6,40 @@ Positional reads straight into the final storages. Reading and zlib release the 
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from typing import Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 
 from ..errors import CorruptCheckpointError, corrupt
 from ..progress import ProgressCallback
+from . import crc32
 from .directory import LOCAL_NBYTES, Directory, read_directory
 from .inflate import Damage, inflated
 from .protocol import RecordEntry
 
-_NUM_THREADS = 4
 _PIECE_NBYTES = 8 << 20
-_CHECKED_PIECE_NBYTES = 1 << 20  # is still in cache when it is checksummed
-# Below this records are read together, with what lies between them, and copied.
-_SMALL_NBYTES = 64 << 10
-_RUN_NBYTES = 1 << 20
 _SIGNAL_SECONDS = 0.05
+
+
+class Access(NamedTuple):
+    """What pays off with a kind of source."""
+
+    num_threads: int
+    small_nbytes: int  #: below this records are read together, with what lies between them, and copied
+    run_nbytes: int  #: of what is read together
+    checked_nbytes: int  #: read at once where it is checksummed
+    waits: bool  #: a read is mostly waiting: also small ones are made side by side
+
+
+#: what is checksummed is still in cache
+DISK = Access(4, 64 << 10, 1 << 20, 1 << 20, False)
+NETWORK = Access(8, 512 << 10, 8 << 20, _PIECE_NBYTES, True)
 
 _T = TypeVar("_T")
 
@@ -82,8 +94,9 @@ def new_storage(nbytes: int) -> torch.UntypedStorage:
 class FallbackReader:
     """See :class:`~statedict_io.backends.protocol.ArchiveReader`."""
 
-    def __init__(self, source: Source, path: str) -> None:
+    def __init__(self, source: Source, path: str, access: Access = DISK) -> None:
         self._source = source
+        self._access = access
         self._path = path
         self._directory: Directory = self._guarded(lambda: read_directory(self._read_at, source.nbytes))
 
@@ -115,65 +128,133 @@ class FallbackReader:
         if entry.compressed or offset < 0 or offset + destination.nbytes > entry.nbytes:
             raise ValueError(f"no range of {entry.name}: bytes {offset} to {offset + destination.nbytes}")
         start = self.payload_offset(record) + offset
-        self._guarded(lambda: self._source.read_into(destination, start))
+
+        tasks = [
+            _task(0, self._source.read_into, destination[at : at + _PIECE_NBYTES], start + at)
+            for at in range(0, destination.nbytes, _PIECE_NBYTES)
+        ]
+        self._guarded(lambda: _perform([], tasks, destination.nbytes, None, self._access))
 
     def load_storages(
         self, records: Sequence[int], *, verify: bool, progress: ProgressCallback | None
     ) -> list[torch.UntypedStorage]:
         storages: dict[int, torch.UntypedStorage] = {}
-        corrupt_records: list[int] = []
-        runs: list[Callable[[], int]] = []
-        tasks: list[Callable[[], int]] = []
 
-        def check(record: int, crc: int) -> None:
-            if verify and crc != self.records[record].crc32:
-                corrupt_records.append(record)
+        def load_run(run: list[int]) -> None:
+            for record, payload in self._read_run(run):
+                storage = storages[record] = new_storage(len(payload))
+                ctypes.memmove(storage.data_ptr(), payload, len(payload))
+                if verify:
+                    checks.add(record, zlib.crc32(payload), 0)
 
-        def run_task(run: list[int]) -> Callable[[], int]:
-            return lambda: self._load_run(run, storages, check if verify else None)
+        def load_piece(record: int, offset: int, start: int, nbytes: int) -> None:
+            memory = storage_memory(storages[record])[start : start + nbytes]
+            step = self._access.checked_nbytes if verify else nbytes
+            crc = 0
+            for at in range(0, nbytes, step):
+                self._source.read_into(memory[at : at + step], offset + at)
+                if verify:
+                    crc = zlib.crc32(memory[at : at + step], crc)
+            if verify:
+                checks.add(record, crc, self.records[record].nbytes - start - nbytes)
 
-        def whole_task(record: int) -> Callable[[], int]:
-            return lambda: self._load_whole(record, storages, check if verify else None)
+        def load_compressed(record: int, offset: int) -> None:
+            storage = storages[record] = new_storage(self.records[record].nbytes)
+            memory = storage_memory(storage)
+            at = crc = 0
+            for piece in self._inflated(record, offset):
+                memory[at : at + len(piece)] = piece
+                crc = zlib.crc32(piece, crc)
+                at += len(piece)
+            checks.add(record, crc, 0)
 
-        def piece_task(storage: torch.UntypedStorage, offset: int, start: int) -> Callable[[], int]:
-            return lambda: self._load_piece(storage, offset, start)
-
-        small, large = self._split(set(records))
-        runs.extend(run_task(run) for run in self._runs(small))
-        for record in large:
-            entry = self.records[record]
-            if verify or entry.compressed:
-                tasks.append(whole_task(record))
-                continue
-            offset = self.payload_offset(record)
-            storages[record] = new_storage(entry.nbytes)
-            starts = range(0, entry.nbytes, _PIECE_NBYTES)
-            tasks.extend(piece_task(storages[record], offset, start) for start in starts)
-        total = sum(self.records[record].nbytes for record in {*small, *large})
-        # Runs are mostly Python's work: more threads would only wait for each other.
-        self._guarded(lambda: _perform(runs, tasks, total, progress))
-        if corrupt_records:
-            raise self._checksum_error(corrupt_records)
+        checks = _Checksums()
+        self._guarded(
+            lambda: self._for_all(
+                set(records),
+                progress,
+                run=load_run,
+                piece=load_piece,
+                compressed=load_compressed,
+                allocate=lambda record: storages.update({record: new_storage(self.records[record].nbytes)}),
+            )
+        )
+        if verify:
+            wrong = [record for record in storages if checks.of(record) != self.records[record].crc32]
+            if wrong:
+                raise self._checksum_error(wrong)
         return [storages[record] for record in records]
 
     def checksums(self, records: Sequence[int], *, progress: ProgressCallback | None) -> list[int]:
-        crcs: dict[int, int] = {}
+        def check_run(run: list[int]) -> None:
+            for record, payload in self._read_run(run):
+                checks.add(record, zlib.crc32(payload), 0)
 
-        def task(record: int) -> Callable[[], int]:
-            def checksum() -> int:
-                crc = 0
-                for piece in self._pieces(record, self.payload_offset(record)):
-                    crc = zlib.crc32(piece, crc)
-                crcs[record] = crc
-                return self.records[record].nbytes
+        def check_piece(record: int, offset: int, start: int, nbytes: int) -> None:
+            buffer = memoryview(bytearray(min(nbytes, self._access.checked_nbytes)))
+            crc = 0
+            for at in range(0, nbytes, len(buffer)):
+                part = buffer[: nbytes - at]
+                self._source.read_into(part, offset + at)
+                crc = zlib.crc32(part, crc)
+            checks.add(record, crc, self.records[record].nbytes - start - nbytes)
 
-            return checksum
+        def check_compressed(record: int, offset: int) -> None:
+            crc = 0
+            for piece in self._inflated(record, offset):
+                crc = zlib.crc32(piece, crc)
+            checks.add(record, crc, 0)
 
-        unique = set(records)
-        total = sum(self.records[record].nbytes for record in unique)
-        tasks = [task(record) for record in sorted(unique, key=lambda r: self.records[r].header_offset)]
-        self._guarded(lambda: _perform([], tasks, total, progress))
-        return [crcs[record] for record in records]
+        checks = _Checksums()
+        self._guarded(
+            lambda: self._for_all(set(records), progress, run=check_run, piece=check_piece, compressed=check_compressed)
+        )
+        return [checks.of(record) for record in records]
+
+    def _for_all(
+        self,
+        records: set[int],
+        progress: ProgressCallback | None,
+        *,
+        run: Callable[[list[int]], None],
+        piece: Callable[[int, int, int, int], None],
+        compressed: Callable[[int, int], None],
+        allocate: Callable[[int], None] = lambda record: None,
+    ) -> None:
+        """Goes through payloads in file order, in several threads.
+
+        Args:
+            run: takes small neighbours.
+            piece: takes (record, offset in the file, offset in the payload, nbytes).
+            compressed: takes (record, offset in the file).
+            allocate: is called for a record before its pieces.
+        """
+        small, large = self._split(records)
+        runs = [_task(self._payload_nbytes(neighbours), run, neighbours) for neighbours in self._runs(small)]
+        tasks = []
+        for record, offset in zip(large, self._payload_offsets(large), strict=True):
+            nbytes = self.records[record].nbytes
+            if self.records[record].compressed:
+                tasks.append(_task(nbytes, compressed, record, offset))
+                continue
+            allocate(record)
+            for start in range(0, nbytes, _PIECE_NBYTES):
+                length = min(_PIECE_NBYTES, nbytes - start)
+                tasks.append(_task(length, piece, record, offset + start, start, length))
+        # Runs are mostly Python's work: more threads would only wait for each other.
+        _perform(runs, tasks, self._payload_nbytes(records), progress, self._access)
+
+    def _payload_nbytes(self, records: Iterable[int]) -> int:
+        return sum(self.records[record].nbytes for record in records)
+
+    def _payload_offsets(self, records: list[int]) -> list[int]:
+        offsets: dict[int, int] = {}
+
+        def find(record: int) -> None:
+            offsets[record] = self.payload_offset(record)
+
+        _perform([_task(0, find, record) for record in records], [], 0, None, self._access)
+        return [offsets[record] for record in records]
 
     def _split(self, records: Iterable[int]) -> tuple[list[int], list[int]]:
         """Small and large ones, each in file order."""
@@ -182,16 +263,17 @@ class FallbackReader:
         for record in sorted(records, key=lambda r: self.records[r].header_offset):
             entry = self.records[record]
             span = self._directory.limit_offsets[record] - entry.header_offset
-            (large if entry.compressed or span > 2 * _SMALL_NBYTES else small).append(record)
+            (large if entry.compressed or span > 2 * self._access.small_nbytes else small).append(record)
         return small, large
 
     def _runs(self, small: list[int]) -> Iterator[list[int]]:
-        """Neighbours, up to ``_RUN_NBYTES`` from the first header to the end of the last record."""
+        """Neighbours, up to ``run_nbytes`` from the first header to the end of the last record."""
         run: list[int] = []
         for record in small:
             if run and (
-                self._directory.limit_offsets[record] - self.records[run[0]].header_offset > _RUN_NBYTES
-                or self.records[record].header_offset - self._directory.limit_offsets[run[-1]] > _SMALL_NBYTES
+                self._directory.limit_offsets[record] - self.records[run[0]].header_offset > self._access.run_nbytes
+                or self.records[record].header_offset - self._directory.limit_offsets[run[-1]]
+                > self._access.small_nbytes
             ):
                 yield run
                 run = []
@@ -199,66 +281,17 @@ class FallbackReader:
         if run:
             yield run
 
-    def _load_run(
-        self, run: list[int], storages: dict[int, torch.UntypedStorage], check: Callable[[int, int], None] | None
-    ) -> int:
+    def _read_run(self, run: list[int]) -> Iterator[tuple[int, bytes]]:
+        """(record, payload) of neighbours, which are read together."""
         start = self.records[run[0]].header_offset
         data = self._read_at(start, self._directory.limit_offsets[run[-1]] - start)
-        nbytes = 0
         for record in run:
             entry = self.records[record]
             header_at = entry.header_offset - start
             name_nbytes = len(self._directory.full_names[record])
-            payload_at = (
-                self._directory.payload_offset(record, data[header_at : header_at + LOCAL_NBYTES + name_nbytes]) - start
-            )
-            payload = data[payload_at : payload_at + entry.nbytes]
-            storage = storages[record] = new_storage(entry.nbytes)
-            ctypes.memmove(storage.data_ptr(), payload, entry.nbytes)
-            if check is not None:
-                check(record, zlib.crc32(payload))
-            nbytes += entry.nbytes
-        return nbytes
-
-    def _load_whole(
-        self, record: int, storages: dict[int, torch.UntypedStorage], check: Callable[[int, int], None] | None
-    ) -> int:
-        entry = self.records[record]
-        offset = self.payload_offset(record)
-        storage = storages[record] = new_storage(entry.nbytes)
-        memory = storage_memory(storage)
-        crc = 0
-        if entry.compressed:
-            at = 0
-            for piece in self._inflated(record, offset):
-                memory[at : at + len(piece)] = piece
-                crc = zlib.crc32(piece, crc)
-                at += len(piece)
-        else:
-            for start in range(0, entry.nbytes, _CHECKED_PIECE_NBYTES):
-                piece_of_memory = memory[start : start + _CHECKED_PIECE_NBYTES]
-                self._source.read_into(piece_of_memory, offset + start)
-                crc = zlib.crc32(piece_of_memory, crc)
-        if check is not None:
-            check(record, crc)
-        return entry.nbytes
-
-    def _load_piece(self, storage: torch.UntypedStorage, offset: int, start: int) -> int:
-        piece = storage_memory(storage)[start : start + _PIECE_NBYTES]
-        self._source.read_into(piece, offset + start)
-        return len(piece)
-
-    def _pieces(self, record: int, offset: int) -> Iterator[bytes | memoryview]:
-        """The payload from front to back; a piece is valid until the next one."""
-        entry = self.records[record]
-        if entry.compressed:
-            yield from self._inflated(record, offset)
-            return
-        buffer = memoryview(bytearray(min(entry.nbytes, _CHECKED_PIECE_NBYTES)))
-        for start in range(0, entry.nbytes, _CHECKED_PIECE_NBYTES):
-            piece = buffer[: entry.nbytes - start]
-            self._source.read_into(piece, offset + start)
-            yield piece
+            header = data[header_at : header_at + LOCAL_NBYTES + name_nbytes]
+            payload_at = self._directory.payload_offset(record, header) - start
+            yield record, data[payload_at : payload_at + entry.nbytes]
 
     def _inflated(self, record: int, offset: int) -> Iterator[bytes]:
         return inflated(lambda at, nbytes: self._read_at(offset + at, nbytes), self.records[record])
@@ -281,17 +314,56 @@ class FallbackReader:
         return corrupt(self._path, f"checksums do not match in {', '.join(names)}", names)
 
 
+class _Checksums:
+    """CRCs of payloads from those of their pieces, in any order."""
+
+    def __init__(self) -> None:
+        self._pieces: list[tuple[int, int]] = []
+
+    def add(self, record: int, crc: int, nbytes_after: int) -> None:
+        """From any thread."""
+        self._pieces.append((record, crc32.shift(crc, nbytes_after)))
+
+    def of(self, record: int) -> int:
+        return self._by_record.get(record, 0)
+
+    @functools.cached_property
+    def _by_record(self) -> dict[int, int]:
+        crcs: dict[int, int] = {}
+        for record, crc in self._pieces:
+            crcs[record] = crcs.get(record, 0) ^ crc
+        return crcs
+
+
+def _task(nbytes: int, action: Callable[..., None], *arguments: Any) -> Callable[[], int]:
+    def perform() -> int:
+        action(*arguments)
+        return nbytes
+
+    return perform
+
+
 def _perform(
-    alone: list[Callable[[], int]], together: list[Callable[[], int]], total: int, progress: ProgressCallback | None
+    alone: list[Callable[[], int]],
+    together: list[Callable[[], int]],
+    total: int,
+    progress: ProgressCallback | None,
+    access: Access,
 ) -> None:
     """Runs tasks in this thread, and those that are much work on several. ``progress`` is called in this thread with
     the sum of what they return; the first error, also of ``progress``, ends the rest."""
     done = 0
-    for task in alone if total > _PIECE_NBYTES else [*alone, *together]:
+    if access.waits:
+        alone, together = [], [*alone, *together]
+        if len(together) == 1:
+            alone, together = together, []
+    elif total <= _PIECE_NBYTES:
+        alone, together = [*alone, *together], []
+    for task in alone:
         done += task()
         if progress is not None:
             progress(done, total)
-    if total <= _PIECE_NBYTES or not together:
+    if not together:
         return
     lock = threading.Lock()
     queue = iter(together)
@@ -312,11 +384,11 @@ def _perform(
             with lock:
                 done += nbytes
 
-    pool = ThreadPoolExecutor(min(_NUM_THREADS, len(together)))
+    pool = ThreadPoolExecutor(min(access.num_threads, len(together)))
     try:
         workers: set[Future[None]] = set()
         try:
-            while len(workers) < min(_NUM_THREADS, len(together)):
+            while len(workers) < min(access.num_threads, len(together)):
                 workers.add(pool.submit(work))
         except RuntimeError:  # no more threads, or the interpreter is exiting
             if not workers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,8 @@ from ..pacing import paced
 from ..progress import ProgressCallback
 from ..replacement import Replacement
 from ..targets import FileTarget, Target
+
+_PIECE_NBYTES = 1 << 20
 
 
 def save_zip(obj: Any, target: Target, *, durable: bool, **torch_options: Any) -> None:
@@ -28,6 +31,30 @@ def save_zip(obj: Any, target: Target, *, durable: bool, **torch_options: Any) -
     with Replacement(target, durable=durable, as_directory=True) as replacement:
         torch_save(obj, replacement.path_inside, **torch_options)
         replacement.commit()
+
+
+class ZipFile:
+    """What torch writes under a file name, as :class:`~statedict_io.backends.protocol.Content`; by way of a temporary
+    file, because torch takes the archive's name from the file that it opens."""
+
+    def __init__(self, obj: Any, file_name: str, **torch_options: Any) -> None:
+        self._obj = obj
+        self._file_name = file_name
+        self._options = torch_options
+
+    def write_fd(
+        self, fd: int, *, durable: bool, progress: ProgressCallback | None, bytes_per_second: float | None = None
+    ) -> None:
+        raise NotImplementedError("a file is torch's to write: save_zip")
+
+    def write_stream(self, write: Callable[[memoryview], Any], *, progress: ProgressCallback | None) -> None:
+        del progress
+        with tempfile.TemporaryDirectory(prefix="statedict_io-") as directory:
+            path = os.path.join(directory, self._file_name)
+            torch.save(self._obj, path, **self._options)
+            with open(path, "rb", buffering=0) as file:
+                while piece := file.read(_PIECE_NBYTES):
+                    write(memoryview(piece))
 
 
 class LegacyFile:

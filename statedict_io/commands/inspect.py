@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 from ..archives import opened
@@ -71,6 +70,7 @@ def describe(path: str) -> dict[str, Any]:
         entries = [entry for entry in records.entries if entry.nbytes]
         recorded = with_crc(records.entries)
         num_recorded = sum(entry.name in recorded for entry in entries)
+        file_nbytes = records.file_nbytes
         facts: dict[str, Any] = {
             "archive_name": records.archive.archive_name,
             "records": len(records.entries),
@@ -86,7 +86,7 @@ def describe(path: str) -> dict[str, Any]:
                 facts[name.rpartition("/")[2].lstrip(".")] = records.read(name).decode(errors="replace").strip()
     return {
         "path": path,
-        "file_nbytes": os.path.getsize(path),
+        "file_nbytes": file_nbytes,
         "format": facts,
         "tensors": tensors,
         "totals": {"tensors": len(tensors), "nbytes": sum(t["nbytes"] for t in tensors), "by_dtype": by_dtype},

@@ -1,0 +1,61 @@
+import pytest
+from conftest import promised
+
+BUCKET = "bucket"
+
+
+@pytest.fixture(scope="session")
+def s3_session():
+    try:
+        import boto3
+        import s3fs  # noqa: F401
+
+        from remote.s3_server import KEY, SECRET, S3Server
+    except ImportError as e:
+        if promised("STATEDICT_IO_REQUIRE_S3"):
+            pytest.fail(f"STATEDICT_IO_REQUIRE_S3=1, but: {e}")
+        pytest.skip(f"needs s3fs and moto[server]: {e}")
+    server = S3Server()
+    client = boto3.client(
+        "s3", endpoint_url=server.url, aws_access_key_id=KEY, aws_secret_access_key=SECRET, region_name="us-east-1"
+    )
+    client.create_bucket(Bucket=BUCKET)
+    server.client = client
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_session, monkeypatch):
+    """The server, empty, and s3:// leading to it."""
+    import fsspec.config
+
+    from remote.s3_server import KEY, SECRET
+
+    options = {
+        "key": KEY,
+        "secret": SECRET,
+        "endpoint_url": s3_session.url,
+        "client_kwargs": {"region_name": "us-east-1"},
+        "config_kwargs": {"retries": {"max_attempts": 1}},
+    }
+    monkeypatch.setitem(fsspec.config.conf, "s3", options)
+    s3_session.reset()
+    yield s3_session
+    s3_session.reset()
+    for upload in uploads(s3_session):
+        s3_session.client.abort_multipart_upload(Bucket=BUCKET, Key=upload["Key"], UploadId=upload["UploadId"])
+    for key in keys(s3_session):
+        s3_session.client.delete_object(Bucket=BUCKET, Key=key)
+
+
+def keys(server):
+    return [found["Key"] for found in server.client.list_objects_v2(Bucket=BUCKET).get("Contents", [])]
+
+
+def uploads(server):
+    return server.client.list_multipart_uploads(Bucket=BUCKET).get("Uploads", [])
+
+
+def content(server, key):
+    return server.client.get_object(Bucket=BUCKET, Key=key)["Body"].read()

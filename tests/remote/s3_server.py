@@ -1,0 +1,161 @@
+"""moto's S3 server in a thread of this process, behind a door that counts requests and makes them fail.
+
+The wire is real: HTTP on loopback, multipart uploads, range requests, signatures in headers. Only the door is ours.
+"""
+
+import contextlib
+import re
+import socket
+import threading
+import time
+from typing import NamedTuple
+from urllib.parse import parse_qs
+
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+KEY, SECRET = "the-key", "the-secret"
+ERROR = "<?xml version='1.0'?><Error><Code>{}</Code><Message>{}</Message></Error>"
+
+
+class Request(NamedTuple):
+    method: str
+    path: str
+    query: dict[str, list[str]]
+    range: tuple[int, int] | None  #: of a GET, end excluded
+    nbytes: int  #: of the body
+
+    @property
+    def part(self):
+        return int(self.query["partNumber"][0]) if "partNumber" in self.query else None
+
+    @property
+    def kind(self):
+        """The S3 action, as far as the tests care."""
+        names = {
+            ("POST", "uploads"): "create",
+            ("POST", "uploadId"): "complete",
+            ("PUT", "uploadId"): "part",
+            ("DELETE", "uploadId"): "abort",
+        }
+        for (method, word), name in names.items():
+            if self.method == method and word in self.query:
+                return name
+        return {"PUT": "put", "GET": "get", "HEAD": "head"}.get(self.method, self.method)
+
+
+def error(status, code, message="injected"):
+    """A fault: the request is answered so."""
+
+    def answer(environ, start_response):
+        _drain(environ)
+        body = ERROR.format(code, message).encode()
+        start_response(f"{status} {code}", [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
+
+    return answer
+
+
+def drop(environ, start_response):
+    """A fault: the connection breaks before there is an answer."""
+    _drain(environ, at_most=1 << 16)
+    environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+    raise ConnectionError
+
+
+def cut_short(nbytes):
+    """A fault: of the answer's body only the first bytes come."""
+
+    def answer(environ, start_response, app):
+        def start(status, headers, exc_info=None):
+            return start_response(status, headers, exc_info)
+
+        body = b"".join(app(environ, start))
+        yield body[:nbytes]
+        environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+
+    answer.needs_app = True
+    return answer
+
+
+def _drain(environ, at_most=None):
+    left = int(environ.get("CONTENT_LENGTH") or 0)
+    left = left if at_most is None else min(left, at_most)
+    while left > 0 and (data := environ["wsgi.input"].read(min(left, 1 << 16))):
+        left -= len(data)
+
+
+class Quiet(WSGIRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log(self, *_):
+        pass
+
+    def run_wsgi(self):
+        with contextlib.suppress(OSError):
+            super().run_wsgi()
+
+
+class S3Server:
+    """``requests``: what came, in order. ``faults``: [(predicate of a request, fault, how often)]."""
+
+    def __init__(self):
+        self.requests = []
+        self.faults = []
+        self.delay = 0.0  #: of each answer, seconds: a network
+        self.busiest = 0  #: requests at one time
+        self._now = 0
+        self._lock = threading.Lock()
+        self._app = DomainDispatcherApplication(create_backend_app)
+        self._server = make_server("127.0.0.1", 0, self._door, threaded=True, request_handler=Quiet)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def stop(self):
+        self._server.shutdown()
+        self._server.server_close()
+
+    def fail(self, predicate, fault, times=1 << 30):
+        self.faults.append([predicate, fault, times])
+
+    def reset(self):
+        self.faults.clear()
+        self.requests.clear()
+        self.delay, self.busiest = 0.0, 0
+
+    def kinds(self):
+        return [request.kind for request in self.requests]
+
+    def _door(self, environ, start_response):
+        request = Request(
+            environ["REQUEST_METHOD"],
+            environ["PATH_INFO"],
+            parse_qs(environ["QUERY_STRING"], keep_blank_values=True),
+            _range(environ.get("HTTP_RANGE", "")),
+            int(environ.get("CONTENT_LENGTH") or 0),
+        )
+        with self._lock:
+            self.requests.append(request)
+            self._now += 1
+            self.busiest = max(self.busiest, self._now)
+        try:
+            time.sleep(self.delay)
+            if f"Credential={KEY}/" not in environ.get("HTTP_AUTHORIZATION", ""):
+                text = "The AWS Access Key Id you provided does not exist in our records."
+                return error(403, "InvalidAccessKeyId", text)(environ, start_response)
+            for fault in self.faults:
+                if fault[2] > 0 and fault[0](request):
+                    fault[2] -= 1
+                    if getattr(fault[1], "needs_app", False):
+                        return fault[1](environ, start_response, self._app)
+                    return fault[1](environ, start_response)
+            return self._app(environ, start_response)
+        finally:
+            with self._lock:
+                self._now -= 1
+
+
+def _range(header):
+    match = re.fullmatch(r"bytes=(\d+)-(\d+)", header)
+    return (int(match[1]), int(match[2]) + 1) if match else None
