@@ -51,7 +51,7 @@ class ZipFile:
         del progress
         with tempfile.TemporaryDirectory(prefix="statedict_io-") as directory:
             path = os.path.join(directory, self._file_name)
-            torch.save(self._obj, path, **self._options)
+            torch_save(self._obj, path, **self._options)
             with open(path, "rb", buffering=0) as file:
                 while piece := file.read(_PIECE_NBYTES):
                     write(memoryview(piece))
