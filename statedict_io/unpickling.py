@@ -233,10 +233,9 @@ def _quick(pickle_module: Any, zip_file: ZipReader, map_location: Any) -> Any:
     def persistent_load_by(torch_persistent_load: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def persistent_load(saved_id: Any) -> Any:
             if type(saved_id) is int and zip_file.calls:
-                call = zip_file.calls[saved_id]
-                storage_type = storage_types[call.storage_type]
-                storage = persistent_load(("storage", storage_type, call.key, call.location, call.numel))
-                return rebuild(storage, call.offset, call.size, call.stride, call.requires_grad, no_hooks())
+                kind, key, location, numel, *rest = zip_file.calls[saved_id]
+                storage = persistent_load(("storage", storage_types[kind], key, location, numel))
+                return rebuild(storage, *rest, no_hooks())
             if type(saved_id) is not tuple or len(saved_id) != 5 or saved_id[0] != "storage":
                 return torch_persistent_load(saved_id)
             _, storage_type, key, location, numel = saved_id
