@@ -85,12 +85,9 @@ def test_ten_thousand_flipped_bits(backend, tmp_path):
     check_flips(tmp_path / "model.pt", 10_000, 2, backend)
 
 
-def test_flips_that_are_not_reported_fail_the_check(backend, tmp_path):
-    torch.serialization.set_crc32_options(False)
-    try:
-        torch.save(checkpoint(), tmp_path / "model.pt")
-    finally:
-        torch.serialization.set_crc32_options(True)
+def test_flips_that_are_not_reported_fail_the_check(backend, tmp_path, monkeypatch):
+    torch.save(checkpoint(), tmp_path / "model.pt")
+    monkeypatch.setitem(globals(), "flip", lambda *_: None)  # nothing is there to report
     with pytest.raises(AssertionError, match="seed 1, flip 0"):
         check_flips(tmp_path / "model.pt", 1, 1, backend)
 
