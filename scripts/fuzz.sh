@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fuzzes the archive reader under AddressSanitizer and UndefinedBehaviorSanitizer, in a build directory of its own:
+# Fuzzes the archive reader under AddressSanitizer and UndefinedBehaviorSanitizer:
 #
 #   scripts/fuzz.sh SECONDS                      as CI does, for at most two minutes
 #   scripts/fuzz.sh --runs N [--seed N]          the long mode is --runs 1000000
@@ -12,9 +12,10 @@ if (($# == 0)); then
     sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
     exit 2
 fi
-build_dir=build/fuzz
-flags=(-DTORCH_DIR= -DSDIO_BUILD_FUZZER=ON "-DSDIO_SANITIZE=address;undefined" -DCMAKE_BUILD_TYPE=Debug
-    "-DCMAKE_CXX_FLAGS_DEBUG=-O2 -g")
+# Built where `sanitize.sh address` builds: most of it is there.
+build_dir=build/sanitize-address
+flags=(-DSDIO_BUILD_FUZZER=ON "-DSDIO_SANITIZE=address;undefined" -DCMAKE_BUILD_TYPE=Debug
+    "-DCMAKE_CXX_FLAGS_DEBUG=-O1 -g")
 if command -v ninja >/dev/null; then
     flags+=(-G Ninja "-DCMAKE_MAKE_PROGRAM=$(command -v ninja)")
 fi

@@ -7,6 +7,7 @@ import functools
 import io
 import os
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from . import backends
 from . import progress as progress_module
 from .archives import DATA_PKL, Records, is_legacy, is_storage, of_ranges
 from .backends.fallback_reader import FallbackReader
-from .backends.protocol import Backend
+from .backends.protocol import Backend, LeanPickle
 from .errors import CorruptArchiveError, CorruptCheckpointError, corrupt
 from .installed import torch_save
 from .progress import Progress, ProgressCallback
@@ -85,7 +86,7 @@ def load(
             f = found.local_path if source is None else exit_stack.enter_context(source.stream())
         if verify:
             _check_has_checksums(f, name)
-        quick = can_rebind() and _agrees()
+        quick = can_rebind() and _agrees(chosen.lean_pickle)
         callback = exit_stack.enter_context(progress_module.reporting(progress, "load"))
         archive = _Archive(f, source, name, map_location, mmap, verify, chosen, callback, hand_over=not quick)
         options: dict[str, Any] = {"weights_only": weights_only, "mmap": mmap, **pickle_load_args}
@@ -96,6 +97,10 @@ def load(
             return torch_load(archive.open, archive.finish)(f, map_location, pickle_module, **options)
         except CorruptCheckpointError as e:
             raise _as_torch_error(e) from None
+
+
+#: as :meth:`~statedict_io.backends.protocol.Backend.lean_pickle`
+LeanPickling = Callable[[bytes], LeanPickle]
 
 
 class _Archive:
@@ -288,19 +293,21 @@ def _as_torch_error(error: CorruptCheckpointError) -> CorruptArchiveError:
 
 
 @functools.cache
-def _agrees() -> bool:
+def _agrees(lean_pickle: LeanPickling) -> bool:
     """The proof that the installed torch's loading works with our reader: the same small object both ways."""
     result: list[bool] = []
-    thread = threading.Thread(target=lambda: result.append(_loads_alike()))  # no mode of the caller's applies there
+    thread = threading.Thread(
+        target=lambda: result.append(_loads_alike(lean_pickle))
+    )  # no mode of the caller's applies there
     try:
         thread.start()
     except RuntimeError:  # the interpreter is exiting
-        return _loads_alike()
+        return _loads_alike(lean_pickle)
     thread.join()
     return result[0]
 
 
-def _loads_alike() -> bool:
+def _loads_alike(lean_pickle: LeanPickling) -> bool:
     base = torch.arange(1.0, 9.0, device="cpu")
     sample = {
         "a": base,
@@ -317,7 +324,7 @@ def _loads_alike() -> bool:
             def open_reader(_: Any) -> Any:
                 records = Records(FallbackReader(_ObjectSource(io.BytesIO(file.getvalue())), "sample"), "sample")
                 feed = ReadAhead(records, stay=True, verify=True, progress=None)
-                return contextlib.nullcontext(ZipReader(records, feed))
+                return contextlib.nullcontext(ZipReader(records, feed, lean_pickle=lean_pickle))
 
             file.seek(0)
             expected = torch.load(file, **options)

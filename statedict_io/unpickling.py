@@ -8,10 +8,10 @@ its storages come from.
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import functools
 import gc
+import operator
 import sys
 import threading
 import types
@@ -85,7 +85,7 @@ class ZipReader:
         return data
 
     def get_storage_from_record(self, name: str, nbytes: int, _: object) -> _Handed:
-        return _Handed(self.feed.take(name, nbytes))
+        return _Handed(self.feed.take(name, _nbytes(nbytes)))
 
     def get_record_offset(self, name: str) -> int:
         return self._records.payload_offset(name)
@@ -94,8 +94,9 @@ class ZipReader:
         return self._records.header_offset(name)
 
     def get_record_offset_no_read(self, cursor: int, name: str, nbytes: int, alignment: int) -> int:
-        del cursor, nbytes, alignment  # what torch computes from them is true of its own files only
-        return self._records.payload_offset(name)
+        del alignment  # what torch computes from it is true of its own files only
+        _nbytes(nbytes)
+        return self._records.payload_offset(name) if name in self._records else cursor  # nobody looks, in torch
 
     def get_all_records(self) -> list[str]:
         return self._records.names()
@@ -103,6 +104,14 @@ class ZipReader:
     def serialization_id(self) -> str:
         name = ".data/serialization_id"
         return self._records.read(name).decode(errors="replace") if name in self._records else ""
+
+
+def _nbytes(claimed: Any) -> int:
+    """A forged pickle may say anything; torch takes an unsigned 64-bit number."""
+    nbytes = operator.index(claimed)
+    if not 0 <= nbytes < 1 << 64:
+        raise TypeError(f"not a number of bytes: {nbytes}")
+    return nbytes
 
 
 class _Handed:
@@ -214,28 +223,29 @@ def _quick(pickle_module: Any, zip_file: ZipReader, map_location: Any) -> Any:
     make_typed = torch.storage.TypedStorage
     untyped = torch.UntypedStorage
     storage_types = _storage_types()
+    # What the unpickler calls for these globals.
+    allowed = torch._weights_only_unpickler._get_allowed_globals()
+    rebuild = _without_fake_tensors(allowed["torch._utils._rebuild_tensor_v2"])
+    no_hooks = allowed["collections.OrderedDict"]
     element_sizes: dict[torch.dtype, int] = {}
     loaded: dict[str, Any] = {}
 
     def persistent_load_by(torch_persistent_load: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def persistent_load(saved_id: Any) -> Any:
-            if type(saved_id) is not tuple or not saved_id or saved_id[0] != "storage":
-                return torch_persistent_load(saved_id)
-            if len(saved_id) == 2 and type(saved_id[1]) is int and 0 <= saved_id[1] < len(zip_file.calls):
-                call = zip_file.calls[saved_id[1]]
-                storage_type = storage_types[call.storage_type]
-                storage = persistent_load(("storage", storage_type, call.key, call.location, call.numel))
-                return torch._utils._rebuild_tensor_v2(
-                    storage, call.offset, call.size, call.stride, call.requires_grad, collections.OrderedDict()
-                )
-            if len(saved_id) != 5 or type(saved_id[2]) is not str:
+            if type(saved_id) is int and zip_file.calls:
+                kind, key, location, numel, *rest = zip_file.calls[saved_id]
+                storage = persistent_load(("storage", storage_types[kind], key, location, numel))
+                return rebuild(storage, *rest, no_hooks())
+            if type(saved_id) is not tuple or len(saved_id) != 5 or saved_id[0] != "storage":
                 return torch_persistent_load(saved_id)
             _, storage_type, key, location, numel = saved_id
+            if type(key) is not str:
+                return torch_persistent_load(saved_id)
+            dtype = torch.uint8 if storage_type is untyped else storage_type.dtype
             known = loaded.get(key)
             if known is not None:
                 return known
-            if direct and (in_place or location == "cpu") and type(numel) is int:
-                dtype = torch.uint8 if storage_type is untyped else storage_type.dtype
+            if direct and (in_place or location == "cpu") and type(numel) is int and type(dtype) is torch.dtype:
                 size = element_sizes.get(dtype)
                 if size is None:
                     size = element_sizes[dtype] = torch._utils._element_size(dtype)
@@ -259,6 +269,16 @@ def _quick(pickle_module: Any, zip_file: ZipReader, map_location: Any) -> Any:
             super().__setattr__(name, persistent_load_by(value) if name == "persistent_load" else value)
 
     return types.SimpleNamespace(Unpickler=Unpickler)
+
+
+def _without_fake_tensors(rebuild: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """``torch._utils._rebuild_tensor_v2`` that does not ask for each tensor, at a third of its cost, whether a mode for
+    fake tensors is on."""
+    in_fake_mode = torch._guards.detect_fake_mode(None) is not None
+    if in_fake_mode or not isinstance(rebuild, types.FunctionType) or rebuild.__closure__ is not None:
+        return rebuild
+    names = {**rebuild.__globals__, "_restore_device_fake_mode": lambda tensor: tensor}
+    return types.FunctionType(rebuild.__code__, names, rebuild.__name__, rebuild.__defaults__)
 
 
 @functools.cache

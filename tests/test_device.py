@@ -12,7 +12,10 @@ import xml.etree.ElementTree
 
 import pytest
 
-CHECKS = [pathlib.Path(__file__).with_name("device_standin") / name for name in ("checks.py", "async_checks.py")]
+CHECKS = [
+    pathlib.Path(__file__).with_name("device_standin") / name
+    for name in ("checks.py", "async_checks.py", "load_checks.py")
+]
 NAMES = [
     node.name
     for file in CHECKS

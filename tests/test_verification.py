@@ -82,7 +82,14 @@ def test_flipped_bits(backend, tmp_path):
 @pytest.mark.timeout(3000)
 def test_ten_thousand_flipped_bits(backend, tmp_path):
     torch.save(checkpoint(), tmp_path / "model.pt")
-    check_flips(tmp_path / "model.pt", 5000, 2, backend)
+    check_flips(tmp_path / "model.pt", 10_000, 2, backend)
+
+
+def test_flips_that_are_not_reported_fail_the_check(backend, tmp_path, monkeypatch):
+    torch.save(checkpoint(), tmp_path / "model.pt")
+    monkeypatch.setitem(globals(), "flip", lambda *_: None)  # nothing is there to report
+    with pytest.raises(AssertionError, match="seed 1, flip 0"):
+        check_flips(tmp_path / "model.pt", 1, 1, backend)
 
 
 def test_a_report_of_a_sound_file(backend, tmp_path):

@@ -13,19 +13,19 @@ from typing import ClassVar
 from .base import Contender, StateDict, Unsupported, cuda_missing
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCE = ROOT / "benchmarks" / "raw" / "raw_write.cpp"
 CHUNK_NBYTES = 8 << 20
 SOURCE_LIMIT_NBYTES = 1 << 30
 
 
-def build_raw_write() -> Path:
-    """The compiled raw_write, built at first use; named for its source, so an edit builds anew."""
-    digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
-    binary = ROOT / "build" / "benchmarks" / f"raw_write-{digest}"
+def build_raw(name: str) -> Path:
+    """The compiled `name` of benchmarks/raw, built at first use; named for its source, so an edit builds anew."""
+    source = ROOT / "benchmarks" / "raw" / f"{name}.cpp"
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()[:12]
+    binary = ROOT / "build" / "benchmarks" / f"{name}-{digest}"
     if not binary.exists():
         binary.parent.mkdir(parents=True, exist_ok=True)
         fresh = binary.with_name(f"{binary.name}.{os.getpid()}")
-        subprocess.run(["g++", "-std=c++17", "-O2", "-pthread", "-Wall", str(SOURCE), "-o", str(fresh)], check=True)
+        subprocess.run(["g++", "-std=c++17", "-O2", "-pthread", "-Wall", str(source), "-o", str(fresh)], check=True)
         os.replace(fresh, binary)  # several workers may build at once
     return binary
 
@@ -48,7 +48,7 @@ class RawWrite(Contender):
         self.close()
         size = ["--size", str(payload_nbytes), "--chunk", str(CHUNK_NBYTES), *self.more_options(payload_nbytes)]
         self._server = subprocess.Popen(
-            [str(build_raw_write()), *self.options, *size, "--serve"],
+            [str(build_raw("raw_write")), *self.options, *size, "--serve"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -152,7 +152,6 @@ class Cursor {
 
 struct FoundCall {
   TensorCall call;
-  std::string_view get_of_storage_string;  // the opcode
   size_t end;
 };
 
@@ -163,9 +162,7 @@ std::optional<FoundCall> tensor_call(const Stream& stream, const Memo& memo, siz
   if (cursor.global() != kRebuild) return std::nullopt;
   cursor.expect('(');
   cursor.expect('(');
-  const size_t begin_of_get = cursor.at();
   if (cursor.remembered_string() != "storage") return std::nullopt;
-  found.get_of_storage_string = {stream.bytes() + begin_of_get, cursor.at() - begin_of_get};
   const std::string_view type = cursor.global();
   call.key = cursor.string();
   call.location = cursor.remembered_string();
@@ -195,6 +192,7 @@ AbridgedPickle without_tensor_calls(const std::string& stream_bytes) {
   Memo memo;
   std::unordered_map<uint32_t, bool> put;
   std::optional<Bound> last;  // what is on top of the stack, where it matters
+  char previous = '\0';       // the opcode before
   std::optional<Opcode> opcode;
   for (size_t at = 0; !opcode || opcode->kind != Opcode::Kind::kStop; at = opcode->end) {
     opcode = stream.opcode(at);
@@ -208,16 +206,19 @@ AbridgedPickle without_tensor_calls(const std::string& stream_bytes) {
       if (std::optional<FoundCall> found = tensor_call(stream, memo, at)) {
         const auto number = static_cast<uint32_t>(abridged.calls.size());
         if (number > 0x7fffffff) return unchanged;
-        abridged.stream += found->get_of_storage_string;
         abridged.stream += 'J';
         for (int shift = 0; shift < 32; shift += 8) abridged.stream += static_cast<char>(number >> shift & 0xff);
-        abridged.stream += "\x86Q";
+        abridged.stream += 'Q';
         abridged.calls.push_back(std::move(found->call));
         opcode->end = found->end;
         last.reset();
+        previous = 'R';
         continue;
       }
     }
+    // On top of the stack is a tuple then, which nobody takes for the number of a call.
+    if (stream.code(at) == 'Q' && previous != 't') return unchanged;
+    previous = stream.code(at);
     if (stream.code(at) == 'c') {
       last = Bound{true, {bytes + 1, nbytes - 1}};
     } else if (stream.code(at) == 'X') {

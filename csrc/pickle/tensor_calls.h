@@ -27,10 +27,11 @@ struct AbridgedPickle {
   std::vector<TensorCall> calls;
 };
 
-// The stream with such calls replaced by the persistent id ("storage", <number of the call>): 4 steps for some 25. Only
-// what torch.save writes for a plain tensor is taken for one, to the letter, and only where each global and string in
-// it was already spelled out before: the unpickler has seen and allowed all of them by then. `stream`: as
-// without_unused_puts returns it. What is not understood stays as it is.
+// The stream with such calls replaced by the number of the call as a persistent id: 2 steps for some 25. Only what
+// torch.save writes for a plain tensor is taken for one, to the letter, and only where each global and string in it was
+// already spelled out before: the unpickler has seen and allowed all of them by then. `stream`: as without_unused_puts
+// returns it. What is not understood stays as it is; so does a stream in which any other persistent id might be a
+// number.
 AbridgedPickle without_tensor_calls(const std::string& stream);
 
 }  // namespace sdio

@@ -117,7 +117,10 @@ class TensorCall(NamedTuple):
 
 
 class LeanPickle(NamedTuple):
-    """A pickle stream whose persistent ids ``("storage", n)`` stand for the tensors that ``calls[n]`` make."""
+    """A pickle stream in which the persistent id ``n``, an int, stands for the tensor that ``calls[n]`` makes.
+
+    Where there are calls, no other persistent id is an int.
+    """
 
     stream: bytes
     calls: Sequence[TensorCall]

@@ -48,6 +48,14 @@ TEST(WithoutUnusedPuts, LeavesAloneWhatItDoesNotKnow) {
   }
 }
 
+TEST(WithoutUnusedPuts, AnErrorStaysAnError) {
+  for (const std::string& pickle : {"\x80\x02q\x00]."s, "q\x00]."s,
+                                    "\x80\x02](q\x00K\x01"
+                                    "e."s}) {
+    EXPECT_EQ(lean(pickle), pickle);
+  }
+}
+
 TEST(WithoutUnusedPuts, EveryPrefixComesBackAsItIs) {
   const std::string pickle =
       "\x80\x02}q\x00(X\x01\x00\x00\x00"
@@ -80,8 +88,18 @@ TEST(WithoutTensorCalls, TakesOutWhatIsSpelledWithTheMemo) {
   EXPECT_EQ(call.size, (std::vector<uint64_t>{1, 2, 3, 4}));
   EXPECT_EQ(call.stride, std::vector<uint64_t>{9});
   EXPECT_TRUE(call.requires_grad);
-  const std::string replacement = "h\x02J\x00\x00\x00\x00\x86Qe."s;
+  const std::string replacement = "J\x00\x00\x00\x00Qe."s;
   EXPECT_EQ(abridged.stream, kTwoTensors.substr(0, kTwoTensors.rfind("h\x01("s)) + replacement);
+}
+
+TEST(WithoutTensorCalls, NoOtherPersistentIdIsANumber) {
+  for (const std::string& forged : {"K\x00Q"s, "J\x00\x00\x00\x00Q"s, "h\x02Q"s, "K\x00K\x00tq\x09Q"s}) {
+    std::string stream = kTwoTensors;
+    stream.insert(stream.size() - 2, forged);
+    const sdio::AbridgedPickle abridged = sdio::without_tensor_calls(stream);
+    EXPECT_EQ(abridged.stream, stream);
+    EXPECT_TRUE(abridged.calls.empty());
+  }
 }
 
 TEST(WithoutTensorCalls, EveryPrefixComesBackAsItIs) {
