@@ -93,7 +93,9 @@ def save_async(
         backend=backend,
         progress=progress,
     )
-    save = PendingSave(os.fspath(path), _file_of(planned.target))
+    # A URL without its password.
+    shown = planned.target.given if isinstance(planned.target, URLTarget) else os.fspath(path)
+    save = PendingSave(shown, _file_of(planned.target))
     pending.raise_uncollected(save)
     room = DeviceRoom(max_device_snapshot_nbytes, device_margin_nbytes)
     try:
