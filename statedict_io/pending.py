@@ -124,12 +124,14 @@ class PendingSave:
 
 class _Register:
     def __init__(self) -> None:
-        self.changed = threading.Condition()
+        # Entered by itself: a signal's exception in the condition's __enter__, which is Python, would leave it locked.
+        self.lock = threading.RLock()
+        self.changed = threading.Condition(self.lock)
         self.in_flight: list[PendingSave] = []  # in the order of the calls
         self.uncollected: list[PendingSave] = []  # ended in an error that nobody asked for
 
     def admit(self, save: PendingSave, nbytes: int, device_nbytes: dict[str, int], limits: Limits) -> None:
-        with self.changed:
+        with self.lock:
             while self._full(nbytes, limits):
                 if limits.when_full == "raise":
                     held = sum(other._nbytes for other in self.in_flight)
@@ -153,15 +155,15 @@ class _Register:
         return next((save for save in reversed(self.in_flight) if save._file == file), None)
 
     def last_of(self, file: str) -> PendingSave | None:
-        with self.changed:
+        with self.lock:
             return self._last(file)
 
     def device_nbytes(self, device: str) -> int:
-        with self.changed:
+        with self.lock:
             return sum(save._device_nbytes.get(device, 0) for save in self.in_flight)
 
     def resize(self, save: PendingSave, nbytes: int, limits: Limits) -> bool:
-        with self.changed:
+        with self.lock:
             others = sum(other._nbytes for other in self.in_flight if other is not save)
             fits = others + nbytes <= limits.max_snapshot_nbytes
             save._nbytes, save._device_nbytes = nbytes if fits else 0, {}
@@ -173,7 +175,7 @@ class _Register:
         snapshot, save._snapshot = save._snapshot, None
         if snapshot is not None:
             snapshot.release()
-        with self.changed:
+        with self.lock:
             save._error = error
             if error is not None:
                 self.uncollected.append(save)
@@ -184,19 +186,19 @@ class _Register:
             self.changed.notify_all()
 
     def collect(self, pending: PendingSave) -> None:
-        with self.changed:
+        with self.lock:
             if pending in self.uncollected:
                 self.uncollected.remove(pending)
 
     def take_uncollected(self, file: str | None = None) -> PendingSave | None:
-        with self.changed:
+        with self.lock:
             for i, save in enumerate(self.uncollected):
                 if file is None or save._file == file:
                     return self.uncollected.pop(i)
         return None
 
     def wait_until_empty(self, timeout: float | None) -> bool:
-        with self.changed:
+        with self.lock:
             return self.changed.wait_for(lambda: not self.in_flight, timeout)
 
 

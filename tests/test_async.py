@@ -347,7 +347,10 @@ def test_signals_at_any_moment_of_the_call_leave_nothing_in_flight(tmp_path, bac
                     sio.save_async(state, path, backend=backend, durable=False, max_in_flight=2)
                 finally:
                     signal.setitimer(signal.ITIMER_REAL, 0)
-            except Alarm:
+            except BaseException as e:
+                # In the middle of Condition.wait or Thread.start it comes up as an error of Python's own locks.
+                if not isinstance(e, Alarm) and not isinstance(e.__context__, Alarm):
+                    raise
                 rung += 1
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -24,16 +24,22 @@ NAMES = [
 ]
 
 
+# The first of them waits for all.
+pytestmark = pytest.mark.timeout(1800)
+
+
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory, request):
     """(the <testcase> elements of every check, what the run printed)."""
     directory = tmp_path_factory.mktemp("device")
     report = directory / "report.xml"
     command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", *map(str, CHECKS)]
-    command += ["--long"] * request.config.getoption("--long")
+    is_long = request.config.getoption("--long")
+    command += ["--long"] * is_long
     command += [f"--junitxml={report}", f"--basetemp={directory / 'checks'}"]
     try:
-        run = subprocess.run(command, cwd=CHECKS[0].parents[2], capture_output=True, text=True, timeout=280)
+        limit = 1500 if is_long else 500
+        run = subprocess.run(command, cwd=CHECKS[0].parents[2], capture_output=True, text=True, timeout=limit)
         printed = run.stdout + run.stderr
     except subprocess.TimeoutExpired as hang:
         printed = f"{hang}\n{(hang.stdout or b'').decode()}"
