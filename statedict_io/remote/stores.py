@@ -1,6 +1,6 @@
 """What a URL is, the fsspec file system behind it, and its errors in one shape: an OSError that names the URL.
 
-fsspec is imported when the first URL is used, and by this module alone.
+fsspec is imported when the first URL is used, inside the functions of this package that need it.
 """
 
 from __future__ import annotations
