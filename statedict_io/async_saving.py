@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import pickle
@@ -95,7 +96,8 @@ def save_async(
     )
     # A URL without its password.
     shown = planned.target.given if isinstance(planned.target, URLTarget) else os.fspath(path)
-    save = PendingSave(shown, _file_of(planned.target))
+    file = _file_of(planned.target)
+    save = PendingSave(shown, file)
     pending.raise_uncollected(save)
     room = DeviceRoom(max_device_snapshot_nbytes, device_margin_nbytes)
     try:
@@ -105,11 +107,14 @@ def save_async(
             planned.write_stock(durable)
             pending.finish(save, None)
             return save
+        target = planned.target
+        if isinstance(target, FileTarget):  # where it is now, whatever becomes of symlinks on the way there
+            target = dataclasses.replace(target, path=file)
         snapshot = _take_snapshot(save, planned.archive, limits, room)
         write = functools.partial(
             _write,
             save,
-            target=planned.target,
+            target=target,
             durable=durable,
             progress=progress,
             bytes_per_second=max_bytes_per_second,
@@ -189,7 +194,7 @@ def _write(
 
 
 def _file_of(target: Target) -> str:
-    return target.path if isinstance(target, (FileTarget, URLTarget)) else os.path.abspath(str(target.given))
+    return target.identity if isinstance(target, (FileTarget, URLTarget)) else os.path.abspath(str(target.given))
 
 
 def _limits(max_in_flight: int, max_snapshot_nbytes: int | None, when_full: Literal["wait", "raise"]) -> Limits:

@@ -253,6 +253,10 @@ def device_nbytes_in_flight(device: str) -> int:
     return _register.device_nbytes(device)
 
 
+def any_in_flight() -> bool:
+    return bool(_register.in_flight)
+
+
 def wait_for_earlier(file: str) -> None:
     """Returns when no save to ``file`` that was started before the call is in flight: the last call wins."""
     if (last := _register.last_of(file)) is not None:

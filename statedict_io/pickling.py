@@ -157,20 +157,16 @@ def _storage_types() -> dict[torch.dtype, type]:
     return {dtype: getattr(torch, name) for dtype, name in torch.storage._dtype_to_storage_type_map().items()}
 
 
-_STOCK_REDUCTION = [
-    (torch.Tensor, "__reduce_ex__", "torch._tensor"),
-    (torch.Tensor, "_reduce_ex_internal", "torch._tensor"),
-    (torch.nn.Parameter, "__reduce_ex__", "torch.nn.parameter"),
-]
-
-
 def _is_stock(pickle_module: Any) -> bool:
     """Whether plain tensors are pickled as torch does it when nobody interferes."""
     return (
         pickle_module is pickle
         and pickle.Pickler.__module__ == "_pickle"
-        and not {torch.Tensor, torch.nn.Parameter} & copyreg.dispatch_table.keys()
-        and all(getattr(owner, name).__module__ == module for owner, name, module in _STOCK_REDUCTION)
+        and torch.Tensor not in copyreg.dispatch_table
+        and torch.nn.Parameter not in copyreg.dispatch_table
+        and torch.Tensor.__reduce_ex__.__module__ == "torch._tensor"
+        and torch.Tensor._reduce_ex_internal.__module__ == "torch._tensor"
+        and torch.nn.Parameter.__reduce_ex__.__module__ == "torch.nn.parameter"
         and torch.serialization._package_registry[0][1] is torch.serialization._cpu_tag
         and not torch._C._len_torch_function_stack()
         and not torch._C._len_torch_dispatch_stack()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 #: called with (bytes_done, bytes_total)
@@ -19,19 +19,20 @@ def check(progress: Any) -> None:
         raise TypeError(f"progress must be None, True or a callable taking (bytes_done, bytes_total), got {progress!r}")
 
 
-@contextmanager
-def reporting(progress: Progress, description: str) -> Iterator[ProgressCallback | None]:
+def reporting(progress: Progress, description: str) -> AbstractContextManager[ProgressCallback | None]:
     """Yields a callback or None. ``True`` shows a bar on stderr, closed at the end."""
-    if progress is True:
-        with _tqdm()(desc=description, unit="B", unit_scale=True, unit_divisor=1024) as bar:
+    return _bar(description) if progress is True else nullcontext(progress or None)
 
-            def update(bytes_done: int, bytes_total: int) -> None:
-                bar.total = bytes_total
-                bar.update(bytes_done - bar.n)
 
-            yield update
-    else:
-        yield progress or None
+@contextmanager
+def _bar(description: str) -> Iterator[ProgressCallback]:
+    with _tqdm()(desc=description, unit="B", unit_scale=True, unit_divisor=1024) as bar:
+
+        def update(bytes_done: int, bytes_total: int) -> None:
+            bar.total = bytes_total
+            bar.update(bytes_done - bar.n)
+
+        yield update
 
 
 def _tqdm() -> Any:

@@ -48,6 +48,7 @@ class Replacement:
         self._durable = durable
         self._as_directory = as_directory
         self._directory, self._name = os.path.split(target.path)
+        self._prefix = _temporary_prefix(self._name)
         self._process = os.getpid()
 
     @property
@@ -64,14 +65,13 @@ class Replacement:
         return os.path.join(self._temporary, os.path.basename(self._target.given))
 
     def __enter__(self) -> Replacement:
-        # Outermost: a signal's exception can come up in any of the calls within.
-        try:
-            with self._naming_target():
-                self._directory_fd = _open_directory(self._directory)
-                _remove_leftovers(self._directory_fd, self._directory, self._name)
-                self._create()
-        except BaseException:
+        try:  # a signal's exception can come up in any of the calls within
+            self._directory_fd = _open_directory(self._directory)
+            _remove_leftovers(self._directory_fd, self._directory, self._prefix)
+            self._create()
+        except BaseException as e:
             self._abandon()
+            self._name_target_in(e)
             raise
         return self
 
@@ -90,7 +90,7 @@ class Replacement:
     def commit(self) -> None:
         """Puts the temporary in the target's place. On an error the target is untouched, unless it is the last fsync
         that fails: then the new file is there, and what may not survive a power loss is its name."""
-        with self._naming_target():
+        try:
             if self._as_directory:
                 self.fd = os.open(self.path_inside, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             self._take_over_ownership()
@@ -109,6 +109,9 @@ class Replacement:
             self._temporary = ""
             if self._durable:
                 _sync_directory(self._directory_fd)
+        except OSError as e:
+            self._name_target_in(e)
+            raise
 
     def _create(self) -> None:
         existing = self._target.existing
@@ -117,7 +120,7 @@ class Replacement:
         mode = 0o666 if existing is None else stat.S_IMODE(existing.st_mode) & 0o600
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         for attempt in range(1, _MAX_NAMES + 1):
-            self._temporary = _temporary_name(self._name)
+            self._temporary = _temporary_name(self._prefix)
             try:
                 if self._as_directory:
                     os.mkdir(self._temporary, 0o700, dir_fd=self._directory_fd)
@@ -181,17 +184,12 @@ class Replacement:
         with contextlib.suppress(OSError):
             _remove(self._temporary, self._directory_fd, self._directory)
 
-    @contextlib.contextmanager
-    def _naming_target(self):  # type: ignore[no-untyped-def]
+    def _name_target_in(self, error: BaseException) -> None:
         """System errors carry the path that the caller gave, not the temporary's."""
-        try:
-            yield
-        except OSError as e:
-            if e.errno is not None:
-                e.filename = self._target.given
-                if e.filename2 is not None:
-                    del e.filename2  # None would be shown
-            raise
+        if isinstance(error, OSError) and error.errno is not None:
+            error.filename = self._target.given
+            if error.filename2 is not None:
+                del error.filename2  # None would be shown
 
 
 def _open_directory(path: str) -> int:
@@ -247,8 +245,8 @@ def _temporary_prefix(name: str) -> str:
     return f".{readable}.{digest}."
 
 
-def _temporary_name(name: str) -> str:
-    return f"{_temporary_prefix(name)}{_owner(os.getpid())}.{next(_serial):x}-{os.urandom(4).hex()}{_SUFFIX}"
+def _temporary_name(prefix: str) -> str:
+    return f"{prefix}{_owner(os.getpid())}.{next(_serial):x}-{os.urandom(4).hex()}{_SUFFIX}"
 
 
 @functools.cache
@@ -292,16 +290,17 @@ def _read(path: str) -> str:
         return ""
 
 
-def _remove_leftovers(directory_fd: int, directory: str, name: str) -> None:
+def _remove_leftovers(directory_fd: int, directory: str, prefix: str) -> None:
     """Removes this target's temporaries whose owner is gone. Never an error: they are in nobody's way."""
-    prefix = _temporary_prefix(name)
-    entries: list[str] = []
-    with contextlib.suppress(OSError):
-        entries = [e for e in os.listdir(directory_fd) if e.startswith(prefix) and e.endswith(_SUFFIX)]
+    try:
+        entries = os.listdir(directory_fd)
+    except OSError:
+        return
     for entry in entries:
-        with contextlib.suppress(OSError):
-            if _is_abandoned(entry[len(prefix) :], entry, directory_fd):
-                _remove(entry, directory_fd, directory)
+        if entry.startswith(prefix) and entry.endswith(_SUFFIX):
+            with contextlib.suppress(OSError):
+                if _is_abandoned(entry[len(prefix) :], entry, directory_fd):
+                    _remove(entry, directory_fd, directory)
 
 
 def _is_abandoned(owner_and_serial: str, entry: str, directory_fd: int) -> bool:

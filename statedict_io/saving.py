@@ -151,8 +151,8 @@ def plan(
 
 def write_planned(planned: PlannedSave, *, durable: bool, progress: Progress) -> None:
     """Writes and commits, after asynchronous saves to the same path that were started earlier."""
-    if isinstance(planned.target, (FileTarget, URLTarget)):
-        pending.wait_for_earlier(planned.target.path)
+    if isinstance(planned.target, (FileTarget, URLTarget)) and pending.any_in_flight():
+        pending.wait_for_earlier(planned.target.identity)
     if planned.archive is None:
         planned.write_stock(durable)
     else:

@@ -28,9 +28,15 @@ class FileTarget:
     """A name that a finished file will be moved to."""
 
     given: str  #: the path as the caller spelled it; error messages name it
-    path: str  #: absolute, symlinks resolved: the link stays, what it points to is replaced
+    path: str  #: absolute; not itself a symlink: that stays, and what it points to is replaced
     archive_name: str
     existing: os.stat_result | None
+
+    @property
+    def identity(self) -> str:
+        """Equal for all spellings of the path: without symlinks on the way either."""
+        directory, name = os.path.split(self.path)
+        return os.path.join(os.path.realpath(directory), name)
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ class URLTarget:
     archive_name: str
 
     @property
-    def path(self) -> str:
+    def identity(self) -> str:
         """Equal for all URLs of the object, and no path of a file."""
         return self.place.identity
 
@@ -127,28 +133,30 @@ def _resolve_path(given: str, names_archive: bool) -> Target:
         raise RuntimeError(f"invalid file name: {given}")
     if not given:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), given)
-    if names_archive:
-        _check_parent(given)
+    parent_is_there = names_archive and _check_parent(given)
     try:
-        return _look_at(given, archive_name)
+        return _look_at(given, archive_name, parent_is_there)
     except OSError as e:
         if not names_archive or not given.isascii():  # torch opens these with open(), whose error this is
             raise type(e)(e.errno, e.strerror, given) from None
         raise refused_target(e, given, f"open file failed with strerror: {e.strerror}") from None
 
 
-def _look_at(given: str, archive_name: str) -> Target:
+def _look_at(given: str, archive_name: str, parent_is_there: bool) -> Target:
     """Raises the OSError, without a path, that opening ``given`` for writing would."""
     if given.endswith("/"):
         os.stat(os.path.dirname(given.rstrip("/")) or os.curdir)
         raise _system_error(errno.EISDIR)
-    path = _follow_symlinks(given)
-    if path is None:
-        return PathStreamTarget(given, archive_name)
-    try:
-        existing = os.stat(path)
-    except FileNotFoundError:
-        os.stat(os.path.dirname(path))  # raises where it is the directory that is missing, or cannot be looked at
+    path = given if os.path.isabs(given) else os.path.join(os.getcwd(), given)
+    existing = _lstat(path)
+    if existing is not None and stat.S_ISLNK(existing.st_mode):
+        target = _follow_symlinks(path)
+        if target is None:
+            return PathStreamTarget(given, archive_name)
+        path, existing, parent_is_there = target, _lstat(target), False
+    if existing is None:
+        if not parent_is_there:
+            os.stat(os.path.dirname(path))  # raises where it is the directory that is missing, or cannot be looked at
         return FileTarget(given, path, archive_name, None)
     if stat.S_ISDIR(existing.st_mode):
         raise _system_error(errno.EISDIR)
@@ -160,18 +168,25 @@ def _look_at(given: str, archive_name: str) -> Target:
     return FileTarget(given, path, archive_name, existing)
 
 
+def _lstat(path: str) -> os.stat_result | None:
+    try:
+        return os.lstat(path)
+    except FileNotFoundError:
+        return None
+
+
 def _system_error(number: int) -> OSError:
     return OSError(number, os.strerror(number))  # of the subclass that fits
 
 
-def _check_parent(given: str) -> None:
-    """torch looks at the text before the last slash (or, without one, the last backslash)."""
+def _check_parent(given: str) -> bool:
+    """torch looks at the text before the last slash (or, without one, the last backslash). False: at nothing."""
     if not given.isascii():
-        return
+        return False
     end = given.rfind("/") if "/" in given else given.rfind("\\")
-    parent = given[: max(end, 0)]
-    if not parent:
-        return
+    if end <= 0:
+        return False
+    parent = given[:end]
     message = f"Parent directory {parent} does not exist."  # torch says so whatever the reason
     try:
         if not stat.S_ISDIR(os.stat(parent).st_mode):
@@ -180,18 +195,18 @@ def _check_parent(given: str) -> None:
         raise refused_target(e, given, message) from None
     except OSError as e:
         raise refused_target(e, given, f"{message} ({e.strerror})") from None
+    return True
 
 
-def _follow_symlinks(given: str) -> str | None:
-    """The absolute path that ``given`` ends at, or None where it names a descriptor of a process.
+def _follow_symlinks(path: str) -> str | None:
+    """The absolute path that ``path`` ends at, or None where it names a descriptor of a process.
 
     ``/dev/stdout`` and ``/proc/self/fd/3`` are links too, but to something already open: what is there must be written
     to, not replaced.
     """
-    path = given
     for _ in range(_MAX_SYMLINKS):
         directory, base = os.path.split(path)
-        directory = os.path.realpath(directory or os.curdir)
+        directory = os.path.realpath(directory)
         path = os.path.join(directory, base)
         if directory.startswith("/proc/") and directory.endswith("/fd"):
             return None

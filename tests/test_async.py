@@ -262,6 +262,21 @@ def test_a_synchronous_save_comes_after_earlier_asynchronous_ones(tmp_path, back
     assert torch.load(path) == {"w": "last"}
 
 
+def test_directories_are_those_of_the_call(tmp_path, backend):
+    old, new, link = tmp_path / "old", tmp_path / "new", tmp_path / "link"
+    old.mkdir()
+    new.mkdir()
+    link.symlink_to(old)
+    first = sio.save_async({"w": random_bytes(4 * MIB, 0)}, link / "a.pt", backend=backend, max_bytes_per_second=SLOW)
+    sio.save({"w": 2}, old / "a.pt", backend=backend)  # the same file, spelled otherwise
+    assert first.done() and torch.load(old / "a.pt") == {"w": 2}
+    second = sio.save_async({"w": random_bytes(4 * MIB, 0)}, link / "b.pt", backend=backend, max_bytes_per_second=SLOW)
+    link.unlink()
+    link.symlink_to(new)
+    second.result()
+    assert names_in(old) == ["a.pt", "b.pt"] and names_in(new) == []
+
+
 def test_saves_to_other_paths_do_not_wait_for_each_other(tmp_path, backend):
     slow = sio.save_async(
         {"w": random_bytes(8 * MIB, 0)}, tmp_path / "a.pt", backend=backend, max_bytes_per_second=SLOW

@@ -134,9 +134,11 @@ def allowed(step, fault, *, stock, direct):
     if error == errno.EINTR and call in RETRIED:
         return {SAVED}
     if stage == "resolve":
-        # lstat: of path components, to find symlinks. stat: of the parent, or of the target. faccessat: a doubt, which
+        # lstat: of the target; else of path components, to find symlinks. stat: of the parent. faccessat: a doubt, that
         # an open settles. pthread_create: an asynchronous save's thread, without which the call writes.
-        return {SAVED} if call in ("lstat", "faccessat", "pthread_create") else {REFUSED}
+        if call == "lstat" and step.event.path != step.target:
+            return {SAVED}
+        return {SAVED} if call in ("faccessat", "pthread_create") else {REFUSED}
     if call in ("fallocate", "posix_fallocate") and error in REFUSES_PREALLOCATION:
         return {SAVED}
     if call in ("fcntl", "statx", "pthread_create"):
