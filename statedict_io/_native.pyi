@@ -198,13 +198,8 @@ def snapshot_pool_nbytes() -> int:
 def release_buffers() -> None:
     """Gives idle staging memory back to the system."""
 
-class StorageTable:
-    """Reduces plain tensors for the C pickler, as ``torch.Tensor.__reduce_ex__`` does; see
-    csrc/bindings/storage_table.cpp."""
-
-    storages: list[UntypedStorage]
-    persistent_id: Callable[[Any], Any]
-    reduce: Callable[[Any], Any]
+class TensorReduction:
+    """What ``torch.Tensor.__reduce_ex__`` names in the stream and asks; the same for every :class:`StorageTable`."""
 
     def __init__(
         self,
@@ -216,8 +211,17 @@ class StorageTable:
         rebuild_parameter: Callable[..., Any],
         storage_types: dict[dtype, type],
         location_tag: Callable[[UntypedStorage], str],
-        reference: Callable[[Any], Any],
     ) -> None: ...
+
+class StorageTable:
+    """Reduces plain tensors for the C pickler, as ``torch.Tensor.__reduce_ex__`` does; see
+    csrc/bindings/storage_table.cpp."""
+
+    storages: list[UntypedStorage]
+    persistent_id: Callable[[Any], Any]
+    reduce: Callable[[Any], Any]
+
+    def __init__(self, reduction: TensorReduction, reference: Callable[[Any], Any]) -> None: ...
     def key_of(self, storage: UntypedStorage, dtype: dtype) -> str: ...
 
 def write_strips(

@@ -38,8 +38,12 @@ class PickledObject:
     table: StorageTable
 
 
-#: makes a StorageTable that also has ``persistent_id`` and ``reduce`` for the C pickler; the extension's
-NativeTable = Callable[..., Any]
+class NativeTables(Protocol):
+    """The extension: makes tables that also have ``persistent_id`` and ``reduce`` for the C pickler."""
+
+    def __hash__(self) -> int: ...
+    def TensorReduction(self, **names: Any) -> Any: ...
+    def StorageTable(self, reduction: Any, reference: Callable[[Any], Any]) -> Any: ...
 
 
 class PythonStorageTable:
@@ -62,7 +66,7 @@ class PythonStorageTable:
 
 
 def pickle_object(
-    obj: Any, pickle_module: Any, pickle_protocol: int, native_table: NativeTable | None = None
+    obj: Any, pickle_module: Any, pickle_protocol: int, native_tables: NativeTables | None = None
 ) -> PickledObject:
     """Pickles ``obj``, putting a reference in place of every storage.
 
@@ -70,15 +74,15 @@ def pickle_object(
         obj: what ``torch.save`` takes.
         pickle_module: has a ``Pickler`` that can be subclassed (``pickle``, ``dill``, ``cloudpickle``).
         pickle_protocol: of the pickle stream.
-        native_table: reduces plain tensors without Python code, where nothing has been customised and it provably
+        native_tables: reduces plain tensors without Python code, where nothing has been customised and it provably
             gives the same stream.
 
     Raises:
         RuntimeError: where two tensors view the same bytes as different dtypes.
         Exception: whatever pickling ``obj`` raises.
     """
-    if native_table is not None and _is_stock(pickle_module) and _agrees(native_table):
-        return _pickle_through_table(obj, pickle_protocol, native_table)
+    if native_tables is not None and _is_stock(pickle_module) and _agrees(native_tables):
+        return _pickle_through_table(obj, pickle_protocol, native_tables)
     table = PythonStorageTable()
 
     class StoragePickler(pickle_module.Pickler):  # type: ignore[misc]
@@ -129,18 +133,15 @@ class _ReferenceThrough:
         return _reference(self.table, obj)
 
 
-def _pickle_through_table(obj: Any, pickle_protocol: int, native_table: NativeTable) -> PickledObject:
-    reference = _ReferenceThrough()
-    reference.table = table = native_table(
-        tensor_type=torch.Tensor,
-        parameter_type=torch.nn.Parameter,
-        ordered_dict=collections.OrderedDict,
-        rebuild_tensor=torch._utils._rebuild_tensor_v2,
-        rebuild_parameter=torch._utils._rebuild_parameter,
-        storage_types=_storage_types(),
-        location_tag=torch.serialization.location_tag,
-        reference=reference,
+def _pickle_through_table(obj: Any, pickle_protocol: int, native_tables: NativeTables) -> PickledObject:
+    reduction = _reduction(
+        native_tables,
+        torch._utils._rebuild_tensor_v2,
+        torch._utils._rebuild_parameter,
+        torch.serialization.location_tag,
     )
+    reference = _ReferenceThrough()
+    reference.table = table = native_tables.StorageTable(reduction, reference)
     stream = io.BytesIO()
     pickler = _TablePickler(stream, protocol=pickle_protocol)
     setattr(pickler, "reducer_override", table.reduce)  # noqa: B010
@@ -152,9 +153,17 @@ def _pickle_through_table(obj: Any, pickle_protocol: int, native_table: NativeTa
     return PickledObject(stream.getvalue(), table)
 
 
-@functools.cache
-def _storage_types() -> dict[torch.dtype, type]:
-    return {dtype: getattr(torch, name) for dtype, name in torch.storage._dtype_to_storage_type_map().items()}
+@functools.lru_cache(maxsize=1)  # by the functions, which may be replaced
+def _reduction(native_tables: NativeTables, rebuild_tensor: Any, rebuild_parameter: Any, location_tag: Any) -> Any:
+    return native_tables.TensorReduction(
+        tensor_type=torch.Tensor,
+        parameter_type=torch.nn.Parameter,
+        ordered_dict=collections.OrderedDict,
+        rebuild_tensor=rebuild_tensor,
+        rebuild_parameter=rebuild_parameter,
+        storage_types={d: getattr(torch, name) for d, name in torch.storage._dtype_to_storage_type_map().items()},
+        location_tag=location_tag,
+    )
 
 
 def _is_stock(pickle_module: Any) -> bool:
@@ -174,8 +183,8 @@ def _is_stock(pickle_module: Any) -> bool:
 
 
 @functools.cache
-def _agrees(native_table: NativeTable) -> bool:
-    """The proof that this torch's reduction is the one that ``native_table`` knows."""
+def _agrees(native_tables: NativeTables) -> bool:
+    """The proof that this torch's reduction is the one that ``native_tables`` knows."""
     tensor = torch.arange(24.0, device="cpu").reshape(2, 3, 4)
     with torch.enable_grad():
         parameter = torch.nn.Parameter(torch.ones(3, device="cpu"))
@@ -188,7 +197,7 @@ def _agrees(native_table: NativeTable) -> bool:
     }
     try:
         for protocol in (2, pickle.HIGHEST_PROTOCOL):
-            ours = _pickle_through_table(sample, protocol, native_table)
+            ours = _pickle_through_table(sample, protocol, native_tables)
             if ours.data_pkl != pickle_object(sample, pickle, protocol).data_pkl:
                 return False
     except Exception:  # whatever a future torch changed, its own code knows

@@ -138,7 +138,7 @@ def plan(
     streams_holes = formats.skip_data() and not isinstance(target, FileTarget)
     if chosen is None or streams_holes or not use_new_zipfile_serialization:
         return PlannedSave(target, None, write_stock)
-    pickled = pickle_object(obj, pickle_module, pickle_protocol, chosen.native_table())
+    pickled = pickle_object(obj, pickle_module, pickle_protocol, chosen.native_tables())
     alignment = formats.storage_alignment()
     archive = chosen.plan(
         target.archive_name,

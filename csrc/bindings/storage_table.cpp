@@ -7,6 +7,7 @@
 #include <torch/csrc/Storage.h>
 #include <torch/csrc/autograd/python_variable.h>
 
+#include <memory>
 #include <string>
 #include <unordered_map>
 #include <utility>
@@ -102,23 +103,22 @@ bool has_python_state(PyObject* obj) {
   return has;
 }
 
+// What torch's own reduction names in the stream and asks: the same for every save.
+struct TensorReduction {
+  const py::object tensor_type, parameter_type, ordered_dict, rebuild_tensor, rebuild_parameter;
+  const py::dict storage_types;  // torch.dtype -> the class that stands for it in the stream
+  const py::object location_tag;
+  // Interned, as the literals in torch's code are: the memo goes by identity.
+  const py::object storage_word = owned(PyUnicode_InternFromString("storage"));
+  const py::object cpu_word = owned(PyUnicode_InternFromString("cpu"));
+  const py::object no_hooks = pack(ordered_dict, owned(PyTuple_New(0)));  // an empty OrderedDict, reduced
+};
+
 // One per pickled object.
 class StorageTable {
  public:
-  StorageTable(py::object tensor_type, py::object parameter_type, py::object ordered_dict, py::object rebuild_tensor,
-               py::object rebuild_parameter, py::dict storage_types, py::object location_tag, py::object reference)
-      : tensor_type_(std::move(tensor_type)),
-        parameter_type_(std::move(parameter_type)),
-        ordered_dict_(std::move(ordered_dict)),
-        rebuild_tensor_(std::move(rebuild_tensor)),
-        rebuild_parameter_(std::move(rebuild_parameter)),
-        storage_types_(std::move(storage_types)),
-        location_tag_(std::move(location_tag)),
-        reference_(std::move(reference)),
-        // Interned, as the literals in torch's code are: the memo goes by identity.
-        storage_word_(owned(PyUnicode_InternFromString("storage"))),
-        cpu_word_(owned(PyUnicode_InternFromString("cpu"))),
-        no_hooks_(pack(ordered_dict_, owned(PyTuple_New(0)))) {
+  StorageTable(std::shared_ptr<const TensorReduction> reduction, py::object reference)
+      : torch_(std::move(reduction)), reference_(std::move(reference)) {
     if (stand_in_type() == nullptr) throw py::error_already_set();
   }
 
@@ -145,15 +145,15 @@ class StorageTable {
   PyObject* reduce(PyObject* obj) {
     if (is_stand_in(obj)) {
       const StandIn* const stands = reinterpret_cast<StandIn*>(obj);
-      return stands->what == StandIn::kNoHooks ? Py_NewRef(no_hooks_.ptr())
+      return stands->what == StandIn::kNoHooks ? Py_NewRef(torch_->no_hooks.ptr())
                                                : reduce_tensor(THPVariable_Unpack(stands->object));
     }
-    if (Py_TYPE(obj) == reinterpret_cast<PyTypeObject*>(tensor_type_.ptr())) {
+    if (Py_TYPE(obj) == reinterpret_cast<PyTypeObject*>(torch_->tensor_type.ptr())) {
       const at::Tensor& tensor = THPVariable_Unpack(obj);
       // A tensor that requires grad may have hooks that torch warns of.
       if (is_plain(tensor) && !tensor.requires_grad() && !has_python_state(obj) && has_storage_type(tensor))
         return reduce_tensor(tensor);
-    } else if (Py_TYPE(obj) == reinterpret_cast<PyTypeObject*>(parameter_type_.ptr())) {
+    } else if (Py_TYPE(obj) == reinterpret_cast<PyTypeObject*>(torch_->parameter_type.ptr())) {
       const at::Tensor& tensor = THPVariable_Unpack(obj);
       if (is_plain(tensor) && !has_python_state(obj) && has_storage_type(tensor)) return reduce_parameter(obj, tensor);
     }
@@ -167,8 +167,8 @@ class StorageTable {
                                        Py_TPFLAGS_LONG_SUBCLASS | Py_TPFLAGS_DICT_SUBCLASS | Py_TPFLAGS_LIST_SUBCLASS |
                                        Py_TPFLAGS_BYTES_SUBCLASS | Py_TPFLAGS_TYPE_SUBCLASS;
     return PyType_HasFeature(type, kBuiltIn) || type == &PyFloat_Type || type == Py_TYPE(Py_None) ||
-           type == &PyFunction_Type || type == reinterpret_cast<PyTypeObject*>(tensor_type_.ptr()) ||
-           type == reinterpret_cast<PyTypeObject*>(parameter_type_.ptr());
+           type == &PyFunction_Type || type == reinterpret_cast<PyTypeObject*>(torch_->tensor_type.ptr()) ||
+           type == reinterpret_cast<PyTypeObject*>(torch_->parameter_type.ptr());
   }
 
   py::object key_of(const c10::Storage& storage, PyObject* dtype) {
@@ -195,39 +195,36 @@ class StorageTable {
 
   // Newer dtypes have none and are reduced in another way.
   bool has_storage_type(const at::Tensor& tensor) const {
-    return PyDict_GetItem(storage_types_.ptr(), dtype_of(tensor)) != nullptr;
+    return PyDict_GetItem(torch_->storage_types.ptr(), dtype_of(tensor)) != nullptr;
   }
 
   PyObject* reduce_tensor(const at::Tensor& tensor) {
     PyObject* const dtype = dtype_of(tensor);
-    PyObject* const storage_type = PyDict_GetItem(storage_types_.ptr(), dtype);
+    PyObject* const storage_type = PyDict_GetItem(torch_->storage_types.ptr(), dtype);
     const c10::Storage& storage = tensor.storage();
     const py::object key = key_of(storage, dtype);
-    const py::object location =
-        storage.device_type() == c10::DeviceType::CPU ? cpu_word_ : location_tag_(owned(THPStorage_Wrap(storage)));
+    const py::object location = storage.device_type() == c10::DeviceType::CPU
+                                    ? torch_->cpu_word
+                                    : torch_->location_tag(owned(THPStorage_Wrap(storage)));
     const py::object numel = owned(PyLong_FromSize_t(storage.nbytes() / tensor.element_size()));
-    const py::object id = pack(storage_word_, py::handle(storage_type), key, location, numel);
+    const py::object id = pack(torch_->storage_word, py::handle(storage_type), key, location, numel);
 
     const py::object args =
         pack(stand_in(StandIn::kStorage, id.ptr()), owned(PyLong_FromLongLong(tensor.storage_offset())),
              tuple_of(tensor.sizes()), tuple_of(tensor.strides()), py::handle(Py_False),
              stand_in(StandIn::kNoHooks, nullptr));
-    return pack(rebuild_tensor_, args).release().ptr();
+    return pack(torch_->rebuild_tensor, args).release().ptr();
   }
 
   PyObject* reduce_parameter(PyObject* obj, const at::Tensor& parameter) const {
     const py::object args =
         pack(stand_in(StandIn::kData, obj), py::handle(parameter.requires_grad() ? Py_True : Py_False),
              stand_in(StandIn::kNoHooks, nullptr));
-    return pack(rebuild_parameter_, args).release().ptr();
+    return pack(torch_->rebuild_parameter, args).release().ptr();
   }
 
-  const py::object tensor_type_, parameter_type_, ordered_dict_, rebuild_tensor_, rebuild_parameter_;
-  const py::dict storage_types_;  // torch.dtype -> the class that stands for it in the stream
-  const py::object location_tag_;
+  const std::shared_ptr<const TensorReduction> torch_;
   const py::object reference_;  // the same as persistent_id, for objects that may be storages
-  const py::object storage_word_, cpu_word_;
-  const py::object no_hooks_;  // an empty OrderedDict, reduced
   std::unordered_map<const c10::StorageImpl*, py::object> keys_;
   std::unordered_map<const void*, PyObject*> dtypes_;
   std::vector<c10::Storage> storages_;
@@ -274,11 +271,22 @@ std::vector<c10::Storage> storages_of(const py::object& table_or_list) {
 }
 
 void bind_storage_table(py::module_& module) {
-  py::class_<StorageTable>(module, "StorageTable")
-      .def(py::init<py::object, py::object, py::object, py::object, py::object, py::dict, py::object, py::object>(),
+  py::class_<TensorReduction, std::shared_ptr<TensorReduction>>(module, "TensorReduction")
+      .def(py::init([](py::object tensor_type, py::object parameter_type, py::object ordered_dict,
+                       py::object rebuild_tensor, py::object rebuild_parameter, py::dict storage_types,
+                       py::object location_tag) {
+             return std::shared_ptr<TensorReduction>(new TensorReduction{
+                 std::move(tensor_type), std::move(parameter_type), std::move(ordered_dict), std::move(rebuild_tensor),
+                 std::move(rebuild_parameter), std::move(storage_types), std::move(location_tag)});
+           }),
            py::kw_only(), py::arg("tensor_type"), py::arg("parameter_type"), py::arg("ordered_dict"),
-           py::arg("rebuild_tensor"), py::arg("rebuild_parameter"), py::arg("storage_types"), py::arg("location_tag"),
-           py::arg("reference"))
+           py::arg("rebuild_tensor"), py::arg("rebuild_parameter"), py::arg("storage_types"), py::arg("location_tag"));
+
+  py::class_<StorageTable>(module, "StorageTable")
+      .def(py::init([](std::shared_ptr<TensorReduction> reduction, py::object reference) {
+             return std::make_unique<StorageTable>(std::move(reduction), std::move(reference));
+           }),
+           py::arg("reduction"), py::arg("reference"))
       .def_property_readonly("storages",
                              [](const StorageTable& table) {
                                py::list wrapped;

@@ -236,7 +236,7 @@ class FallbackSnapshot:
         self._archive.write_stream(write, progress=progress)
 
 
-def native_table() -> None:
+def native_tables() -> None:
     return None
 
 

@@ -82,7 +82,7 @@ def _reproduces(backend: Backend) -> bool:
     try:
         _, expected = _sample()
         protocol = torch.serialization.DEFAULT_PROTOCOL
-        pickled = pickle_object(_sample_object(), pickle, protocol, backend.native_table())
+        pickled = pickle_object(_sample_object(), pickle, protocol, backend.native_tables())
         alignment = storage_alignment()
         planned = backend.plan(
             "archive",

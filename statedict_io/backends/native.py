@@ -7,11 +7,11 @@ import importlib
 import os
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from ..pickling import NativeTable
+from ..pickling import NativeTables
 from ..progress import ProgressCallback
 from .native_reader import NativeReader
 from .protocol import Contents, LeanPickle, Strip, TensorCall
@@ -142,10 +142,10 @@ def _unthrottled_nbytes() -> float:
         return float("inf")
 
 
-def native_table() -> NativeTable:
+def native_tables() -> NativeTables:
     extension, reason, _ = load()
     assert extension is not None, reason
-    return extension.StorageTable
+    return cast(NativeTables, extension)
 
 
 def plan(archive_name: str, contents: Contents, *, alignment: int, compute_crc32: bool) -> NativeArchive:

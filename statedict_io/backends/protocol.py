@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from ..pickling import NativeTable, StorageTable
+from ..pickling import NativeTables, StorageTable
 from ..progress import ProgressCallback
 
 
@@ -167,7 +167,7 @@ class ArchiveReader(Protocol):
 class Backend(Protocol):
     name: str
 
-    def native_table(self) -> NativeTable | None:
+    def native_tables(self) -> NativeTables | None:
         """For :func:`~statedict_io.pickling.pickle_object`."""
 
     def plan(self, archive_name: str, contents: Contents, *, alignment: int, compute_crc32: bool) -> Archive: ...

@@ -34,7 +34,7 @@ _NUMBER_OF_STATUS = {401: errno.EACCES, 403: errno.EACCES, 404: errno.ENOENT, 40
 
 def is_url(f: object) -> bool:
     """Whether ``f`` names something through fsspec. Only a ``str`` does: a Path has lost one of the slashes."""
-    return isinstance(f, str) and _URL.match(f) is not None
+    return isinstance(f, str) and "://" in f and _URL.match(f) is not None
 
 
 @dataclass(frozen=True)
