@@ -10,7 +10,6 @@ import errno
 import functools
 import inspect
 import os
-import pickle
 import threading
 import types
 import warnings
@@ -164,17 +163,14 @@ def _drop_undone() -> None:
         wrapper.__wrapped__ = _without_undone(wrapper.__wrapped__)
 
 
-def _torch_save_signature(
-    obj: object,
-    f: object,
-    pickle_module: Any = pickle,
-    pickle_protocol: int = torch.serialization.DEFAULT_PROTOCOL,
-    _use_new_zipfile_serialization: bool = True,
-    _disable_byteorder_record: bool = False,
-) -> None: ...
+def _torch_save_signature() -> inspect.Signature:
+    """Of ``save`` what ``torch.save`` takes too: all but the options."""
+    signature = inspect.signature(saving.save)
+    parameters = [each for each in signature.parameters.values() if each.kind is not each.KEYWORD_ONLY]
+    return signature.replace(parameters=parameters)
 
 
-_SIGNATURE = inspect.signature(_torch_save_signature)
+_SIGNATURE = _torch_save_signature()
 
 
 def _start_anew() -> None:
