@@ -3,6 +3,7 @@
 #include <optional>
 #include <string_view>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 
 #include "pickle/opcodes.h"
@@ -190,7 +191,7 @@ AbridgedPickle without_tensor_calls(const std::string& stream_bytes) {
   AbridgedPickle abridged;
   abridged.stream.reserve(stream_bytes.size());
   Memo memo;
-  std::unordered_map<uint32_t, bool> put;
+  std::unordered_set<uint32_t> put;
   std::optional<Bound> last;  // what is on top of the stack, where it matters
   char previous = '\0';       // the opcode before
   std::optional<Opcode> opcode;
@@ -200,12 +201,12 @@ AbridgedPickle without_tensor_calls(const std::string& stream_bytes) {
     const char* const bytes = stream.bytes() + at;
     const size_t nbytes = opcode->end - at;
     if (opcode->kind == Opcode::Kind::kPut) {
-      if (!put.emplace(opcode->index, true).second) return unchanged;  // no pickler puts twice
+      if (!put.insert(opcode->index).second) return unchanged;  // no pickler puts twice
       if (last) memo.emplace(opcode->index, *last);
     } else if (opcode->kind == Opcode::Kind::kGet) {
       if (std::optional<FoundCall> found = tensor_call(stream, memo, at)) {
+        if (abridged.calls.size() > 0x7fffffff) return unchanged;  // the operand of J is signed
         const auto number = static_cast<uint32_t>(abridged.calls.size());
-        if (number > 0x7fffffff) return unchanged;
         abridged.stream += 'J';
         for (int shift = 0; shift < 32; shift += 8) abridged.stream += static_cast<char>(number >> shift & 0xff);
         abridged.stream += 'Q';
