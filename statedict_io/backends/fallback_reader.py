@@ -8,11 +8,9 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 
@@ -22,9 +20,9 @@ from . import crc32
 from .directory import LOCAL_NBYTES, Directory, read_directory
 from .inflate import Damage, inflated
 from .protocol import RecordEntry
+from .tasks import Task, perform, task
 
 _PIECE_NBYTES = 8 << 20
-_SIGNAL_SECONDS = 0.05
 
 
 class Access(NamedTuple):
@@ -130,10 +128,10 @@ class FallbackReader:
         start = self.payload_offset(record) + offset
 
         tasks = [
-            _task(0, self._source.read_into, destination[at : at + _PIECE_NBYTES], start + at)
+            task(0, self._source.read_into, destination[at : at + _PIECE_NBYTES], start + at)
             for at in range(0, destination.nbytes, _PIECE_NBYTES)
         ]
-        self._guarded(lambda: _perform([], tasks, destination.nbytes, None, self._access))
+        self._guarded(lambda: self._perform([], tasks, destination.nbytes))
 
     def load_storages(
         self, records: Sequence[int], *, verify: bool, progress: ProgressCallback | None
@@ -230,19 +228,31 @@ class FallbackReader:
             allocate: is called for a record before its pieces.
         """
         small, large = self._split(records)
-        runs = [_task(self._payload_nbytes(neighbours), run, neighbours) for neighbours in self._runs(small)]
+        runs = [task(self._payload_nbytes(neighbours), run, neighbours) for neighbours in self._runs(small)]
         tasks = []
         for record, offset in zip(large, self._payload_offsets(large), strict=True):
             nbytes = self.records[record].nbytes
             if self.records[record].compressed:
-                tasks.append(_task(nbytes, compressed, record, offset))
+                tasks.append(task(nbytes, compressed, record, offset))
                 continue
             allocate(record)
             for start in range(0, nbytes, _PIECE_NBYTES):
                 length = min(_PIECE_NBYTES, nbytes - start)
-                tasks.append(_task(length, piece, record, offset + start, start, length))
+                tasks.append(task(length, piece, record, offset + start, start, length))
         # Runs are mostly Python's work: more threads would only wait for each other.
-        _perform(runs, tasks, self._payload_nbytes(records), progress, self._access)
+        self._perform(runs, tasks, self._payload_nbytes(records), progress)
+
+    def _perform(
+        self, alone: list[Task], together: list[Task], total: int, progress: ProgressCallback | None = None
+    ) -> None:
+        """``together``: those that are worth several threads where there is much to do."""
+        if self._access.waits:
+            alone, together = [], [*alone, *together]
+            if len(together) == 1:
+                alone, together = together, []
+        elif total <= _PIECE_NBYTES:
+            alone, together = [*alone, *together], []
+        perform(alone, together, total, progress, self._access.num_threads)
 
     def _payload_nbytes(self, records: Iterable[int]) -> int:
         return sum(self.records[record].nbytes for record in records)
@@ -253,7 +263,7 @@ class FallbackReader:
         def find(record: int) -> None:
             offsets[record] = self.payload_offset(record)
 
-        _perform([_task(0, find, record) for record in records], [], 0, None, self._access)
+        self._perform([task(0, find, record) for record in records], [], 0)
         return [offsets[record] for record in records]
 
     def _split(self, records: Iterable[int]) -> tuple[list[int], list[int]]:
@@ -333,73 +343,3 @@ class _Checksums:
         for record, crc in self._pieces:
             crcs[record] = crcs.get(record, 0) ^ crc
         return crcs
-
-
-def _task(nbytes: int, action: Callable[..., None], *arguments: Any) -> Callable[[], int]:
-    def perform() -> int:
-        action(*arguments)
-        return nbytes
-
-    return perform
-
-
-def _perform(
-    alone: list[Callable[[], int]],
-    together: list[Callable[[], int]],
-    total: int,
-    progress: ProgressCallback | None,
-    access: Access,
-) -> None:
-    """Runs tasks in this thread, and those that are much work on several. ``progress`` is called in this thread with
-    the sum of what they return; the first error, also of ``progress``, ends the rest."""
-    done = 0
-    if access.waits:
-        alone, together = [], [*alone, *together]
-        if len(together) == 1:
-            alone, together = together, []
-    elif total <= _PIECE_NBYTES:
-        alone, together = [*alone, *together], []
-    for task in alone:
-        done += task()
-        if progress is not None:
-            progress(done, total)
-    if not together:
-        return
-    lock = threading.Lock()
-    queue = iter(together)
-    stopped = False
-
-    def work() -> None:
-        nonlocal done, stopped
-        while not stopped:
-            with lock:
-                task = next(queue, None)
-            if task is None:
-                return
-            try:
-                nbytes = task()
-            except BaseException:
-                stopped = True
-                raise
-            with lock:
-                done += nbytes
-
-    pool = ThreadPoolExecutor(min(access.num_threads, len(together)))
-    try:
-        workers: set[Future[None]] = set()
-        try:
-            while len(workers) < min(access.num_threads, len(together)):
-                workers.add(pool.submit(work))
-        except RuntimeError:  # no more threads, or the interpreter is exiting
-            if not workers:
-                work()
-        pending = workers
-        while pending:
-            _, pending = wait(pending, timeout=_SIGNAL_SECONDS, return_when=FIRST_EXCEPTION)
-            if progress is not None:
-                progress(done, total)
-        for worker in workers:
-            worker.result()
-    finally:
-        stopped = True
-        pool.shutdown()
