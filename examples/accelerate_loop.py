@@ -7,8 +7,6 @@ python examples/accelerate_loop.py
 
 from __future__ import annotations
 
-import argparse
-import hashlib
 import os
 import shutil
 import signal
@@ -17,6 +15,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, set_seed
+from command_line import parse, print_weights
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -24,12 +23,7 @@ import statedict_io as sio
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dir", type=Path, default=Path("accelerate_checkpoints"))
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--die-at-step", type=int)
-    parser.add_argument("--saver", choices=["patched", "plain"], default="patched")
-    options = parser.parse_args(arguments)
+    options = parse(arguments, __doc__, dir=Path("accelerate_checkpoints"), steps=30, saver=["patched", "plain"])
 
     if options.saver == "patched":
         sio.patch_torch()
@@ -70,8 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             if step == options.steps:
                 break
-    weights = b"".join(tensor.numpy().tobytes() for tensor in accelerator.unwrap_model(model).state_dict().values())
-    print(f"weights {hashlib.sha256(weights).hexdigest()}")
+    print_weights(accelerator.unwrap_model(model))
 
 
 def save(accelerator: Accelerator, path: Path) -> None:

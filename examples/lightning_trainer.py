@@ -7,8 +7,6 @@ python examples/lightning_trainer.py
 
 from __future__ import annotations
 
-import argparse
-import hashlib
 import os
 import signal
 import warnings
@@ -17,6 +15,7 @@ from typing import Any
 
 import lightning
 import torch
+from command_line import parse, print_weights
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -62,12 +61,9 @@ class DieAtStep(Callback):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dir", type=Path, default=Path("lightning_checkpoints"))
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--die-at-step", type=int)
-    parser.add_argument("--saver", choices=["async", "sync", "patched", "plain"], default="async")
-    options = parser.parse_args(arguments)
+    options = parse(
+        arguments, __doc__, dir=Path("lightning_checkpoints"), epochs=6, saver=["async", "sync", "patched", "plain"]
+    )
     warnings.filterwarnings("ignore", module="lightning")
 
     if options.saver == "patched":
@@ -89,8 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
     if newest is not None:
         print(f"resumed from {newest.name}", flush=True)
     trainer.fit(model, ckpt_path=newest)
-    weights = b"".join(tensor.numpy().tobytes() for tensor in model.state_dict().values())
-    print(f"weights {hashlib.sha256(weights).hexdigest()}")
+    print_weights(model)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ the state, writes a new file while training goes on, and puts it in the place of
 
 from __future__ import annotations
 
-import argparse
-import hashlib
 import os
 import random
 import signal
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from command_line import parse, print_weights
 from torch import nn
 
 import statedict_io as sio
@@ -56,12 +55,7 @@ class ShuffledBatches:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoint.pt"))
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--save-every", type=int, default=10)
-    parser.add_argument("--die-at-step", type=int)
-    options = parser.parse_args(arguments)
+    options = parse(arguments, __doc__, checkpoint=Path("checkpoint.pt"), steps=60, save_every=10)
 
     torch.manual_seed(0)
     random.seed(0)
@@ -103,8 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
     if pending is not None:
         pending.result()
-    weights = b"".join(tensor.numpy().tobytes() for tensor in model.state_dict().values())
-    print(f"weights {hashlib.sha256(weights).hexdigest()}")
+    print_weights(model)
 
 
 if __name__ == "__main__":

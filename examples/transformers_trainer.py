@@ -7,14 +7,13 @@ python examples/transformers_trainer.py
 
 from __future__ import annotations
 
-import argparse
-import hashlib
 import os
 import signal
 from pathlib import Path
 from typing import Any
 
 import torch
+from command_line import parse, print_weights
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
 import statedict_io as sio
@@ -52,12 +51,7 @@ class DieAtStep(TrainerCallback):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dir", type=Path, default=Path("transformers_checkpoints"))
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--die-at-step", type=int)
-    parser.add_argument("--saver", choices=["patched", "plain"], default="patched")
-    options = parser.parse_args(arguments)
+    options = parse(arguments, __doc__, dir=Path("transformers_checkpoints"), steps=20, saver=["patched", "plain"])
 
     if options.saver == "patched":
         sio.patch_torch()  # optimizer.pt, scheduler.pt, rng_state.pth, training_args.bin
@@ -84,8 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
     if newest is not None:
         print(f"resumed from {newest.name}", flush=True)
     trainer.train(resume_from_checkpoint=str(newest) if newest is not None else None)
-    weights = b"".join(tensor.numpy().tobytes() for tensor in model.state_dict().values())
-    print(f"weights {hashlib.sha256(weights).hexdigest()}")
+    print_weights(model)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,12 @@ HAVE_PLAIN = ["lightning_trainer", "transformers_trainer", "accelerate_loop"]
 
 def run(example, directory, runs):
     """What each of ``runs`` printed, how it ended and how many saves were ours, by name."""
-    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent), "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{EXAMPLES.parent}:{EXAMPLES}",
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HUB_OFFLINE": "1",
+    }
     environment["OMP_NUM_THREADS"] = "1"  # more would spin where processes share few cores
     ended = subprocess.run(
         [sys.executable, str(RUNNER), str(EXAMPLES / f"{example}.py"), str(directory)],
@@ -127,4 +132,4 @@ def test_patched_and_plain_saves_give_equal_files(example):
 
 
 def test_every_example_is_run_by_a_test():
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*CASES, "demo"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*CASES, "demo", "command_line"}
