@@ -18,7 +18,7 @@ MODE ?= address
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 WHEELS_ARGS ?=
-FUZZ_ARGS ?= 120
+FUZZ_ARGS ?= 60
 
 bin := $(abspath $(VENV))/bin
 export PATH := $(bin):$(PATH)

@@ -4,7 +4,7 @@
 #   scripts/cpp_tests.sh BUILD_DIR [CMAKE_ARGUMENT...]
 #
 # The layers that need torch are tested too where TORCH_DIR is set to a torch package directory. Without GoogleTest it
-# says that the tests are skipped and succeeds, unless CI=true.
+# says that the tests are skipped and succeeds, unless CI=true. With BUILD_ONLY=1 it only builds them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -27,4 +27,7 @@ if ! ctest --test-dir "$build_dir" --show-only | grep -q 'Total Tests: [1-9]'; t
     exit
 fi
 cmake --build "$build_dir"
+if [[ "${BUILD_ONLY:-}" == 1 ]]; then
+    exit
+fi
 ctest --test-dir "$build_dir" --output-on-failure --parallel "$(getconf _NPROCESSORS_ONLN)"

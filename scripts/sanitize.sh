@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 
 mode=${1:-}
 build_dir=build/sanitize-$mode
-flags=(-DCMAKE_BUILD_TYPE=Debug "-DCMAKE_CXX_FLAGS_DEBUG=-O1 -g")
+flags=(-DCMAKE_BUILD_TYPE=Debug "-DCMAKE_CXX_FLAGS_DEBUG=-O1 -g1")
 
 case $mode in
 address)
@@ -29,7 +29,7 @@ valgrind)
         echo "valgrind is not installed (on Debian and Ubuntu: apt-get install valgrind)" >&2
         exit 1
     fi
-    scripts/cpp_tests.sh "$build_dir" "${flags[@]}"
+    BUILD_ONLY=1 scripts/cpp_tests.sh "$build_dir" "${flags[@]}"
     memcheck=(valgrind --quiet --error-exitcode=9 --leak-check=full --suppressions=scripts/valgrind.supp)
     # Possibly lost is what detached threads hold when the process ends.
     memcheck+=(--show-leak-kinds=definite --errors-for-leak-kinds=definite)

@@ -7,6 +7,9 @@
 #include <sys/syscall.h>
 #endif
 
+#include <atomic>
+#include <cerrno>
+
 namespace sdio {
 namespace {
 
@@ -43,12 +46,16 @@ bool first_byte_is_cached(int fd, uint64_t offset) {
 bool is_cached(int fd, uint64_t offset, uint64_t nbytes) {
 #ifdef __linux__
   if (nbytes == 0) return true;
-  const CachestatRange range = {offset, nbytes};
-  Cachestat found;
-  if (syscall(kSysCachestat, fd, &range, &found, 0) == 0) {
-    static const auto page_nbytes = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
-    const uint64_t num_pages = (offset + nbytes - 1) / page_nbytes - offset / page_nbytes + 1;
-    return found.nr_cache >= num_pages - num_pages / 16;
+  static std::atomic<bool> has_cachestat{true};  // a kernel before 6.5 has not
+  if (has_cachestat) {
+    const CachestatRange range = {offset, nbytes};
+    Cachestat found;
+    if (syscall(kSysCachestat, fd, &range, &found, 0) == 0) {
+      static const auto page_nbytes = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+      const uint64_t num_pages = (offset + nbytes - 1) / page_nbytes - offset / page_nbytes + 1;
+      return found.nr_cache >= num_pages - num_pages / 16;
+    }
+    if (errno == ENOSYS) has_cachestat = false;
   }
   return first_byte_is_cached(fd, offset) && first_byte_is_cached(fd, offset + nbytes - 1);
 #else

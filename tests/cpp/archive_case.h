@@ -10,7 +10,6 @@
 #include <chrono>
 #include <cstring>
 #include <memory>
-#include <random>
 #include <string>
 #include <thread>
 #include <utility>
@@ -18,6 +17,7 @@
 
 #include "file/system_error.h"
 #include "pipeline/archive_writer.h"
+#include "random_bytes.h"
 #include "temporary_file.h"
 
 namespace sdio {
@@ -58,12 +58,7 @@ enum class On { kMemory, kDevice, kMixed };
 inline Case make_case(const std::vector<size_t>& sizes, uint64_t alignment = 64, On on = On::kMemory,
                       bool compute_crc32 = true) {
   Case made;
-  std::mt19937_64 random(sizes.size());
-  for (const size_t nbytes : sizes) {
-    std::string bytes(nbytes, '\0');
-    for (char& byte : bytes) byte = static_cast<char>(random());
-    made.bytes.push_back(std::move(bytes));
-  }
+  for (const size_t nbytes : sizes) made.bytes.push_back(random_bytes(nbytes, made.bytes.size()));
   std::vector<RecordSpec> specs;
   std::vector<Payload> payloads;
   std::vector<const char*> on_device;

@@ -8,7 +8,6 @@
 #include <functional>
 #include <memory>
 #include <new>
-#include <random>
 #include <string>
 #include <thread>
 #include <vector>
@@ -16,6 +15,7 @@
 #include "file/page_cache.h"
 #include "file/positional_source.h"
 #include "file/system_error.h"
+#include "random_bytes.h"
 #include "temporary_file.h"
 
 namespace sdio {
@@ -68,16 +68,9 @@ int error_of(const std::function<void()>& call) {
   return 0;
 }
 
-std::string random_bytes(size_t nbytes) {
-  std::mt19937_64 random(nbytes);
-  std::string bytes(nbytes, '\0');
-  for (char& byte : bytes) byte = static_cast<char>(random());
-  return bytes;
-}
-
 TEST(PositionalSource, ReadsAnyRangeFromSeveralThreads) {
   const TemporaryFile file;
-  const std::string bytes = random_bytes(100000);
+  const std::string bytes = random_bytes(100000, 1);
   file.write_all(bytes);
   PositionalSource source(file.fd(), DirectIo::kAuto);
   EXPECT_EQ(source.nbytes(), bytes.size());
@@ -92,7 +85,7 @@ TEST(PositionalSource, ReadsAnyRangeFromSeveralThreads) {
 
 TEST(PositionalSource, GoesOnAfterShortReadsAndInterrupts) {
   const TemporaryFile file;
-  const std::string bytes = random_bytes(1000);
+  const std::string bytes = random_bytes(1000, 1);
   file.write_all(bytes);
   ScriptedSource source(file.fd(), DirectIo::kOff);
   int calls = 0;
@@ -106,7 +99,7 @@ TEST(PositionalSource, GoesOnAfterShortReadsAndInterrupts) {
 
 TEST(PositionalSource, ReportsTheErrorOfARead) {
   const TemporaryFile file;
-  file.write_all(random_bytes(5 * kMiB));
+  file.write_all(random_bytes(5 * kMiB, 1));
   const AlignedMemory memory(kMiB);
   for (const int error_number : {EIO, ESTALE, EISDIR, ENOMEM}) {
     ScriptedSource source(file.fd(), DirectIo::kAuto);
@@ -118,7 +111,7 @@ TEST(PositionalSource, ReportsTheErrorOfARead) {
 
 TEST(PositionalSource, EndOfTheFileIsAnErrorWherever) {
   const TemporaryFile file;
-  file.write_all(random_bytes(5 * kMiB + 10));
+  file.write_all(random_bytes(5 * kMiB + 10, 1));
   PositionalSource source(file.fd(), DirectIo::kAuto);
   const AlignedMemory memory(2 * kMiB);
   EXPECT_THROW(source.read(5 * kMiB, memory.data(), 11), UnexpectedEnd);
@@ -133,7 +126,7 @@ TEST(PositionalSource, EndOfTheFileIsAnErrorWherever) {
 TEST(PositionalSource, DirectReadsGiveTheBytesAndLeaveTheDescriptor) {
   for (const char* directory : {"/var/tmp", "/dev/shm"}) {
     const TemporaryFile file(directory);
-    const std::string bytes = random_bytes(9 * kMiB + 12345);
+    const std::string bytes = random_bytes(9 * kMiB + 12345, 1);
     file.write_all(bytes);
     file.make_cold();
     PositionalSource source(file.fd(), DirectIo::kAuto);
@@ -149,8 +142,8 @@ TEST(PositionalSource, DirectReadsGiveTheBytesAndLeaveTheDescriptor) {
 
 TEST(PositionalSource, DirectGoesToColdRangesOfLargeFiles) {
   const TemporaryFile small, large;
-  small.write_all(random_bytes(kMiB));
-  large.write_all(random_bytes(5 * kMiB));
+  small.write_all(random_bytes(kMiB, 1));
+  large.write_all(random_bytes(5 * kMiB, 1));
   ScriptedSource of_small(small.fd(), DirectIo::kAuto), of_large(large.fd(), DirectIo::kAuto);
   EXPECT_FALSE(of_small.prefers_direct(0, kMiB));
   if (!of_large.prefers_direct(0, kMiB)) GTEST_SKIP() << "no direct I/O in /var/tmp";
@@ -164,7 +157,7 @@ TEST(PositionalSource, DirectGoesToColdRangesOfLargeFiles) {
 
 TEST(PositionalSource, DirectRefusedAtOpenOrAtTheFirstReadGoesOnBuffered) {
   const TemporaryFile file;
-  const std::string bytes = random_bytes(5 * kMiB);
+  const std::string bytes = random_bytes(5 * kMiB, 1);
   file.write_all(bytes);
   const AlignedMemory memory(5 * kMiB);
   for (const bool at_open : {true, false}) {
@@ -182,7 +175,7 @@ TEST(PositionalSource, DirectRefusedAtOpenOrAtTheFirstReadGoesOnBuffered) {
 
 TEST(PositionalSource, DirectReadThatStopsBetweenBlocksGoesOnBuffered) {
   const TemporaryFile file;
-  const std::string bytes = random_bytes(5 * kMiB);
+  const std::string bytes = random_bytes(5 * kMiB, 1);
   file.write_all(bytes);
   const AlignedMemory memory(5 * kMiB);
   ScriptedSource source(file.fd(), DirectIo::kAuto);
@@ -200,7 +193,7 @@ TEST(PositionalSource, DirectReadThatStopsBetweenBlocksGoesOnBuffered) {
 
 TEST(PositionalSource, DirectWishThatCannotBeMetIsAnError) {
   const TemporaryFile file;
-  file.write_all(random_bytes(10000));
+  file.write_all(random_bytes(10000, 1));
   const AlignedMemory memory(8192);
   std::unique_ptr<ScriptedSource> source;
   if (error_of([&] { source = std::make_unique<ScriptedSource>(file.fd(), DirectIo::kOn); }) != 0) {
@@ -219,7 +212,7 @@ TEST(PositionalSource, OfNoFileIsAnError) {
 
 TEST(PageCache, KnowsWhatWasReadAndWhatWasDropped) {
   const TemporaryFile file;
-  file.write_all(random_bytes(8 * kMiB));
+  file.write_all(random_bytes(8 * kMiB, 1));
   EXPECT_TRUE(is_cached(file.fd(), 0, 8 * kMiB));
   file.make_cold();
   if (is_cached(file.fd(), 0, 8 * kMiB)) GTEST_SKIP() << "/var/tmp keeps its pages";

@@ -29,6 +29,7 @@
 #include "pipeline/payload_reader.h"
 #include "pipeline/read_plan.h"
 #include "pipeline/slot_pool.h"
+#include "random_bytes.h"
 #include "temporary_file.h"
 #include "zip_builder.h"
 
@@ -70,15 +71,6 @@ class TestMemory : public PayloadMemory {
   std::vector<std::unique_ptr<char[]>> owned_;
   std::vector<std::shared_ptr<ExtentMemory>> extents_;
 };
-
-std::string random_bytes(size_t nbytes, size_t seed) {
-  std::mt19937_64 random(seed);
-  std::string bytes(nbytes, '\0');
-  size_t i = 0;
-  for (; i + 8 <= nbytes; i += 8) put64(&bytes[i], random());
-  for (; i < nbytes; ++i) bytes[i] = static_cast<char>(random());
-  return bytes;
-}
 
 struct Made {
   std::vector<std::string> payloads;  // in directory order

@@ -18,6 +18,7 @@
 #include "checksum/crc32.h"
 #include "file/system_error.h"
 #include "pipeline/strip_writer.h"
+#include "random_bytes.h"
 
 namespace sdio {
 namespace {
@@ -84,12 +85,7 @@ template <typename OnDevice>
 void make_case(unsigned seed, size_t file_nbytes, OnDevice on_device, Case& made) {
   std::mt19937 random(seed);
   const auto one_of = [&](std::vector<uint64_t> values) { return values[random() % values.size()]; };
-  const auto random_bytes = [&](size_t nbytes) {
-    std::string bytes(nbytes, '\0');
-    for (char& byte : bytes) byte = static_cast<char>(random());
-    return bytes;
-  };
-  made.before = made.after = random_bytes(file_nbytes);
+  made.before = made.after = random_bytes(file_nbytes, random());
   uint64_t offset = random() % 5000;
   for (size_t i = 0;; ++i) {
     Strip strip;
@@ -101,7 +97,7 @@ void make_case(unsigned seed, size_t file_nbytes, OnDevice on_device, Case& made
     strip.source_offset = random() % 10;
     strip.file_offset = offset;
     strip.nbytes_after = random();
-    made.sources.push_back(random_bytes(strip.source_offset + strip.nbytes()));
+    made.sources.push_back(random_bytes(strip.source_offset + strip.nbytes(), random()));
     const std::string bytes = made.sources.back().substr(strip.source_offset);
     uint32_t crc = 0;
     for (uint64_t row = 0; row < strip.num_rows; ++row) {
