@@ -15,6 +15,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 MODE ?= address
+# Many tests wait for the disk, or for processes that they start.
+TEST_PROCESSES ?= 2
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 WHEELS_ARGS ?=
@@ -45,7 +47,7 @@ demo: $(VENV)/.installed
 	$(bin)/python examples/demo.py
 
 test: test-cpp $(VENV)/.integrations
-	$(bin)/python -m pytest $(PYTEST_ARGS)
+	$(bin)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-long: test-cpp $(VENV)/.integrations $(VENV)/.weights
 	$(bin)/python -m pytest --long $(PYTEST_ARGS)

@@ -8,6 +8,8 @@ import torch
 
 import statedict_io as sio
 
+COUNTS = "counts"
+
 
 def promised(name):
     return os.environ.get(name) == "1"
@@ -59,6 +61,28 @@ def backend(request):
     if request.param == "native":
         require_native()
     return request.param
+
+
+@pytest.fixture
+def report_counts(record_property):
+    """report_counts(line): what a test has counted, shown at the end of the run."""
+
+    def report(line):
+        record_property(COUNTS, line)
+
+    return report
+
+
+def pytest_terminal_summary(terminalreporter):
+    # Properties come from the processes of pytest-xdist too, whose output nobody sees.
+    reports = [report for key in ("passed", "failed") for report in terminalreporter.getreports(key)]
+    lines = [
+        line for report in reports if report.when == "call" for key, line in report.user_properties if key == COUNTS
+    ]
+    if lines:
+        terminalreporter.section("counts")
+        for line in sorted(lines):
+            terminalreporter.line(line)
 
 
 @pytest.fixture

@@ -21,14 +21,13 @@ from faults.test_fault_injection import require
         *(pytest.param(way, 500, marks=pytest.mark.long) for way in ("native", "torch", "native-async")),
     ],
 )
-def test_killed_savers_leave_a_whole_file(way, num_random, preload, tmp_path, capsys):
+def test_killed_savers_leave_a_whole_file(way, num_random, preload, tmp_path, report_counts):
     require(way.partition("-")[0])
     counts = json.loads(run_module(preload, "crash_process", tmp_path, way, num_random, 20, timeout=850))
-    with capsys.disabled():
-        print(
-            f"\n{way}: {counts['kills']} SIGKILLs ({counts['at_calls']} at calls), {counts['reads']} reads meanwhile, "
-            f"{counts['leftovers']} leftovers cleaned, 0 torn or missing"
-        )
+    report_counts(
+        f"{way}: {counts['kills']} SIGKILLs ({counts['at_calls']} at calls), {counts['reads']} reads meanwhile, "
+        f"{counts['leftovers']} leftovers cleaned, 0 torn or missing"
+    )
     assert counts["at_calls"] >= 50
     # Both sides of the rename were met, and kills left something to clean.
     assert 0 < counts["new_file"] < counts["kills"]

@@ -27,16 +27,15 @@ def way(request):
 @pytest.mark.parametrize("way", [*OPTIONS, "native-async", "torch-async"])
 @pytest.mark.parametrize("size", ["quick", pytest.param("exhaustive", marks=pytest.mark.long)])
 @pytest.mark.timeout(900)
-def test_every_call_failing_in_every_way(size, way, preload, tmp_path, capsys):
+def test_every_call_failing_in_every_way(size, way, preload, tmp_path, report_counts):
     require(way)
     printed = run_module(preload, "matrix_process", tmp_path, way, size, timeout=850)
     *failures, summary = printed.splitlines()
     counts = json.loads(summary)
-    with capsys.disabled():
-        print(
-            f"\n{way}: {counts['calls']} calls x {counts['errors']} errors, "
-            f"{counts['faults']} saves disturbed, {counts['failures']} failures"
-        )
+    report_counts(
+        f"{way}: {counts['calls']} calls x {counts['errors']} errors, "
+        f"{counts['faults']} saves disturbed, {counts['failures']} failures"
+    )
     assert failures == [], "\n".join(failures[:40])
     assert counts["faults"] > 1000
 

@@ -78,7 +78,7 @@ def test_a_full_one(zipped, durable, backend, place):
 
 @pytest.mark.parametrize("way", ["native", "torch", "legacy"])
 @pytest.mark.parametrize("name", each("ext4", "ext4 data=journal", "xfs", "btrfs"))
-def test_a_power_cut_at_every_call(name, way, preload, tmp_path, capsys):
+def test_a_power_cut_at_every_call(name, way, preload, tmp_path, report_counts):
     """What the disk holds when the saver dies, with nothing synced since, is mounted: the old file or the new one."""
     require(way)
     image, copies = tmp_path / "image", tmp_path / "copies"
@@ -93,8 +93,7 @@ def test_a_power_cut_at_every_call(name, way, preload, tmp_path, capsys):
             assert found in allowed, f"cut {copy}: {found}, not of {allowed}"
             new += found == allowed[-1]
         pathlib.Path(copies, copy).unlink()
-    with capsys.disabled():
-        print(f"\n{name}, {way}: {len(cuts)} cuts, 0 without the old or the new file")
+    report_counts(f"{name}, {way}: {len(cuts)} cuts, 0 without the old or the new file")
     assert len(cuts) > 50 and 1 < new < len(cuts)
 
 

@@ -32,7 +32,7 @@ def is_flush_of_directory(step):
     return isinstance(step, Flush) and step.directory is not None
 
 
-def test_a_durable_save_survives_power_loss_at_every_step(records, capsys):
+def test_a_durable_save_survives_power_loss_at_every_step(records, report_counts):
     prefixes = states = 0
     for name, history, before, after in histories(records, durable=True):
         kinds = [step.kind if isinstance(step, Operation) else "flush" for step in history.steps]
@@ -42,8 +42,7 @@ def test_a_durable_save_survives_power_loss_at_every_step(records, capsys):
         assert verdict.lost_after_return == 0, f"{name}: {verdict}"
         prefixes += verdict.prefixes
         states += verdict.states
-    with capsys.disabled():
-        print(f"\npower loss: {prefixes} prefixes, {states} states of the disk, 0 without the old or the new file")
+    report_counts(f"power loss: {prefixes} prefixes, {states} states of the disk, 0 without the old or the new file")
     assert prefixes > 50
 
 
