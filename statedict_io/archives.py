@@ -145,16 +145,15 @@ def opened(path: Any, backend: str = "auto", *, random_access: bool = False) -> 
             yield records
         return
     with ranges.opened(path) as found:
-        if found.local_path is not None:
-            with _opened_file(found.local_path, found.url, chosen, random_access) as records:
+        if isinstance(found.content, str):
+            with _opened_file(found.content, found.url, chosen, random_access) as records:
                 yield records
         else:
-            yield of_ranges(found.source, chosen)
+            yield of_ranges(found.content, chosen)
 
 
-def of_ranges(source: ranges.RangedObject | None, chosen: Backend) -> Records:
+def of_ranges(source: ranges.RangedObject, chosen: Backend) -> Records:
     """The records of an object that is not on this machine; it must stay open."""
-    assert source is not None
     start = bytearray(min(len(_LEGACY_START), source.nbytes))
     source.read_into(memoryview(start), 0)
     _check_start(bytes(start), source.name)

@@ -79,11 +79,13 @@ def load(
     progress_module.check(progress)
     chosen = backends.for_reading(backend)
     with contextlib.ExitStack() as exit_stack:
-        source, name = None, f
+        source: ranges.RangedObject | None = None
+        name = f
         if is_url(f):
             found = exit_stack.enter_context(ranges.opened(f))
-            source, name = found.source, found.url
-            f = found.local_path if source is None else exit_stack.enter_context(source.stream())
+            f, name = found.content, found.url
+            if not isinstance(f, str):
+                source, f = f, exit_stack.enter_context(f.stream())
         if verify:
             _check_has_checksums(f, name)
         quick = can_rebind() and _agrees(chosen.lean_pickle)

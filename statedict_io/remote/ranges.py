@@ -112,8 +112,7 @@ class OpenedURL:
     """What to read instead of a URL: a file that is here, or ranges of an object that is not."""
 
     url: str
-    local_path: str | None  #: of the file itself, or of the copy that a caching scheme has made
-    source: RangedObject | None
+    content: str | RangedObject  #: a path: of the file itself, or of the copy that a caching scheme has made
 
 
 @contextlib.contextmanager
@@ -126,14 +125,13 @@ def opened(url: str) -> Iterator[OpenedURL]:
     """
     place = locate(url)
     if place.local_path is not None:
-        yield OpenedURL(place.url, place.local_path, None)
+        yield OpenedURL(place.url, place.local_path)
         return
     with contextlib.ExitStack() as exit_stack:
         with naming_errors(place.url):
             file = exit_stack.enter_context(contextlib.closing(_open(place)))
-        local = _path_of_copy(file)
-        source = None if local is not None else RangedObject(file, place.url)
-        yield OpenedURL(place.url, local, source)
+        copy = _path_of_copy(file)
+        yield OpenedURL(place.url, RangedObject(file, place.url) if copy is None else copy)
 
 
 def _open(place: Place) -> Any:
