@@ -25,10 +25,6 @@ _CHEAP_NBYTES_OF_NETWORK = 256 << 10
 _END_NBYTES = 128 << 10  # the directory of some thousand records; their data.pkl
 
 
-def _as_it_is(data_pkl: bytes) -> LeanPickle:
-    return LeanPickle(data_pkl, [])
-
-
 class Records:
     """The records of an archive by name.
 
@@ -39,7 +35,7 @@ class Records:
         self,
         archive: ArchiveReader,
         path: str,
-        lean_pickle: Callable[[bytes], LeanPickle] = _as_it_is,
+        lean_pickle: Callable[[bytes], LeanPickle] = LeanPickle.unchanged,
         *,
         file_nbytes: int = 0,
         cheap_nbytes: int = 4 << 10,

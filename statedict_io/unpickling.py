@@ -58,7 +58,7 @@ class ZipReader:
         records: SmallRecords,
         feed: StorageFeed,
         *,
-        lean_pickle: Callable[[bytes], LeanPickle] = lambda data: LeanPickle(data, []),
+        lean_pickle: Callable[[bytes], LeanPickle] = LeanPickle.unchanged,
         assume_own_byteorder: bool = False,
         in_place: bool = False,
     ) -> None:

@@ -182,7 +182,7 @@ def lean_pickle(data_pkl: bytes) -> LeanPickle:
     try:
         stream, calls = extension.abridged_pickle(data_pkl)
     except UnicodeDecodeError:
-        return LeanPickle(data_pkl, [])  # the unpickler's to refuse
+        return LeanPickle.unchanged(data_pkl)  # the unpickler's to refuse
     return LeanPickle(stream, [*map(TensorCall._make, calls)])
 
 

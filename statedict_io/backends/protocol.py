@@ -125,6 +125,11 @@ class LeanPickle(NamedTuple):
     stream: bytes
     calls: Sequence[TensorCall]
 
+    @classmethod
+    def unchanged(cls, data_pkl: bytes) -> LeanPickle:
+        """``data_pkl`` as it is."""
+        return cls(data_pkl, ())
+
 
 class ArchiveReader(Protocol):
     """An open archive.
