@@ -216,7 +216,7 @@ def test_paths_that_are_no_checkpoints(path, backend, tmp_path, monkeypatch):
     assert reference is not None
 
 
-@pytest.mark.parametrize("f", [None, 5, [], object(), io.StringIO("text")], ids=repr)
+@pytest.mark.parametrize("f", [None, 5, [], object(), io.StringIO("text")], ids=lambda f: type(f).__name__)
 def test_what_is_no_file(f, backend):
     _, reference = both(f, backend)
     assert reference is not None
