@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
+import functools
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 import torch
 
@@ -108,11 +111,28 @@ def write_all(fd: int, data: memoryview, offset: int) -> None:
 
 
 def preallocate(fd: int, nbytes: int) -> None:
-    """Reserves blocks, so that a full disk shows before anything is written; a file system that cannot is no error."""
-    if not hasattr(os, "posix_fallocate"):
-        return
-    try:
-        os.posix_fallocate(fd, 0, nbytes)
-    except OSError as e:
-        if e.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
-            raise
+    """Reserves blocks, so that a full disk shows before anything is written; a file system that cannot is no error.
+
+    Not ``os.posix_fallocate``: where the file system cannot, glibc's writes a zero into each block instead, and a
+    network file system may send those after what other machines wrote there.
+    """
+    call = _fallocate()
+    while call is not None and nbytes and call(fd, 0, 0, nbytes) != 0:
+        error_number = ctypes.get_errno()
+        if error_number in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            return
+        if error_number != errno.EINTR:
+            raise OSError(error_number, os.strerror(error_number))
+
+
+@functools.cache
+def _fallocate() -> Callable[[int, int, int, int], int] | None:
+    """Linux's; None elsewhere."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    for name in ("fallocate64", "fallocate"):  # glibc's of 64-bit offsets, also in a process of 32 bits; musl's
+        call = getattr(libc, name, None)
+        if call is not None:
+            call.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+            call.restype = ctypes.c_int
+            return cast("Callable[[int, int, int, int], int]", call)
+    return None
