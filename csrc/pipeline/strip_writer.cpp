@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <thread>
 #include <utility>
@@ -20,7 +21,8 @@ constexpr uint64_t kLongRowNbytes = 64u << 10;
 constexpr uint64_t kDirectFromNbytes = 64u << 10;
 // Checksummed, then written while still in cache.
 constexpr uint64_t kCacheNbytes = 1u << 20;
-constexpr size_t kMaxEdgesHeld = 1024;
+// Of a worker's bytes that wait for the end.
+constexpr size_t kMaxHeldNbytes = 1u << 20;
 constexpr uint64_t kRowsBetweenLooks = 256;
 // As in archive_writer.cpp, for the bytes of this process.
 constexpr size_t kSmallestRegionNbytes = 1u << 20;
@@ -63,17 +65,23 @@ class StripWrite {
     const size_t wished = options_.num_threads != 0 ? options_.num_threads : default_num_threads();
     const size_t num_threads = std::min(wished, num_tasks());
     workers_.run(num_threads > 1 ? num_threads : 0, [this] { work(); }, [&] { watch(bytes_done_); });
+    for (Held& held : held_) flush(held);
     for (size_t i = 0; i < strips_.size(); ++i) results_[i].crc = crcs_[i];
     watch(total_nbytes_);
     return std::move(results_);
   }
 
  private:
-  // Buffered writes whose bytes share a block with somebody else's, held back so that they do not wait for the inode
-  // while others write past the page cache.
+  // Bytes for the page cache, held back until no worker of this process writes past it. A buffered write has the inode
+  // to itself: it waits for the direct ones of all processes, and those that come later wait for it. One at the end of
+  // each shard of 32 MiB made a save of 1 GiB by two ranks 7 to 46 % longer (three runs).
   struct Edge {
     uint64_t file_offset;
     std::string bytes;
+  };
+  struct Held {
+    std::vector<Edge> edges;
+    size_t nbytes = 0;  // of memory, about
   };
 
   // Other processes queue direct writes too: half of what archive_writer.cpp has.
@@ -143,18 +151,19 @@ class StripWrite {
 
   void work() {
     const SlotPool::Handle slot = devices_ != nullptr ? devices_->slots().acquire() : SlotPool::host().acquire();
-    std::vector<Edge> edges;
+    Held held;
     for (size_t i = next_task_++; i < num_tasks() && workers_.go_on(); i = next_task_++) {
-      bytes_done_ += i < regions_.size() ? write_region(regions_[i], slot.data(), edges)
+      bytes_done_ += i < regions_.size() ? write_region(regions_[i], slot.data(), held)
                                          : write_rows(rows_[i - regions_.size()], slot.data());
-      if (edges.size() >= kMaxEdgesHeld) flush(edges);
+      if (held.nbytes >= kMaxHeldNbytes) flush(held);
     }
-    if (workers_.go_on()) flush(edges);
+    std::lock_guard<std::mutex> lock(held_mutex_);
+    held_.push_back(std::move(held));
   }
 
   // --- long rows
 
-  uint64_t write_region(const Task& task, char* slot, std::vector<Edge>& edges) {
+  uint64_t write_region(const Task& task, char* slot, Held& held) {
     const Segment* const first = &segments_[task.first];
     const Segment* const last = first + task.count;
     const uint64_t region = region_begin(*first);
@@ -186,13 +195,13 @@ class StripWrite {
       const char* bytes = slot + (segment->file_offset - region);
       report(*segment, bytes, options_.compute_crc32 ? crc32(0, bytes, segment->nbytes) : 0);
     }
-    write_gathered(first, last, slot, region, gather, edges);
+    write_gathered(first, last, slot, region, gather, held);
     return nbytes;
   }
 
   // The runs of segments that lie in the slot, joined where they touch.
   void write_gathered(const Segment* first, const Segment* last, const char* slot, uint64_t region, bool direct,
-                      std::vector<Edge>& edges) {
+                      Held& held) {
     while (first != last) {
       if (!direct && strips_[first->strip].data != nullptr) {  // written where it lay
         ++first;
@@ -208,9 +217,11 @@ class StripWrite {
       const uint64_t block_begin = (begin + alignment - 1) / alignment * alignment;
       const uint64_t block_end = end / alignment * alignment;
       if (direct && block_end >= block_begin + kDirectFromNbytes) {
-        hold(begin, slot + (begin - region), block_begin - begin, edges);
+        hold(begin, slot + (begin - region), block_begin - begin, held);
         put(direct_, block_begin, slot + (block_begin - region), block_end - block_begin);
-        hold(block_end, slot + (block_end - region), end - block_end, edges);
+        hold(block_end, slot + (block_end - region), end - block_end, held);
+      } else if (direct) {
+        hold(begin, slot + (begin - region), end - begin, held);
       } else {
         put(buffered_, begin, slot + (begin - region), end - begin);
       }
@@ -274,13 +285,15 @@ class StripWrite {
     sink.write(file_offset, pieces);
   }
 
-  static void hold(uint64_t file_offset, const char* bytes, uint64_t nbytes, std::vector<Edge>& edges) {
-    if (nbytes != 0) edges.push_back({file_offset, std::string(bytes, nbytes)});
+  static void hold(uint64_t file_offset, const char* bytes, uint64_t nbytes, Held& held) {
+    if (nbytes == 0) return;
+    held.edges.push_back({file_offset, std::string(bytes, nbytes)});
+    held.nbytes += sizeof(Edge) + nbytes;
   }
 
-  void flush(std::vector<Edge>& edges) {
-    for (const Edge& edge : edges) put(buffered_, edge.file_offset, edge.bytes.data(), edge.bytes.size());
-    edges.clear();
+  void flush(Held& held) {
+    for (const Edge& edge : held.edges) put(buffered_, edge.file_offset, edge.bytes.data(), edge.bytes.size());
+    held = Held();
   }
 
   const std::vector<Strip>& strips_;
@@ -298,6 +311,8 @@ class StripWrite {
   uint64_t total_nbytes_ = 0;
   std::atomic<size_t> next_task_{0};
   std::atomic<uint64_t> bytes_done_{0};
+  std::mutex held_mutex_;
+  std::vector<Held> held_;
   WorkerThreads workers_;
 };
 

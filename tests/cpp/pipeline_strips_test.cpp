@@ -5,10 +5,14 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <chrono>
+#include <climits>
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -149,6 +153,57 @@ TEST_P(Strips, LandWhereTheyBelong) {
 INSTANTIATE_TEST_SUITE_P(, Strips,
                          testing::Combine(testing::Range(0u, 6u), testing::Values(DirectIo::kOff, DirectIo::kAuto),
                                           testing::Values(size_t{0}, size_t{1} << 17)));
+
+// Tells in which order writes of several sinks begin.
+class OrderedSink final : public PositionalSink {
+ public:
+  OrderedSink(int fd, DirectIo direct_io, std::atomic<int>& clock) : PositionalSink(fd, direct_io), clock_(clock) {}
+  int first = INT_MAX;
+  int last = -1;
+
+ protected:
+  ssize_t call_pwritev(int fd, const iovec* pieces, int count, off_t offset) override {
+    const int now = clock_++;
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      first = std::min(first, now);
+      last = std::max(last, now);
+    }
+    return PositionalSink::call_pwritev(fd, pieces, count, offset);
+  }
+
+ private:
+  std::atomic<int>& clock_;
+  std::mutex mutex_;
+};
+
+// Shards of whole regions that do not begin at a block: each leaves some bytes for a region of their own.
+TEST(StripOrder, NoBufferedWriteStandsBetweenDirectOnes) {
+  constexpr size_t kShardNbytes = 1u << 20;
+  constexpr size_t kNumShards = 6;
+  std::string file_bytes(2 * kShardNbytes * kNumShards, 'x');
+  TemporaryFile file(file_bytes);
+  std::vector<std::string> sources;
+  for (size_t i = 0; i < kNumShards; ++i) sources.emplace_back(kShardNbytes, static_cast<char>('a' + i));
+  std::vector<Strip> strips(kNumShards);
+  for (size_t i = 0; i < kNumShards; ++i) {
+    strips[i].data = sources[i].data();
+    strips[i].file_offset = 2 * kShardNbytes * i + 1856;
+    strips[i].row_nbytes = strips[i].file_pitch = kShardNbytes;
+    strips[i].num_rows = 1;
+    file_bytes.replace(strips[i].file_offset, kShardNbytes, sources[i]);
+  }
+  std::atomic<int> clock{0};
+  OrderedSink direct(file.direct_fd(), DirectIo::kAuto, clock);
+  OrderedSink buffered(file.fd(), DirectIo::kOff, clock);
+  StripOptions options;
+  options.region_nbytes = 256u << 10;
+  options.num_threads = 3;
+  write_strips(strips, direct, buffered, nullptr, options, no_watch);
+  EXPECT_TRUE(file.read_all() == file_bytes);
+  if (!direct.direct()) GTEST_SKIP() << "direct writes are refused here";
+  EXPECT_LT(direct.last, buffered.first);
+}
 
 class FailingSink final : public PositionalSink {
  public:
