@@ -17,7 +17,9 @@ from .archives import ZIP_START, Records, opened
 from .errors import CorruptCheckpointError, corrupt
 from .strided_reads import fill, memory_of, span_of
 from .tensor_names import flat_tensors
-from .unpickling import StorageFeed, ZipReader, can_rebind, swaps_bytes, torch_load
+from .unpickling import DeferredTensor, StorageFeed, ZipReader, can_defer, can_rebind, swaps_bytes, torch_load
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 @dataclass(frozen=True)
@@ -42,20 +44,33 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         self._records: Records = self._exit.enter_context(opened(path, backend, random_access=True))
         try:
             self._swap = swaps_bytes(self._records)
-            self._feed = _PlaceholderFeed(self._records)
-            try:
-                root = self._unpickle(self._feed)
-                self._lazy = True
-            except (NotImplementedError, RuntimeError, ValueError, TypeError) as e:
-                # Some kinds of tensors cannot be rebuilt without their data: quantized and nested ones, DTensor.
-                if isinstance(e, CorruptCheckpointError):
-                    raise
-                root = self._unpickle(_RealFeed(self._records))
-                self._lazy = False
-            self._tensors, self._others = flat_tensors(root)
+            self._tensors, self._others = flat_tensors(self._outline(), (torch.Tensor, DeferredTensor))
         except BaseException:
             self.close()
             raise
+
+    def _outline(self) -> Any:
+        """What was saved, with placeholders for tensors."""
+        self._lazy = True
+        if can_defer():
+            # Most names are never asked for, and a placeholder costs as much as the rest of opening.
+            self._feed = _PlaceholderFeed(self._records)
+            with contextlib.suppress(Exception):  # parameters and all kinds that are made of tensors need them now
+                return self._unpickle(self._feed, defers=True)
+        self._feed = _PlaceholderFeed(self._records)
+        try:
+            return self._unpickle(self._feed)
+        except (NotImplementedError, RuntimeError, ValueError, TypeError) as e:
+            # Some kinds of tensors cannot be rebuilt without their data: quantized and nested ones, DTensor.
+            if isinstance(e, CorruptCheckpointError):
+                raise
+            self._lazy = False
+            return self._unpickle(_RealFeed(self._records))
+
+    def _placeholder(self, name: str) -> torch.Tensor:
+        """A tensor on the meta device with all that is known of ``name``; where kinds need their data, it itself."""
+        found = self._tensors[name]
+        return found.tensor() if isinstance(found, DeferredTensor) else found
 
     def __getitem__(self, name: str) -> torch.Tensor:
         """Reads one tensor, onto the CPU, with the strides that it was saved with.
@@ -67,7 +82,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             OSError: the file cannot be read.
             ValueError: the checkpoint is closed.
         """
-        found = self._tensors[name]
+        found = self._placeholder(name)
         record = self._record_of(found)
         if record is None:
             return self._rebuilt(name)
@@ -96,7 +111,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             KeyError: there is no tensor of that name. What indexing raises is :class:`IndexError` where the tensor
                 would, and :class:`TypeError` for an index that makes no view, such as a list or a mask.
         """
-        return TensorSlice(self, name, self._tensors[name])
+        return TensorSlice(self, name, self._placeholder(name))
 
     def info(self, name: str) -> TensorInfo:
         """What is known of a tensor; no data is read.
@@ -104,7 +119,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         Raises:
             KeyError: there is none of that name.
         """
-        found = self._tensors[name]
+        found = self._placeholder(name)
         record = self._record_of(found)
         offset = None
         if record is not None and not self._records.entries[record].compressed:
@@ -115,9 +130,9 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     def blocks(self, name: str, max_nbytes: int) -> Iterator[torch.Tensor]:
         """The tensor's elements in row-major order, in pieces; see :meth:`record` for which tensors."""
-        record = self._record_of(self._tensors[name])
+        record = self._record_of(self._placeholder(name))
         assert record is not None
-        pending = [self._tensors[name].detach()]
+        pending = [self._placeholder(name).detach()]
         whole = None
         if self._records.entries[record].compressed:
             whole = self[name].detach()  # cannot be read in part
@@ -150,7 +165,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     def record(self, name: str) -> str | None:
         """The record that a tensor's bytes are in; None where they are in several or in none."""
-        index = self._record_of(self._tensors[name])
+        index = self._record_of(self._placeholder(name))
         return None if index is None else self._records.entries[index].name
 
     def __iter__(self) -> Iterator[str]:
@@ -182,9 +197,14 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             raise ValueError(f"{self.path}: the checkpoint is closed")
         return self._records.archive
 
-    def _unpickle(self, feed: StorageFeed) -> Any:
+    def _unpickle(self, feed: StorageFeed, *, defers: bool = False) -> Any:
         reader = ZipReader(
-            self._records, feed, lean_pickle=self._records.lean_pickle, assume_own_byteorder=True, in_place=True
+            self._records,
+            feed,
+            lean_pickle=self._records.lean_pickle,
+            assume_own_byteorder=True,
+            in_place=True,
+            defers=defers,
         )
         if not can_rebind():
             raise corrupt(self.path, f"torch {torch.__version__} cannot be made to read it lazily")
@@ -193,7 +213,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     def _record_of(self, tensor: torch.Tensor) -> int | None:
         """The one record that a plain tensor lies in."""
-        if not self._lazy or type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        if not self._lazy or type(tensor) not in _PLAIN:
             return None
         if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized:
             return None
@@ -210,16 +230,17 @@ class Checkpoint(Mapping[str, torch.Tensor]):
     def _rebuilt(self, name: str) -> torch.Tensor:
         """A tensor of a kind that consists of several storages, or is made with its data."""
         if not self._lazy:
-            return self._tensors[name]
-        if self._tensors[name].is_meta and not self._feed.records:
-            return self._tensors[name]
-        plain = {self._record_of(tensor) for tensor in self._tensors.values()}
-        again, _ = flat_tensors(self._unpickle(_RealFeed(self._records, placeholders=plain)))
+            return self._placeholder(name)
+        found = self._placeholder(name)
+        if type(found) in _PLAIN and found.is_meta and not self._feed.records:
+            return found
+        plain = {self._record_of(self._placeholder(other)) for other in self._tensors}
+        again, _ = flat_tensors(self._unpickle(_RealFeed(self._records, placeholders=plain)), (torch.Tensor,))
         return again[name]
 
     def _read_view(self, name: str, view: torch.Tensor) -> torch.Tensor:
         """``view``: of the tensor's placeholder."""
-        record = self._record_of(self._tensors[name])
+        record = self._record_of(self._placeholder(name))
         assert record is not None
         out = torch.empty(view.shape, dtype=view.dtype, device="cpu")
         archive = self._archive()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-import torch
+from typing import Any, TypeVar
 
 from .errors import StateDictIOError
 
@@ -14,14 +12,17 @@ _MAX_VISITED = 4_000_000
 _MAX_CHARACTERS = 128 << 20
 
 
-def flat_tensors(root: Any) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """The tensors in ``root`` by dotted path, in order, and the names of everything else.
+_T = TypeVar("_T")
+
+
+def flat_tensors(root: Any, kinds: tuple[type[_T], ...]) -> tuple[dict[str, _T], list[str]]:
+    """The tensors, instances of ``kinds``, in ``root`` by dotted path, in order, and the names of everything else.
 
     Keys and indices are joined with dots, nothing is escaped: ``{"a": {"b": t}}`` and ``{"a.b": t}`` both have
     ``a.b``. Where two paths are spelled alike the one with fewer parts wins, so a literal dotted key does. A tensor
     that is itself ``root`` is called "". Objects other than mappings, lists and tuples are not entered.
     """
-    tensors: dict[str, torch.Tensor] = {}
+    tensors: dict[str, _T] = {}
     depths: dict[str, int] = {}
     others: list[str] = []
     pending: list[tuple[str, Any, tuple[int, ...]]] = [("", root, ())]
@@ -35,7 +36,7 @@ def flat_tensors(root: Any) -> tuple[dict[str, torch.Tensor], list[str]]:
                 f"the checkpoint's containers have more than {_MAX_VISITED} parts or names of more than "
                 f"{_MAX_CHARACTERS} characters; load it with statedict_io.load"
             )
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, kinds):
             if name not in tensors or len(inside) < depths[name]:
                 tensors[name] = value
                 depths[name] = len(inside)

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.serialization
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .backends.protocol import LeanPickle, TensorCall
 
@@ -61,12 +62,14 @@ class ZipReader:
         lean_pickle: Callable[[bytes], LeanPickle] = LeanPickle.unchanged,
         assume_own_byteorder: bool = False,
         in_place: bool = False,
+        defers: bool = False,
     ) -> None:
         self._records = records
         self.feed = feed
         self._lean_pickle = lean_pickle
         self._assume_own_byteorder = assume_own_byteorder
         self.in_place = in_place  #: storages stay where the feed puts them, whatever their location says
+        self.defers = defers  #: what the lean pickle has taken out becomes a DeferredTensor each
         #: set where the unpickler takes long over each step, and understands what stands for a call
         self.abridges = False
         self.calls: Sequence[TensorCall] = []
@@ -124,6 +127,40 @@ class _Handed:
 
     def _typed_storage(self) -> _Handed:
         return self
+
+
+class DeferredTensor:
+    """Stands for a plain tensor in what was unpickled, until somebody asks for the tensor.
+
+    It can be put into containers and does nothing else that a tensor does: whatever needs a tensor while unpickling
+    fails. :meth:`tensor` may be called from several threads.
+    """
+
+    __slots__ = ("_call", "_make", "_tensor")
+    __hash__ = None  # type: ignore[assignment]  # a dictionary's key or a set's element would be named by it
+
+    def __init__(self, call: TensorCall, make: Callable[[TensorCall], torch.Tensor]) -> None:
+        self._call = call
+        self._make = make
+        self._tensor: torch.Tensor | None = None
+
+    def tensor(self) -> torch.Tensor:
+        """The same one each time, whatever modes the caller is in."""
+        with _deferred_making:
+            if self._tensor is None:
+                with _disable_current_modes(), torch.inference_mode(False):
+                    self._tensor = self._make(self._call)
+            return self._tensor
+
+
+_deferred_making = threading.RLock()
+
+
+def can_defer() -> bool:
+    """Whether nothing but torch's own functions sees what is unpickled. Functions that the user has allowed may ask
+    whether it is a tensor, and do without."""
+    user_globals = getattr(torch._weights_only_unpickler, "_get_user_allowed_globals", None)
+    return user_globals is not None and all(name.startswith("torch.") for name in user_globals())
 
 
 #: called with the opened file; what it returns is a ZipReader or torch's own reader, in a context manager
@@ -231,11 +268,17 @@ def _quick(pickle_module: Any, zip_file: ZipReader, map_location: Any) -> Any:
     loaded: dict[str, Any] = {}
 
     def persistent_load_by(torch_persistent_load: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def make(call: TensorCall) -> torch.Tensor:
+            kind, key, location, numel, *rest = call
+            storage = persistent_load(("storage", storage_types[kind], key, location, numel))
+            return rebuild(storage, *rest, no_hooks())
+
+        # Not where a storage takes torch's own way: that one ends with the load.
+        make_or_defer = functools.partial(DeferredTensor, make=make) if zip_file.defers and direct else make
+
         def persistent_load(saved_id: Any) -> Any:
             if type(saved_id) is int and zip_file.calls:
-                kind, key, location, numel, *rest = zip_file.calls[saved_id]
-                storage = persistent_load(("storage", storage_types[kind], key, location, numel))
-                return rebuild(storage, *rest, no_hooks())
+                return make_or_defer(zip_file.calls[saved_id])
             if type(saved_id) is not tuple or len(saved_id) != 5 or saved_id[0] != "storage":
                 return torch_persistent_load(saved_id)
             _, storage_type, key, location, numel = saved_id

@@ -1,12 +1,14 @@
 """open_checkpoint: names, single tensors, slices, against torch.load of the whole; and what is read for them."""
 
 import collections
+import concurrent.futures
 import pickle
 import warnings
 import zipfile
 
 import pytest
 import torch
+from conftest import require_native
 from corpus import CORPUS
 from corpus_case import filled
 from equality import difference
@@ -220,3 +222,134 @@ def test_a_replaced_file_is_still_the_old_one(backend, tmp_path):
     with sio.open_checkpoint(tmp_path / "model.pt", backend=backend) as checkpoint:
         sio.save({"a": filled(1000, seed=5)}, tmp_path / "model.pt")
         assert difference(checkpoint["a"], filled(1000)) is None
+
+
+def is_half(value):
+    """For a file: a function that looks at what it is given."""
+    return {"half": value[::2]} if isinstance(value, torch.Tensor) else "no tensor"
+
+
+class AsksForItsKind:
+    def __init__(self, value):
+        self.value = value
+
+    def __reduce__(self):
+        return is_half, (self.value,)
+
+
+def test_a_function_that_the_user_allows_is_given_tensors(backend, tmp_path):
+    torch.save({"a": filled(8), "b": filled(9), "x": AsksForItsKind(filled(10))}, tmp_path / "model.pt")
+    with torch.serialization.safe_globals([is_half]):
+        expected = dict(flat(torch.load(tmp_path / "model.pt")))
+        with sio.open_checkpoint(tmp_path / "model.pt", backend=backend) as checkpoint:
+            assert set(checkpoint) == set(expected) == {"a", "b", "x.half"}
+            for name, tensor in expected.items():
+                assert difference(values_of(tensor), values_of(checkpoint[name])) is None
+
+
+def deferred():
+    """All in which a tensor is rebuilt by the same call, but for the first of them."""
+    base = filled(64, 8, dtype=torch.float32)
+    leaf = filled(3, dtype=torch.float32).requires_grad_()
+    return {
+        "first": filled(2, dtype=torch.float32), "base": base, "rows": base[3:9], "same": base, "t": base.t(),
+        "leaf": leaf, "again": [leaf, (leaf,)], "none": torch.empty(0, 3), "ints": filled(7, dtype=torch.int64),
+        "odd": base.view(-1)[5:].as_strided((4, 3), (7, 2)),
+    }  # fmt: skip
+
+
+WITH_OTHERS = {
+    "parameters": lambda: {"p": torch.nn.Parameter(filled(5)), "q": torch.nn.Parameter(filled(6), False)},
+    "keys": lambda: {filled(3): filled(4)},
+    "sets": lambda: {"set": {filled(3), filled(4)}},
+    "sparse": lambda: {"eye": torch.eye(5).to_sparse(), "csr": torch.eye(4).to_sparse_csr()},
+    "quantized": lambda: {"q": torch.quantize_per_tensor(torch.rand(6, 5), 0.1, 3, torch.qint8)},
+    "attributes": lambda: {"with": with_attribute(filled(4), filled(5)), "conj": filled(3, dtype=torch.cfloat).conj()},
+    "meta": lambda: {"meta": torch.empty(3, 4, device="meta")},
+    "nothing else": dict,
+}
+
+
+def with_attribute(tensor, value):
+    tensor.remark = value
+    return tensor
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("others", WITH_OTHERS)
+@pytest.mark.parametrize("others_first", [False, True])
+def test_tensors_that_are_made_late_among_others(others, others_first, backend, tmp_path):
+    plain, more = deferred(), WITH_OTHERS[others]()
+    torch.save({**more, **plain} if others_first else {**plain, **more}, tmp_path / "model.pt")
+    expected = {name: tensor for name, tensor in flat(torch.load(tmp_path / "model.pt")) if "tensor(" not in name}
+    with sio.open_checkpoint(tmp_path / "model.pt", backend=backend) as checkpoint:
+        assert len(checkpoint) >= len(expected)
+        for name, tensor in expected.items():
+            assert difference(values_of(tensor), values_of(checkpoint[name]), name) is None
+            info = checkpoint.info(name)
+            assert (info.shape, info.dtype, info.nbytes) == (
+                tensor.shape,
+                tensor.dtype,
+                tensor.numel() * tensor.itemsize,
+            )
+        if others == "quantized":  # all is read at once: nothing is made late
+            return
+        row = plain["base"][0].nbytes
+        assert checkpoint.info("rows").offset == checkpoint.info("base").offset + 3 * row
+        assert checkpoint.record("same") == checkpoint.record("base") != checkpoint.record("leaf")
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The tensors that ``open_checkpoint`` makes late, by the keys of their storages."""
+    from statedict_io import unpickling
+
+    keys = []
+    init = unpickling.DeferredTensor.__init__
+
+    def spy(self, call, make):
+        init(self, call, lambda call: keys.append(call.key) or make(call))
+
+    monkeypatch.setattr(unpickling.DeferredTensor, "__init__", spy)
+    return keys
+
+
+def test_only_what_is_asked_for_is_made(made, tmp_path):
+    require_native()
+    torch.save({f"w{i}": filled(3, seed=i) for i in range(100)}, tmp_path / "model.pt")
+    with sio.open_checkpoint(tmp_path / "model.pt", backend="native") as checkpoint:
+        assert len(checkpoint) == 100 and made == []
+        assert torch.equal(checkpoint["w50"], filled(3, seed=50)) and checkpoint.info("w50").nbytes == 12
+        assert checkpoint.get_slice("w7").shape == (3,)
+        assert made == ["50", "7"]
+
+
+def test_modes_are_those_of_nobody(backend, tmp_path):
+    """A tensor without data stays, and must not be one of the mode in which it was asked for first."""
+    from torch._subclasses import FakeTensorMode
+
+    torch.save(deferred(), tmp_path / "model.pt")
+    for mode in (FakeTensorMode, torch.inference_mode, lambda: torch.device("meta")):
+        with sio.open_checkpoint(tmp_path / "model.pt", backend=backend) as checkpoint:
+            with mode():
+                offsets = [checkpoint.info(name).offset for name in ("rows", "leaf")]
+            assert None not in offsets
+            for name in ("rows", "leaf"):
+                found = checkpoint[name]
+                assert type(found) is torch.Tensor and not found.is_inference()
+                assert difference(values_of(deferred()[name]), values_of(found)) is None
+            assert torch.equal(checkpoint.get_slice("rows")[1:3], deferred()["rows"][1:3])
+
+
+def test_threads_find_the_same_records(backend, tmp_path):
+    """Views of few storages, first asked for by many threads at once."""
+    bases = [filled(64, 16, seed=i, dtype=torch.int32) for i in range(8)]
+    views = {f"{i}.{row}": base[row] for row in range(64) for i, base in enumerate(bases)}
+    torch.save(views, tmp_path / "model.pt")
+    for _ in range(5):
+        with sio.open_checkpoint(tmp_path / "model.pt", backend=backend) as checkpoint:
+            with concurrent.futures.ThreadPoolExecutor(8) as pool:
+                infos = dict(zip(views, pool.map(checkpoint.info, views), strict=True))
+                records = dict(zip(views, pool.map(checkpoint.record, views), strict=True))
+            assert all(records[name] == f"data/{name.split('.')[0]}" for name in views)
+            assert all(info.offset is not None for info in infos.values())
