@@ -118,6 +118,22 @@ class ArchiveReader:
             num_threads, span_nbytes: 0 chooses.
         """
 
+    def load_storages_onto(
+        self,
+        device: str,
+        records: Sequence[int],
+        *,
+        verify: bool,
+        progress: Callable[[int, int], Any] | None = None,
+        num_threads: int = 0,
+        span_nbytes: int = 0,
+    ) -> tuple[list[UntypedStorage], list[int]] | None:
+        """The same on a device, through pinned slots, after what is queued on the caller's current stream there; every
+        copy has landed on return.
+
+        None where the device has no streams and events, or no room. The device must have been initialized.
+        """
+
     def checksums(
         self,
         records: Sequence[int],

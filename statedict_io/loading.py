@@ -24,7 +24,7 @@ from .progress import Progress, ProgressCallback
 from .readahead import ReadAhead
 from .remote import ranges
 from .remote.stores import is_url
-from .unpickling import StorageFeed, ZipReader, can_rebind, torch_load
+from .unpickling import StorageFeed, ZipReader, can_rebind, swaps_bytes, torch_load
 from .verification import check
 
 
@@ -149,6 +149,7 @@ class _Archive:
         self._feed = ReadAhead(
             records,
             stay=_stays_on_cpu(self._map_location, records),
+            device=_only_device(self._map_location, records),
             verify=self._verify,
             progress=self._progress,
         )
@@ -286,6 +287,22 @@ def _stays_on_cpu(map_location: Any, records: Records) -> bool:
     return all(str(target) == "cpu" for target in targets) and not any(
         device_type.encode() in data_pkl for device_type in device_types
     )
+
+
+def _only_device(map_location: Any, records: Records) -> torch.device | None:
+    """The accelerator that torch will move every storage to, whatever it was saved from; None if it is not so sure."""
+    if not isinstance(map_location, (str, torch.device)) or not torch.accelerator.is_available():
+        return None
+    try:
+        if swaps_bytes(records):  # torch does that before it moves them
+            return None
+        restore = torch.serialization.default_restore_location
+        moved = restore(torch.UntypedStorage(0, device="cpu"), str(map_location))
+        leaves_it = restore(moved, str(map_location)) is moved
+    except Exception:  # torch will say it
+        return None
+    accelerator = torch.accelerator.current_accelerator()
+    return moved.device if leaves_it and accelerator is not None and moved.device.type == accelerator.type else None
 
 
 def _as_torch_error(error: CorruptCheckpointError) -> CorruptArchiveError:

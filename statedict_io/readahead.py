@@ -21,13 +21,23 @@ class ReadAhead:
     Args:
         records: of an archive that stays open.
         stay: the storages stay in host memory: all are read at once. Else a window is, whenever the next is asked for.
+        device: all storages go there: they are read onto it at once, where that can be done.
         verify: check CRCs while reading.
         progress: over all storages.
     """
 
-    def __init__(self, records: Records, *, stay: bool, verify: bool, progress: ProgressCallback | None) -> None:
+    def __init__(
+        self,
+        records: Records,
+        *,
+        stay: bool,
+        verify: bool,
+        progress: ProgressCallback | None,
+        device: torch.device | None = None,
+    ) -> None:
         self._records = records
         self._window_nbytes: int | None = None if stay else WINDOW_NBYTES
+        self._device = device
         self._with_crc = with_crc(records.entries) if verify else set()
         self._progress = progress
         self._order = records.storages()
@@ -56,7 +66,7 @@ class ReadAhead:
             # Not the expected order: what was read for nothing must not pile up.
             self._ready.clear()
             self._window_nbytes = 0
-        window = self._window(index)
+            self._device = None
         window = self._window(index)
         names = [self._records.entries[i].name for i in window]
         if self._with_crc and not self._with_crc.issuperset(names):
@@ -68,13 +78,25 @@ class ReadAhead:
         for part in filter(None, parts):
             verify = self._records.entries[part[0]].name in self._with_crc
             try:
-                storages = self._records.archive.load_storages(part, verify=verify, progress=self._reporter())
+                storages = self._load(part, verify)
+                if storages is None:
+                    return self._fill(index)  # a window for torch to move
             except CorruptCheckpointError as e:
                 raise self._records.explained(e) from None
             self._ready.update(zip((self._records.entries[i].name for i in part), storages, strict=True))
             self._read.update(part)
             if self._progress is not None:
                 self._nbytes_done += sum(self._records.entries[i].nbytes for i in part)
+
+    def _load(self, part: list[int], verify: bool) -> list[torch.UntypedStorage] | None:
+        """None, once, where the device cannot be read onto."""
+        archive, progress = self._records.archive, self._reporter()
+        if self._device is None:
+            return archive.load_storages(part, verify=verify, progress=progress)
+        storages = archive.load_storages_onto(self._device, part, verify=verify, progress=progress)
+        if storages is None:
+            self._device = None
+        return storages
 
     def _window(self, index: int) -> list[int]:
         window = [index]
@@ -86,7 +108,7 @@ class ReadAhead:
         for following in self._order[self._position[index] + 1 :]:
             entry = entries[following]
             nbytes += entry.nbytes
-            if self._window_nbytes is not None and nbytes > self._window_nbytes:
+            if self._window_nbytes is not None and self._device is None and nbytes > self._window_nbytes:
                 break
             if following in self._read:
                 continue

@@ -4,6 +4,7 @@
 #include <torch/csrc/Storage.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -17,6 +18,7 @@
 #include "pipeline/archive_reader.h"
 #include "pipeline/payload_reader.h"
 #include "staging/storage_memory.h"
+#include "staging/torch_device_destination.h"
 
 namespace py = pybind11;
 
@@ -99,9 +101,30 @@ class ArchiveReader {
                             [&](uint64_t done, uint64_t total) { watch(gil, progress, done, total); });
       if (wrong.empty()) storages = memory.take_storages();
     }
-    py::list wrapped(storages.size());
-    for (size_t i = 0; i < storages.size(); ++i) wrapped[i] = owned(THPStorage_Wrap(std::move(storages[i])));
-    return py::make_tuple(wrapped, wrong);
+    return py::make_tuple(wrapped(std::move(storages)), wrong);
+  }
+
+  // The same onto a device; None where that is for torch to do.
+  std::optional<py::tuple> load_storages_onto(const std::string& device_name, const std::vector<size_t>& records,
+                                              bool verify, const py::object& progress, size_t num_threads,
+                                              uint64_t span_nbytes) const {
+    const c10::Device device(device_name);
+    std::vector<uint64_t> sizes;
+    for (const size_t record : records) {
+      check(record);
+      sizes.push_back((*directory_)[record].nbytes);
+    }
+    std::vector<c10::Storage> storages;
+    std::vector<size_t> wrong;
+    {
+      ReleasedGil gil;
+      const std::unique_ptr<TorchDeviceDestination> destination = TorchDeviceDestination::make(device, sizes);
+      if (!destination) return std::nullopt;
+      wrong = load_payloads_onto(*directory_, *source_, records, *destination, verify, {num_threads, span_nbytes},
+                                 [&](uint64_t done, uint64_t total) { watch(gil, progress, done, total); });
+      if (wrong.empty()) storages = destination->take_storages();
+    }
+    return py::make_tuple(wrapped(std::move(storages)), wrong);
   }
 
   std::vector<uint32_t> checksums(const std::vector<size_t>& records, const py::object& progress, size_t num_threads,
@@ -114,6 +137,12 @@ class ArchiveReader {
   uint64_t direct_nbytes() const { return source_->direct_nbytes(); }
 
  private:
+  static py::list wrapped(std::vector<c10::Storage> storages) {
+    py::list list(storages.size());
+    for (size_t i = 0; i < storages.size(); ++i) list[i] = owned(THPStorage_Wrap(std::move(storages[i])));
+    return list;
+  }
+
   void check(size_t record) const {
     if (record >= directory_->num_records()) throw py::index_error("no record " + std::to_string(record));
   }
@@ -149,6 +178,9 @@ void bind_archive_reader(py::module_& module) {
       .def("read_into", &ArchiveReader::read_into, py::arg("record"), py::arg("offset"), py::arg("destination"))
       .def("load_storages", &ArchiveReader::load_storages, py::arg("records"), py::kw_only(), py::arg("verify"),
            py::arg("progress") = py::none(), py::arg("num_threads") = 0, py::arg("span_nbytes") = 0)
+      .def("load_storages_onto", &ArchiveReader::load_storages_onto, py::arg("device"), py::arg("records"),
+           py::kw_only(), py::arg("verify"), py::arg("progress") = py::none(), py::arg("num_threads") = 0,
+           py::arg("span_nbytes") = 0)
       .def("checksums", &ArchiveReader::checksums, py::arg("records"), py::kw_only(), py::arg("progress") = py::none(),
            py::arg("num_threads") = 0, py::arg("span_nbytes") = 0)
       .def_property_readonly("direct_nbytes", &ArchiveReader::direct_nbytes);

@@ -3,7 +3,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
+#include <condition_variable>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -36,27 +38,32 @@ uint64_t plan_alignment(const PositionalSource& source) {
 
 // What is known of a record so far, by whichever workers read parts of it.
 struct RecordState {
-  std::atomic<uint64_t> nbytes_left{0};  // of [begin, end)
-  std::atomic<uint32_t> sure_crc{0};     // of the payload's sure part, from its pieces in any order
-  std::unique_ptr<char[]> around_sure;   // of a record that crosses spans of slots: the rest of it
-  char* adopted = nullptr;               // where the payload stayed in its extent
+  std::atomic<uint64_t> nbytes_left{0};       // of [begin, end)
+  std::atomic<uint32_t> sure_crc{0};          // of the payload's sure part, from its pieces in any order
+  std::unique_ptr<char[]> around_sure;        // of a record that crosses spans of slots: the rest of it
+  char* adopted = nullptr;                    // where the payload stayed in its extent
+  std::atomic<uint64_t> head_nbytes_left{0};  // of [begin, sure_begin), of a record that crosses spans of slots
+  std::atomic<uint64_t> payload_begin{0};     // in the file; 0 until the head has been read
 };
 
 class ParallelRead {
  public:
   ParallelRead(const Directory& directory, PositionalSource& source, const std::vector<size_t>& records,
-               PayloadMemory* memory, bool checksum, const ReadOptions& options)
+               PayloadMemory* memory, DeviceDestination* device, bool checksum, const ReadOptions& options)
       : directory_(directory),
         source_(source),
+        span_nbytes_(options.span_nbytes != 0 ? options.span_nbytes : kSlotNbytes),
         plan_(directory, records, memory != nullptr ? ReadPlan::Keep::kMemory : ReadPlan::Keep::kNothing,
-              plan_alignment(source), options.span_nbytes != 0 ? options.span_nbytes : kSlotNbytes),
+              plan_alignment(source), span_nbytes_),
         memory_(memory),
+        device_(device),
         checksum_(checksum),
         num_threads_(
             std::min(options.num_threads != 0 ? options.num_threads : default_num_threads(), plan_.spans.size())),
         states_(std::make_unique<RecordState[]>(records.size())) {
     for (size_t i = 0; i < plan_.records.size(); ++i) {
       states_[i].nbytes_left = plan_.records[i].end - plan_.records[i].begin;
+      states_[i].head_nbytes_left = plan_.records[i].sure_begin - plan_.records[i].begin;
     }
     if (checksum_) crcs.resize(records.size());
   }
@@ -72,8 +79,10 @@ class ParallelRead {
       extents_[i] = memory_->map_extent(extent.begin, nbytes);
     }
     const size_t num_threads = num_threads_ > 1 && plan_.nbytes >= kThreadsFromNbytes ? num_threads_ : 0;
-    WorkerThreads workers;
-    workers.run(num_threads, [&] { work(workers); }, [&] { watch(bytes_done_, plan_.nbytes); });
+    WorkerThreads workers([this] { wake_waiting(); });
+    workers.run(
+        num_threads, [&] { device_ != nullptr ? work_for_device(workers) : work(workers); },
+        [&] { watch(bytes_done_, plan_.nbytes); });
     for (size_t i = 0; i < extents_.size(); ++i) {
       if (extents_[i]) extents_[i]->allow_fork();
     }
@@ -99,6 +108,77 @@ class ParallelRead {
       if (!extent && !slot) slot.emplace(SlotPool::host().acquire());
       read(Bytes{span, extent ? extent->at(span.begin) : slot->data(), extent}, workers);
     }
+  }
+
+  // Two slots in turn: while one is copied from, the other is read into.
+  void work_for_device(WorkerThreads& workers) {
+    struct Place {
+      std::optional<SlotPool::Handle> slot;
+      std::unique_ptr<QueuedCopies> copies;  // gone, and that is waited for, before the slot is
+    };
+    std::array<Place, 2> ring;
+    const std::shared_ptr<ExtentMemory> no_extent;
+    size_t turn = 0;
+    for (size_t i = next_span_++; i < plan_.spans.size() && workers.go_on(); i = next_span_++) {
+      Place& place = ring[turn++ % ring.size()];
+      if (place.copies) place.copies->wait();
+      place.copies.reset();
+      if (!place.slot) place.slot.emplace(device_->slots().acquire());
+      const Bytes bytes{plan_.spans[i], place.slot->data(), no_extent};
+      read(bytes, workers);
+      if (!workers.go_on()) break;
+      const std::vector<ArrivedPiece> pieces = arrived(bytes, workers);
+      if (!pieces.empty()) place.copies = device_->copy(pieces);
+    }
+    for (Place& place : ring) {
+      if (place.copies) place.copies->wait();
+    }
+  }
+
+  static char* at(const Bytes& bytes, uint64_t file_offset) { return bytes.memory + (file_offset - bytes.span.begin); }
+
+  // The payloads' parts of a span.
+  std::vector<ArrivedPiece> arrived(const Bytes& bytes, WorkerThreads& workers) {
+    const PlannedSpan& span = bytes.span;
+    std::vector<ArrivedPiece> pieces;
+    for (size_t i = span.first_record; i < plan_.records.size() && plan_.records[i].begin < span.end; ++i) {
+      const PlannedRecord& planned = plan_.records[i];
+      if (planned.sure_begin > span.end && planned.crosses) continue;  // the span in which its header ends sends this
+      const uint64_t payload = planned.crosses ? payload_begin_of_crossing(i, workers)
+                                               : directory_.payload_offset(planned.record, at(bytes, planned.begin));
+      if (payload == 0) return {};
+      const uint64_t from = std::max(span.begin, payload);
+      const uint64_t to = std::min(span.end, payload + planned.nbytes);
+      if (from < to) pieces.push_back({planned.request, from - payload, to - from, at(bytes, from)});
+      if (payload < span.begin && planned.sure_begin > span.begin) {
+        const uint64_t before = std::min(span.begin - payload, planned.nbytes);
+        if (before != 0) pieces.push_back({planned.request, 0, before, kept(i, payload)});
+      }
+    }
+    return pieces;
+  }
+
+  // Waits for the spans before, in which the record's header is: workers take spans in file order and wait only when
+  // theirs is read, so that ends. 0 where the read was cancelled.
+  uint64_t payload_begin_of_crossing(size_t i, WorkerThreads& workers) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    head_is_known_.wait(lock, [&] { return states_[i].payload_begin != 0 || !workers.go_on(); });
+    return states_[i].payload_begin;
+  }
+
+  void wake_waiting() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    head_is_known_.notify_all();
+  }
+
+  // [begin, end) of a crossing record's head has been kept.
+  void add_head(size_t i, uint64_t begin, uint64_t end) {
+    if (begin >= end || states_[i].head_nbytes_left.fetch_sub(end - begin, std::memory_order_acq_rel) != end - begin) {
+      return;
+    }
+    const PlannedRecord& planned = plan_.records[i];
+    states_[i].payload_begin = directory_.payload_offset(planned.record, kept(i, planned.begin));
+    wake_waiting();
   }
 
   void read(const Bytes& bytes, WorkerThreads& workers) {
@@ -128,6 +208,7 @@ class ParallelRead {
       if (planned.crosses) {
         keep(bytes, i, from, std::min(to, planned.sure_begin));
         keep(bytes, i, std::max(from, planned.sure_end), to);
+        if (device_ != nullptr) add_head(i, from, std::min(to, planned.sure_begin));
       }
       if (states_[i].nbytes_left.fetch_sub(to - from, std::memory_order_acq_rel) == to - from) finish(bytes, i);
     }
@@ -181,7 +262,7 @@ class ParallelRead {
       }
       if (memory_ != nullptr) adopt_or_copy(bytes, i, payload);
     } else if (memory_ == nullptr) {
-      crcs[planned.request] = crc32(0, payload, planned.nbytes);
+      if (checksum_) crcs[planned.request] = crc32(0, payload, planned.nbytes);
     } else if (!checksum_) {
       adopt_or_copy(bytes, i, payload);
     } else if (planned.nbytes < kMinPayloadInExtentNbytes) {
@@ -191,7 +272,10 @@ class ParallelRead {
       crcs[planned.request] = crc32(0, payload, planned.nbytes);
       adopt_or_copy(bytes, i, payload);
     }
-    state.around_sure.reset();
+    // What a header shares with the next span is still copied from.
+    if (device_ == nullptr || planned.begin / span_nbytes_ == (planned.sure_begin - 1) / span_nbytes_) {
+      state.around_sure.reset();
+    }
   }
 
   void adopt_or_copy(const Bytes& bytes, size_t i, char* payload) {
@@ -234,8 +318,10 @@ class ParallelRead {
 
   const Directory& directory_;
   PositionalSource& source_;
+  const uint64_t span_nbytes_;
   const ReadPlan plan_;
-  PayloadMemory* const memory_;  // null: only checksums are wanted
+  PayloadMemory* const memory_;      // null: nothing stays in host memory
+  DeviceDestination* const device_;  // null: nothing goes to a device
   const bool checksum_;
   const size_t num_threads_;
   const std::unique_ptr<RecordState[]> states_;  // of plan_.records
@@ -243,27 +329,41 @@ class ParallelRead {
   std::atomic<size_t> next_span_{0};
   std::atomic<uint64_t> bytes_done_{0};
   std::mutex mutex_;
+  std::condition_variable head_is_known_;
 };
+
+std::vector<size_t> with_wrong_crc(const Directory& directory, const std::vector<size_t>& records,
+                                   const std::vector<uint32_t>& crcs) {
+  std::vector<size_t> wrong;
+  for (size_t i = 0; i < crcs.size(); ++i) {
+    if (directory[records[i]].crc32 != crcs[i]) wrong.push_back(records[i]);
+  }
+  std::sort(wrong.begin(), wrong.end());
+  return wrong;
+}
 
 }  // namespace
 
 std::vector<size_t> load_payloads(const Directory& directory, PositionalSource& source,
                                   const std::vector<size_t>& records, PayloadMemory& memory, bool verify,
                                   const ReadOptions& options, const ReadWatcher& watch) {
-  ParallelRead read(directory, source, records, &memory, verify, options);
+  ParallelRead read(directory, source, records, &memory, nullptr, verify, options);
   read.run(watch);
-  std::vector<size_t> wrong;
-  for (size_t i = 0; i < records.size() && verify; ++i) {
-    if (directory[records[i]].crc32 != read.crcs[i]) wrong.push_back(records[i]);
-  }
-  std::sort(wrong.begin(), wrong.end());
-  return wrong;
+  return with_wrong_crc(directory, records, read.crcs);
+}
+
+std::vector<size_t> load_payloads_onto(const Directory& directory, PositionalSource& source,
+                                       const std::vector<size_t>& records, DeviceDestination& device, bool verify,
+                                       const ReadOptions& options, const ReadWatcher& watch) {
+  ParallelRead read(directory, source, records, nullptr, &device, verify, options);
+  read.run(watch);
+  return with_wrong_crc(directory, records, read.crcs);
 }
 
 std::vector<uint32_t> payload_checksums(const Directory& directory, PositionalSource& source,
                                         const std::vector<size_t>& records, const ReadOptions& options,
                                         const ReadWatcher& watch) {
-  ParallelRead read(directory, source, records, nullptr, true, options);
+  ParallelRead read(directory, source, records, nullptr, nullptr, true, options);
   read.run(watch);
   return std::move(read.crcs);
 }

@@ -1,5 +1,5 @@
-// Reads the payloads of many records at once, in parallel: into memory that outlives the read, or through slots to
-// checksum them.
+// Reads the payloads of many records at once, in parallel: into memory that outlives the read, or through slots on to a
+// device or to checksum them.
 //
 // Each call takes one thread's time until all is read; one source serves several calls at once. Throws CorruptArchive,
 // UnexpectedEnd, SystemError, std::bad_alloc, std::invalid_argument for records that are compressed or asked for
@@ -13,6 +13,7 @@
 
 #include "archive/directory.h"
 #include "file/positional_source.h"
+#include "pipeline/device_destination.h"
 #include "pipeline/payload_memory.h"
 
 namespace sdio {
@@ -30,6 +31,11 @@ using ReadWatcher = std::function<void(uint64_t bytes_done, uint64_t bytes_total
 std::vector<size_t> load_payloads(const Directory& directory, PositionalSource& source,
                                   const std::vector<size_t>& records, PayloadMemory& memory, bool verify,
                                   const ReadOptions& options, const ReadWatcher& watch);
+
+// The same onto a device, copied while the next spans are read; every copy has landed when it returns or throws.
+std::vector<size_t> load_payloads_onto(const Directory& directory, PositionalSource& source,
+                                       const std::vector<size_t>& records, DeviceDestination& device, bool verify,
+                                       const ReadOptions& options, const ReadWatcher& watch);
 
 // The CRC-32 of each payload, in memory that does not grow with them.
 std::vector<uint32_t> payload_checksums(const Directory& directory, PositionalSource& source,

@@ -183,6 +183,11 @@ class FallbackReader:
                 raise self._checksum_error(wrong)
         return [storages[record] for record in records]
 
+    def load_storages_onto(
+        self, device: torch.device, records: Sequence[int], *, verify: bool, progress: ProgressCallback | None
+    ) -> None:
+        return None
+
     def checksums(self, records: Sequence[int], *, progress: ProgressCallback | None) -> list[int]:
         def check_run(run: list[int]) -> None:
             for record, payload in self._read_run(run):

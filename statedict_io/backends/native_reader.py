@@ -49,13 +49,32 @@ class NativeReader:
     def load_storages(
         self, records: Sequence[int], *, verify: bool, progress: ProgressCallback | None
     ) -> list[torch.UntypedStorage]:
+        loaded = self._load(None, records, verify, progress)
+        assert loaded is not None
+        return loaded
+
+    def load_storages_onto(
+        self, device: torch.device, records: Sequence[int], *, verify: bool, progress: ProgressCallback | None
+    ) -> list[torch.UntypedStorage] | None:
+        return self._load(device, records, verify, progress)
+
+    def _load(
+        self, device: torch.device | None, records: Sequence[int], verify: bool, progress: ProgressCallback | None
+    ) -> list[torch.UntypedStorage] | None:
         stored, compressed = self._split(records)
         report = _Report(progress, sum(self.records[record].nbytes for record in compressed))
         with self._naming_errors():
-            storages, wrong = self._reader.load_storages(stored, verify=verify, progress=report.of_stored)
+            if device is None:
+                found = self._reader.load_storages(stored, verify=verify, progress=report.of_stored)
+            else:
+                found = self._reader.load_storages_onto(str(device), stored, verify=verify, progress=report.of_stored)
+            if found is None:
+                return None
+            storages, wrong = found
             loaded = dict(zip(stored, storages, strict=False))  # no storages where a checksum is wrong
             for record in compressed:
-                loaded[record], crc = self._load_compressed(record)
+                storage, crc = self._load_compressed(record)
+                loaded[record] = storage if device is None else storage.to(device=device)
                 if verify and self.records[record].crc32 != crc:
                     wrong.append(record)
                 report.add(self.records[record].nbytes)

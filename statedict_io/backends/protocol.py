@@ -165,6 +165,14 @@ class ArchiveReader(Protocol):
         ``verify`` checks each CRC while reading and raises CorruptCheckpointError with the ``records`` that failed.
         """
 
+    def load_storages_onto(
+        self, device: torch.device, records: Sequence[int], *, verify: bool, progress: ProgressCallback | None
+    ) -> list[torch.UntypedStorage] | None:
+        """The same on a device, with host memory for what is under way only; every byte is there on return.
+
+        None, with nothing read, where this reader or that device cannot: then it is for torch to move them.
+        """
+
     def checksums(self, records: Sequence[int], *, progress: ProgressCallback | None) -> list[int]:
         """The CRC-32 of each payload as it is in the file, in bounded memory."""
 

@@ -24,6 +24,7 @@
 #include "archive/layout.h"
 #include "checksum/crc32.h"
 #include "file/system_error.h"
+#include "late_device.h"
 #include "pipeline/archive_reader.h"
 #include "pipeline/archive_writer.h"
 #include "pipeline/payload_reader.h"
@@ -190,6 +191,45 @@ TEST(Reading, VerifyFindsAFlippedBitAnywhere) {
   }
 }
 
+std::vector<uint64_t> sizes_of(const Made& made) {
+  std::vector<uint64_t> sizes;
+  for (const std::string& payload : made.payloads) sizes.push_back(payload.size());
+  return sizes;
+}
+
+TEST_P(Reading, GivesADeviceThePayloadsThatWereWritten) {
+  const auto [direct_io, num_threads, span_nbytes, alignment] = GetParam();
+  const Made made = alignment != 0 ? made_by_torch(kSizes, static_cast<uint64_t>(alignment)) : made_by_others(kSizes);
+  const TemporaryFile file;
+  file.write_all(made.file);
+  if (direct_io != DirectIo::kOff) file.make_cold();
+  PositionalSource source(file.fd(), direct_io);
+  const Directory directory = read_directory(source);
+  for (const bool verify : {false, true}) {
+    LateDevice device(sizes_of(made));
+    EXPECT_EQ(load_payloads_onto(directory, source, all_of(made), device, verify, {num_threads, span_nbytes}, no_watch),
+              std::vector<size_t>());
+    EXPECT_TRUE(device.sound);
+    for (size_t i = 0; i < kSizes.size(); ++i) {
+      EXPECT_EQ(crc32(0, device.payloads[i].data(), kSizes[i]), crc32(0, made.payloads[i].data(), kSizes[i])) << i;
+    }
+  }
+}
+
+TEST(Reading, VerifyFindsAFlippedBitOnTheWayToADevice) {
+  Made made = made_by_torch(kSizes, 64);
+  const size_t record = 18;  // of 9 MiB, over several spans
+  const size_t at = made.file.find(made.payloads[record].substr(5000000, 32));
+  made.file[at] = static_cast<char>(made.file[at] ^ 1);
+  const TemporaryFile file;
+  file.write_all(made.file);
+  PositionalSource source(file.fd(), DirectIo::kAuto);
+  const Directory directory = read_directory(source);
+  LateDevice device(sizes_of(made));
+  EXPECT_EQ(load_payloads_onto(directory, source, all_of(made), device, true, {4, kMiB}, no_watch),
+            std::vector<size_t>{record});
+}
+
 TEST(Reading, RefusesWhatItCannotRead) {
   ZipBuilder zip;
   zip.add({"c/a", std::string(10, 'a')});
@@ -269,12 +309,15 @@ TEST(Reading, FailureOfAnyReadEndsTheLoadWithItsError) {
   load_payloads(directory, counting, all_of(made), all, true, {4, kMiB}, no_watch);
   ASSERT_GT(counting.calls, 10);
   for (int fail_at = 0; fail_at < counting.calls; ++fail_at) {
-    for (const bool load : {true, false}) {
+    for (const std::string to : {"memory", "a device", "nowhere"}) {
       FailingSource source(file.fd(), fail_at);
       try {
         TestMemory memory;
-        if (load) {
+        LateDevice device(sizes_of(made));
+        if (to == "memory") {
           load_payloads(directory, source, all_of(made), memory, true, {4, kMiB}, no_watch);
+        } else if (to == "a device") {  // others wait for the header that the failed span held
+          load_payloads_onto(directory, source, all_of(made), device, true, {4, kMiB}, no_watch);
         } else {
           payload_checksums(directory, source, all_of(made), {4, kMiB}, no_watch);
         }

@@ -77,8 +77,10 @@ std::array<Value*, kNumDevices> value_of_each_device(const std::string& name) {
 }
 
 // Settings.
-Value& delay_us = value("delay_us", 0);              // of each command, before it touches a byte
-Value& fail_host_copy = value("fail_host_copy", 0);  // n: the n-th copy to the host from now on is refused
+Value& delay_us = value("delay_us", 0);                  // of each command, before it touches a byte
+Value& fail_host_copy = value("fail_host_copy", 0);      // n: the n-th copy to the host from now on is refused
+Value& fail_device_copy = value("fail_device_copy", 0);  // n: so is the n-th copy to a device
+Value& no_streams = value("no_streams", 0);              // 1: there is but the default stream
 Value& fail_event_synchronize = value("fail_event_synchronize", 0);  // n: so is the n-th wait of the host for an event
 Value& lose_event_synchronize = value("lose_event_synchronize", 0);  // 1: the host does not wait for events
 Value& lose_event_block = value("lose_event_block", 0);              // 1: streams do not wait for events
@@ -90,6 +92,9 @@ Value& host_copies = value("host_copies", 0);                          // queued
 Value& host_copies_to_pageable = value("host_copies_to_pageable", 0);  // those of them whose destination is not pinned
 Value& host_copy_nbytes = value("host_copy_nbytes", 0);
 Value& host_copies_in_flight = value("host_copies_in_flight", 0);
+Value& device_copies = value("device_copies", 0);  // queued from pinned memory, not waited for
+Value& device_copies_in_flight = value("device_copies_in_flight", 0);
+Value& most_device_copies_in_flight = value("most_device_copies_in_flight", 0);
 Value& blocking_copies = value("blocking_copies", 0);
 Value& gathers = value("gathers", 0);
 Value& event_synchronizations = value("event_synchronizations", 0);
@@ -203,6 +208,7 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   c10::Stream getStream(c10::Device device) const override { return current_stream(device.index()); }
   c10::Stream getDefaultStream(c10::Device device) const override { return stream_at(device.index(), 0); }
   c10::Stream getStreamFromGlobalPool(c10::Device device, bool = false) const override {
+    TORCH_CHECK(no_streams == 0, "standin: there are no streams");
     static std::array<std::atomic<c10::StreamId>, kNumDevices> taken = {};
     ++*streams_taken.at(device.index());
     return stream_at(device.index(), 1 + taken.at(device.index())++ % kPoolSize);
@@ -401,7 +407,7 @@ at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool non_bloc
   const bool to_host = to.is_cpu();
   TORCH_CHECK(to_host || from.is_cpu() || from.device() == to.device(), "standin: no copies from device to device");
   const c10::Device device = to_host ? from.device() : to.device();
-  if (to_host) TORCH_CHECK(!fail_host_copy.expires(), "standin: the copy was refused");
+  TORCH_CHECK(!(to_host ? fail_host_copy : fail_device_copy).expires(), "standin: the copy was refused");
   const bool same_layout = from.dtype() == to.dtype() && from.sizes() == to.sizes() && from.strides() == to.strides() &&
                            from.is_non_overlapping_and_dense();
   std::function<void()> move;
@@ -428,7 +434,13 @@ at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool non_bloc
       --host_copies_in_flight;
     });
   } else {
-    queue_command(device, std::move(move));
+    ++device_copies;
+    ++device_copies_in_flight;
+    most_device_copies_in_flight.now = std::max<int64_t>(most_device_copies_in_flight, device_copies_in_flight);
+    queue_command(device, [move = std::move(move)] {
+      move();
+      --device_copies_in_flight;
+    });
   }
   return to;
 }

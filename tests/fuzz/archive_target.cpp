@@ -21,8 +21,10 @@
 #include "archive/directory.h"
 #include "checksum/crc32.h"
 #include "file/positional_source.h"
+#include "late_device.h"
 #include "pipeline/archive_reader.h"
 #include "pipeline/payload_reader.h"
+#include "pipeline/slot_pool.h"
 
 namespace sdio {
 namespace {
@@ -105,14 +107,25 @@ void read_payloads(const std::string& archive, const Directory& directory, Posit
   const bool summed =
       accepted([&] { crcs = payload_checksums(directory, source, records, {1, span_nbytes}, no_watch); });
   promise(loaded == summed, "loaded but not checksummed, or the other way round");
+  std::vector<uint64_t> sizes;
+  for (const size_t record : records) sizes.push_back(directory[record].nbytes);
+  LateDevice device(sizes);
+  std::vector<size_t> wrong_on_device;
+  const bool moved = accepted([&] {
+    wrong_on_device = load_payloads_onto(directory, source, records, device, true, {1, span_nbytes}, no_watch);
+  });
+  promise(loaded == moved && device.sound, "loaded but not onto a device, or the other way round");
   if (!loaded) return;
   promise(memory.payloads.size() == records.size(), "a payload is missing");
+  promise(wrong == wrong_on_device, "another checksum on the way to a device");
   for (size_t i = 0; i < records.size(); ++i) {
     const auto& [data, nbytes] = memory.payloads.at(i);
     const uint64_t offset = directory.payload_offset(records[i], &archive[directory[records[i]].header_offset]);
     promise(nbytes == directory[records[i]].nbytes, "a payload of another size");
     promise(offset + nbytes <= archive.size(), "a payload outside the file");
     promise(nbytes == 0 || std::memcmp(data, &archive[offset], nbytes) == 0, "other bytes than in the file");
+    promise(nbytes == 0 || device.payloads[i].compare(0, nbytes, &archive[offset], nbytes) == 0,
+            "other bytes on the device than in the file");
     promise(crcs[i] == crc32(0, archive.data() + offset, nbytes), "another checksum than that of the bytes");
     const bool is_wrong = std::find(wrong.begin(), wrong.end(), records[i]) != wrong.end();
     promise(is_wrong == (crcs[i] != directory[records[i]].crc32), "a wrong checksum passed, or a right one did not");
@@ -155,6 +168,12 @@ size_t read_archive(const std::string& archive) {
 }  // namespace
 
 size_t read_whole_archive(const std::string& archive) {
+  // As many slots as a read onto a device uses, which small archives do not fill: the pool keeps them.
+  static const bool has_slots = [] {
+    const SlotPool::Handle one = SlotPool::host().acquire(), other = SlotPool::host().acquire();
+    return one.data() != other.data();
+  }();
+  promise(has_slots, "a slot was given away twice");
   const uint64_t before = allocated_nbytes;
   peak_nbytes = before;
   const size_t num_records = read_archive(archive);
