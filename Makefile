@@ -20,7 +20,7 @@ TEST_PROCESSES ?= 2
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 WHEELS_ARGS ?=
-FUZZ_ARGS ?= 60
+FUZZ_ARGS ?= 120
 
 bin := $(abspath $(VENV))/bin
 export PATH := $(bin):$(PATH)
