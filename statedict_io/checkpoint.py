@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io
 import os
+import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -20,6 +21,9 @@ from .tensor_names import flat_tensors
 from .unpickling import DeferredTensor, StorageFeed, ZipReader, can_defer, can_rebind, swaps_bytes, torch_load
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
+# What unpickling raises where a kind that is made of tensors, parameters among them, meets one that is deferred. Not
+# OSError, nor what a signal's handler may raise.
+_WANTS_A_TENSOR = (AttributeError, LookupError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError)
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         if can_defer():
             # Most names are never asked for, and a placeholder costs as much as the rest of opening.
             self._feed = _PlaceholderFeed(self._records)
-            with contextlib.suppress(Exception):  # parameters and all kinds that are made of tensors need them now
+            with contextlib.suppress(*_WANTS_A_TENSOR):
                 return self._unpickle(self._feed, defers=True)
         self._feed = _PlaceholderFeed(self._records)
         try:
