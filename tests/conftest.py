@@ -1,5 +1,7 @@
 """Options, markers and fixtures that every test shares."""
 
+import contextlib
+import fcntl
 import importlib.util
 import os
 
@@ -21,6 +23,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "long: needs gigabytes of disk or minutes; runs with --long")
+    config.addinivalue_line("markers", "alone: depends on time; no other process of pytest-xdist runs a test meanwhile")
     config.addinivalue_line("markers", "cuda: needs a CUDA device; fails without one where STATEDICT_IO_REQUIRE_CUDA=1")
 
 
@@ -29,6 +32,29 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if item.get_closest_marker("long"):
                 item.add_marker(pytest.mark.skip(reason="runs with --long"))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item):
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return (yield)
+    alone = item.get_closest_marker("alone") is not None
+    # Who waits for the room holds the gate: otherwise the tests of others would enter one after the other.
+    with contextlib.ExitStack() as room:
+        with locked(os.path.dirname(__file__), fcntl.LOCK_EX):
+            room.enter_context(locked(__file__, fcntl.LOCK_EX if alone else fcntl.LOCK_SH))
+        return (yield)
+
+
+@contextlib.contextmanager
+def locked(path, how):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, how)
+        yield
+    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing would leave it to children that a test has forked
+        os.close(descriptor)
 
 
 def pytest_runtest_setup(item):

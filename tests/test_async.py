@@ -499,6 +499,7 @@ def test_a_kept_error_keeps_no_tensors(tmp_path, backend):
 # ---- beside the caller's threads
 
 
+@pytest.mark.alone
 def test_the_gil_is_free_while_the_file_is_written(tmp_path, backend):
     pending = sio.save_async({"w": random_bytes(16 * MIB, 0)}, tmp_path / "a.pt", backend=backend, durable=False,
                              max_bytes_per_second=40 * MIB)  # fmt: skip
@@ -517,6 +518,7 @@ def test_the_rate_is_kept(tmp_path, backend):
     assert time.monotonic() - start >= 0.5
 
 
+@pytest.mark.alone
 def test_a_slow_write_that_fails_stops_at_once(tmp_path, backend):
     start = time.monotonic()
     with full_disk():

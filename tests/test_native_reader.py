@@ -322,6 +322,7 @@ def test_ctrl_c_ends_the_load(slow_to_fault):
     assert len(slow_to_fault.load_storages(data_records(slow_to_fault)[:1], verify=True, progress=None)) == 1
 
 
+@pytest.mark.alone
 def test_the_gil_is_free(slow_to_fault):
     beats = []
     stopped = threading.Event()
