@@ -18,6 +18,7 @@ from ..archives import DATA_PKL, Records
 from ..backends.fallback_reader import storage_memory
 from ..errors import StateDictIOError, corrupt
 from ..installed import torch_save
+from ..remote.stores import is_url, locate
 from ..unpickling import ZipReader, can_rebind, swaps_bytes, torch_load
 from .boxes import Rows
 
@@ -37,10 +38,19 @@ class FileSource:
 
     Raises:
         OSError, CorruptCheckpointError, StateDictIOError: the file cannot be read, is damaged, or holds no mapping.
+        ValueError: a URL that is not this machine's.
         Exception: what ``torch.load`` raises for what it will not unpickle.
     """
 
     def __init__(self, path: str, *, weights_only: bool, backend: str) -> None:
+        if is_url(path):
+            place = locate(path)
+            if place.local_path is None:
+                raise ValueError(
+                    f"{place.url}: ranks read rows of a file, not of an object in a store: copy it to a file system "
+                    "that all ranks share, or load it with statedict_io.load"
+                )
+            path = place.local_path
         self.path = path
         self.bytes_read = 0
         self._resources = contextlib.ExitStack()

@@ -97,7 +97,7 @@ class SingleFileWriter(StorageWriter):  # type: ignore[misc]
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         target = resolve(self.path)
         if not isinstance(target, FileTarget):
-            raise OSError(errno.ESPIPE, "many ranks can write into a regular file only", self.path)
+            raise OSError(errno.ESPIPE, "many ranks can write into a regular file only", target.given)
         if backends.choose(self.backend) is None:
             raise StateDictIOError(
                 f"torch {torch.__version__} writes a format that statedict_io does not reproduce, and cannot write "

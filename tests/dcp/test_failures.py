@@ -4,6 +4,11 @@ import os
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+
+import statedict_io as sio
+from statedict_io.dcp import SingleFileReader, SingleFileWriter
 
 from . import failing
 from .ranks import KILLED, all_well, run_ranks
@@ -60,3 +65,18 @@ def test_async_save_writes_the_state_at_the_call_and_tells_its_error(tmp_path, b
     assert torch.load(path)["big"].unique().tolist() == [4.0]
     assert all("missing" in error for error in errors)
     assert os.listdir(tmp_path) == ["model.pt"]
+
+
+def test_urls_are_refused_by_name(tmp_path):
+    """An object in a store takes no writes at offsets; its rows would be a request each."""
+    pytest.importorskip("fsspec")
+    url = "memory://user:secret@model/model.pt"
+    with pytest.raises(CheckpointException) as raised:
+        dcp.save({"a": torch.ones(3)}, storage_writer=SingleFileWriter(url), no_dist=True)
+    assert "memory://user:***@model/model.pt" in str(raised.value) and "regular file" in str(raised.value)
+    with pytest.raises(ValueError, match=r"memory://user:\*\*\*@model/model.pt: .*statedict_io\.load"):
+        SingleFileReader(url).read_metadata()
+    sio.save({"a": torch.ones(3)}, tmp_path / "model.pt")
+    reader = SingleFileReader((tmp_path / "model.pt").as_uri())
+    assert set(reader.read_metadata().state_dict_metadata) == {"a"}
+    reader.reset()
