@@ -29,8 +29,12 @@ constexpr uintptr_t kPayloadAlignment = 16;
 // Unused pages between payloads are kept where giving them back would save less than this share: it splits huge pages.
 constexpr uint64_t kKeptGapShare = 64;
 
-// Direct reads wait for the disk, buffered ones fault memory in: 4 to 12 threads measured the same on 2 cores.
-size_t default_num_threads() { return std::clamp<size_t>(std::thread::hardware_concurrency(), 4, 8); }
+// Direct reads wait for the disk, buffered ones fault memory in: 4 to 12 threads measured the same on 2 cores. While a
+// worker checksums it has no read queued, and reads queued together end together: as many again keep the disk busy.
+size_t default_num_threads(bool checksums_into_memory) {
+  if (checksums_into_memory) return 8;
+  return std::clamp<size_t>(std::thread::hardware_concurrency(), 4, 8);
+}
 
 uint64_t plan_alignment(const PositionalSource& source) {
   return std::max<uint64_t>(source.alignment(), static_cast<uint64_t>(sysconf(_SC_PAGESIZE)));
@@ -58,8 +62,9 @@ class ParallelRead {
         memory_(memory),
         device_(device),
         checksum_(checksum),
-        num_threads_(
-            std::min(options.num_threads != 0 ? options.num_threads : default_num_threads(), plan_.spans.size())),
+        num_threads_(std::min(
+            options.num_threads != 0 ? options.num_threads : default_num_threads(checksum && memory != nullptr),
+            plan_.spans.size())),
         states_(std::make_unique<RecordState[]>(records.size())) {
     for (size_t i = 0; i < plan_.records.size(); ++i) {
       states_[i].nbytes_left = plan_.records[i].end - plan_.records[i].begin;
