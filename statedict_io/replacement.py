@@ -16,6 +16,7 @@ import shutil
 import socket
 import stat
 import time
+import zlib
 from types import TracebackType
 
 from .targets import FileTarget
@@ -233,20 +234,20 @@ def _remove(name: str, directory_fd: int, directory: str) -> None:
             shutil.rmtree(os.path.join(directory, name))
 
 
-# --- Temporaries' names: .<target's name, cut>.<hash of it>.<owner>.<serial>.sdio-tmp
+# --- Temporaries' names: .<target's name, cut>.<its CRC-32>.<owner>.<serial>-<nonce>.sdio-tmp
+# Names that share the first two fields at worst clean up after each other.
 
 
 def _temporary_prefix(name: str) -> str:
-    encoded = os.fsencode(name)
-    digest = hashlib.blake2b(encoded, digest_size=8).hexdigest()
     readable = name[:_READABLE_NBYTES]
-    while len(os.fsencode(readable)) > _READABLE_NBYTES:  # by characters: some file systems refuse half of one
-        readable = readable[:-1]
-    return f".{readable}.{digest}."
+    while not readable.isascii() and len(os.fsencode(readable)) > _READABLE_NBYTES:
+        readable = readable[:-1]  # by characters: some file systems refuse half of one
+    return f".{readable}.{zlib.crc32(os.fsencode(name)):08x}."
 
 
 def _temporary_name(prefix: str) -> str:
-    return f"{prefix}{_owner(os.getpid())}.{next(_serial):x}-{os.urandom(4).hex()}{_SUFFIX}"
+    pid = os.getpid()
+    return f"{prefix}{_owner(pid)}.{next(_serial):x}-{_nonce(pid)}{_SUFFIX}"
 
 
 @functools.cache
@@ -267,8 +268,16 @@ def _owner(pid: int) -> str:
     return f"{_machine()}-{namespace:x}-{pid:x}-{_start_time(pid):x}"
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_owner.cache_clear)  # a descendant can get the id of an ancestor that is gone
+@functools.cache
+def _nonce(pid: int) -> str:
+    """For processes that cannot tell themselves apart, where /proc is hidden."""
+    del pid
+    return os.urandom(4).hex()
+
+
+if hasattr(os, "register_at_fork"):  # a descendant can get the id of an ancestor that is gone
+    os.register_at_fork(after_in_child=_owner.cache_clear)
+    os.register_at_fork(after_in_child=_nonce.cache_clear)
 
 
 def _start_time(pid: int) -> int:
