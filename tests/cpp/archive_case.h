@@ -32,7 +32,7 @@ class LateDevice final : public DeviceSource {
 
   void copy(const std::vector<DevicePiece>& pieces) override {
     std::thread engine([this, &pieces] {
-      std::this_thread::sleep_for(std::chrono::microseconds(500));
+      std::this_thread::sleep_for(lateness);
       for (const DevicePiece& piece : pieces) {
         std::memcpy(piece.destination, records_[piece.record] + piece.record_offset, piece.nbytes);
       }
@@ -42,6 +42,7 @@ class LateDevice final : public DeviceSource {
   }
   SlotPool& slots() override { return SlotPool::host(); }
   std::atomic<int> num_copies{0};
+  std::chrono::microseconds lateness{500};  // of each copy
 
  private:
   std::vector<const char*> records_;
