@@ -22,7 +22,7 @@ from .unpickling import DeferredTensor, StorageFeed, ZipReader, can_defer, can_r
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 # What unpickling raises where a kind that is made of tensors, parameters among them, meets one that is deferred. Not
-# OSError, nor what a signal's handler may raise.
+# OSError: the disk's, or the TimeoutError of a signal's handler.
 _WANTS_A_TENSOR = (AttributeError, LookupError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError)
 
 

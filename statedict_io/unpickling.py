@@ -12,6 +12,7 @@ import contextlib
 import functools
 import gc
 import operator
+import os
 import sys
 import threading
 import types
@@ -154,6 +155,16 @@ class DeferredTensor:
 
 
 _deferred_making = threading.RLock()
+
+
+def _start_anew() -> None:
+    """In a forked child: another thread of its parent may hold the lock for ever."""
+    global _deferred_making
+    _deferred_making = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)
 
 
 def can_defer() -> bool:

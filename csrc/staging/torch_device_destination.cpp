@@ -2,10 +2,10 @@
 
 #include <c10/core/Event.h>
 #include <c10/core/StreamGuard.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/Exception.h>
 
 #include "staging/raw_bytes.h"
+#include "staging/side_stream.h"
 #include "staging/torch_device_source.h"
 
 namespace sdio {
@@ -38,15 +38,6 @@ class CopiesOfOneSlot final : public QueuedCopies {
   bool waited_ = false;
 };
 
-c10::Stream stream_after_current(c10::Device device) {
-  const c10::impl::VirtualGuardImpl backend(device.type());
-  const c10::Stream side = backend.getStreamFromGlobalPool(device);
-  c10::Event queued_work(device.type());
-  queued_work.record(backend.getStream(device));
-  queued_work.block(side);
-  return side;
-}
-
 std::vector<c10::Storage> storages_on(c10::Device device, const std::vector<uint64_t>& sizes) {
   const PlainDispatch plain;
   std::vector<c10::Storage> storages;
@@ -69,7 +60,7 @@ std::unique_ptr<TorchDeviceDestination> TorchDeviceDestination::make(c10::Device
 
 // The storages first: what the allocator queues for them comes before the copies too.
 TorchDeviceDestination::TorchDeviceDestination(c10::Device device, const std::vector<uint64_t>& sizes)
-    : storages_(storages_on(device, sizes)), side_stream_(stream_after_current(device)) {}
+    : storages_(storages_on(device, sizes)), side_stream_(side_stream_after_current(device)) {}
 
 SlotPool& TorchDeviceDestination::slots() { return pinned_slots(); }
 

@@ -2,7 +2,6 @@
 
 #include <c10/core/Event.h>
 #include <c10/core/StreamGuard.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 #include <pthread.h>
 
 #include <cstdint>
@@ -13,6 +12,7 @@
 #include <utility>
 
 #include "staging/raw_bytes.h"
+#include "staging/side_stream.h"
 
 namespace sdio {
 namespace {
@@ -91,13 +91,7 @@ void start_pinned_pools_once() {
 TorchDeviceSource::TorchDeviceSource(std::vector<DeviceBytes> records) : records_(std::move(records)) {
   for (const DeviceBytes& bytes : records_) {
     if (!bytes.storage || side_streams_.count(bytes.storage.device()) != 0) continue;
-    const c10::Device device = bytes.storage.device();
-    const c10::impl::VirtualGuardImpl backend(device.type());
-    const c10::Stream side = backend.getStreamFromGlobalPool(device);
-    c10::Event queued_work(device.type());
-    queued_work.record(backend.getStream(device));
-    queued_work.block(side);
-    side_streams_.emplace(device, side);
+    side_streams_.emplace(bytes.storage.device(), side_stream_after_current(bytes.storage.device()));
   }
 }
 

@@ -13,6 +13,7 @@
 #include <memory>
 #include <mutex>
 #include <numeric>
+#include <optional>
 #include <random>
 #include <set>
 #include <string>
@@ -120,25 +121,33 @@ const std::vector<size_t> kSizes = {3,     0,      kMiB,  12345, 64,     2 * kMi
                                     65535, 65536,  65537, 4096,  200000, 1,        63,      70000,  9437185, 32768,
                                     0,     131072, 40000, 50000, 66000,  1000,     1000,    2};
 
-class Reading : public testing::TestWithParam<std::tuple<DirectIo, size_t, uint64_t, int>> {};
+class Reading : public testing::TestWithParam<std::tuple<DirectIo, size_t, uint64_t, int>> {
+ protected:
+  void SetUp() override {
+    const auto [direct_io, num_threads, span_nbytes, alignment] = GetParam();
+    made = alignment != 0 ? made_by_torch(kSizes, static_cast<uint64_t>(alignment)) : made_by_others(kSizes);
+    file.write_all(made.file);
+    if (direct_io != DirectIo::kOff) file.make_cold();
+    source.emplace(file.fd(), direct_io);
+    options = {num_threads, span_nbytes};
+  }
+
+  Made made;
+  const TemporaryFile file;
+  std::optional<PositionalSource> source;
+  ReadOptions options;
+};
 
 TEST_P(Reading, GivesThePayloadsThatWereWritten) {
-  const auto [direct_io, num_threads, span_nbytes, alignment] = GetParam();
-  const Made made = alignment != 0 ? made_by_torch(kSizes, static_cast<uint64_t>(alignment)) : made_by_others(kSizes);
-  const TemporaryFile file;
-  file.write_all(made.file);
-  if (direct_io != DirectIo::kOff) file.make_cold();
-  PositionalSource source(file.fd(), direct_io);
-  const Directory directory = read_directory(source);
-  const ReadOptions options = {num_threads, span_nbytes};
+  const Directory directory = read_directory(*source);
   std::vector<size_t> records = all_of(made);
-  std::mt19937_64 random(num_threads);
+  std::mt19937_64 random(options.num_threads);
   for (int round = 0; round < 4; ++round) {  // all in order, all shuffled, two subsets
     if (round > 0) std::shuffle(records.begin(), records.end(), random);
     if (round > 1) records.resize(records.size() / 2);
     for (const bool verify : {false, true}) {
       TestMemory memory;
-      EXPECT_EQ(load_payloads(directory, source, records, memory, verify, options, no_watch), std::vector<size_t>());
+      EXPECT_EQ(load_payloads(directory, *source, records, memory, verify, options, no_watch), std::vector<size_t>());
       ASSERT_EQ(memory.size(), records.size());
       for (size_t i = 0; i < records.size(); ++i) {
         ASSERT_TRUE(memory.payload(i) == made.payloads[records[i]]) << "record " << records[i] << " round " << round;
@@ -147,7 +156,7 @@ TEST_P(Reading, GivesThePayloadsThatWereWritten) {
                   return kSizes[i] >= kMinPayloadInExtentNbytes;
                 })));
     }
-    const std::vector<uint32_t> crcs = payload_checksums(directory, source, records, options, no_watch);
+    const std::vector<uint32_t> crcs = payload_checksums(directory, *source, records, options, no_watch);
     for (size_t i = 0; i < records.size(); ++i) {
       const std::string& payload = made.payloads[records[i]];
       EXPECT_EQ(crcs[i], crc32(0, payload.data(), payload.size())) << "record " << records[i];
@@ -198,16 +207,10 @@ std::vector<uint64_t> sizes_of(const Made& made) {
 }
 
 TEST_P(Reading, GivesADeviceThePayloadsThatWereWritten) {
-  const auto [direct_io, num_threads, span_nbytes, alignment] = GetParam();
-  const Made made = alignment != 0 ? made_by_torch(kSizes, static_cast<uint64_t>(alignment)) : made_by_others(kSizes);
-  const TemporaryFile file;
-  file.write_all(made.file);
-  if (direct_io != DirectIo::kOff) file.make_cold();
-  PositionalSource source(file.fd(), direct_io);
-  const Directory directory = read_directory(source);
+  const Directory directory = read_directory(*source);
   for (const bool verify : {false, true}) {
     LateDevice device(sizes_of(made));
-    EXPECT_EQ(load_payloads_onto(directory, source, all_of(made), device, verify, {num_threads, span_nbytes}, no_watch),
+    EXPECT_EQ(load_payloads_onto(directory, *source, all_of(made), device, verify, options, no_watch),
               std::vector<size_t>());
     EXPECT_TRUE(device.sound);
     for (size_t i = 0; i < kSizes.size(); ++i) {
