@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item):
-    if "PYTEST_XDIST_WORKER" not in os.environ:
+    if not hasattr(item.config, "workerinput"):  # the variables of pytest-xdist reach the pytest that a test starts too
         return (yield)
     alone = item.get_closest_marker("alone") is not None
     # Who waits for the room holds the gate: otherwise the tests of others would enter one after the other.

@@ -221,7 +221,10 @@ def test_async_a_device_that_runs_out_of_memory(tmp_path, standin, nth, max_snap
     reference_of(state, ref / "model.pt")
     with late(standin):
         standin.fail_allocation = nth
-        pending = sio.save_async(state, ours / "model.pt", backend="native", max_snapshot_nbytes=max_snapshot_nbytes)
+        pending = sio.save_async(
+            state, ours / "model.pt", backend="native", max_snapshot_nbytes=max_snapshot_nbytes,
+            max_bytes_per_second=4 * MIB,  # half a second to look whether it is done
+        )  # fmt: skip
         assert standin.fail_allocation == 0 and pending.done() <= (max_snapshot_nbytes == MIB)
         for tensor in state:
             tensor.fill_(1)
