@@ -152,7 +152,7 @@ def _save(
         target.archive_name,
         Contents(contents.head, _Ranges([range_of(s) for s in pickled.table.storages]), contents.tail, False),
         alignment=alignment,
-        compute_crc32=torch.serialization.get_crc32_options(),
+        compute_crc32=formats.compute_crc32(),
     )
     with Replacement(target, durable=True) as replacement:
         archive.write_fd(replacement.fd, durable=True, progress=progress)

@@ -13,6 +13,13 @@ from typing import Any, Protocol
 
 import torch
 import torch.serialization
+from torch import Tensor
+from torch.nn import Parameter
+
+# Bound here, as what a save looks up in the large dictionaries of torch's modules is in no cache when it begins.
+_num_function_modes = torch._C._len_torch_function_stack
+_num_dispatch_modes = torch._C._len_torch_dispatch_stack
+_location_tags = torch.serialization._package_registry
 
 
 class StorageTable(Protocol):
@@ -30,7 +37,7 @@ class StorageTable(Protocol):
         """
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # as targets.FileTarget
 class PickledObject:
     data_pkl: bytes
     #: Held until written: a storage made by ``__reduce__`` has no other owner, and its address could be given to the
@@ -156,8 +163,8 @@ def _pickle_through_table(obj: Any, pickle_protocol: int, native_tables: NativeT
 @functools.lru_cache(maxsize=1)  # by the functions, which may be replaced
 def _reduction(native_tables: NativeTables, rebuild_tensor: Any, rebuild_parameter: Any, location_tag: Any) -> Any:
     return native_tables.TensorReduction(
-        tensor_type=torch.Tensor,
-        parameter_type=torch.nn.Parameter,
+        tensor_type=Tensor,
+        parameter_type=Parameter,
         ordered_dict=collections.OrderedDict,
         rebuild_tensor=rebuild_tensor,
         rebuild_parameter=rebuild_parameter,
@@ -166,19 +173,35 @@ def _reduction(native_tables: NativeTables, rebuild_tensor: Any, rebuild_paramet
     )
 
 
+def _reducers() -> tuple[Any, ...]:
+    """What decides, by itself, how plain tensors are pickled."""
+    return (
+        pickle.Pickler,
+        Tensor.__reduce_ex__,
+        Tensor._reduce_ex_internal,
+        Parameter.__reduce_ex__,
+        _location_tags[0][1],
+    )
+
+
+# None where somebody interfered before this module was imported.
+_STOCK_REDUCERS = (
+    _reducers()
+    if [reducer.__module__ for reducer in _reducers()]
+    == ["_pickle", "torch._tensor", "torch._tensor", "torch.nn.parameter", "torch.serialization"]
+    else None
+)
+
+
 def _is_stock(pickle_module: Any) -> bool:
     """Whether plain tensors are pickled as torch does it when nobody interferes."""
     return (
         pickle_module is pickle
-        and pickle.Pickler.__module__ == "_pickle"
-        and torch.Tensor not in copyreg.dispatch_table
-        and torch.nn.Parameter not in copyreg.dispatch_table
-        and torch.Tensor.__reduce_ex__.__module__ == "torch._tensor"
-        and torch.Tensor._reduce_ex_internal.__module__ == "torch._tensor"
-        and torch.nn.Parameter.__reduce_ex__.__module__ == "torch.nn.parameter"
-        and torch.serialization._package_registry[0][1] is torch.serialization._cpu_tag
-        and not torch._C._len_torch_function_stack()
-        and not torch._C._len_torch_dispatch_stack()
+        and _reducers() == _STOCK_REDUCERS
+        and Tensor not in copyreg.dispatch_table
+        and Parameter not in copyreg.dispatch_table
+        and not _num_function_modes()
+        and not _num_dispatch_modes()
     )
 
 
@@ -187,7 +210,7 @@ def _agrees(native_tables: NativeTables) -> bool:
     """The proof that this torch's reduction is the one that ``native_tables`` knows."""
     tensor = torch.arange(24.0, device="cpu").reshape(2, 3, 4)
     with torch.enable_grad():
-        parameter = torch.nn.Parameter(torch.ones(3, device="cpu"))
+        parameter = Parameter(torch.ones(3, device="cpu"))
     sample = {
         "cpu": tensor,
         "view": tensor[:, 1:].mT,

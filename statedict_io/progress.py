@@ -11,6 +11,9 @@ ProgressCallback = Callable[[int, int], Any]
 Progress = bool | ProgressCallback | None
 
 
+_NO_CALLBACK: AbstractContextManager[ProgressCallback | None] = nullcontext()
+
+
 def check(progress: Any) -> None:
     """Raises what :func:`reporting` would, before there is anything to report."""
     if progress is True:
@@ -21,7 +24,9 @@ def check(progress: Any) -> None:
 
 def reporting(progress: Progress, description: str) -> AbstractContextManager[ProgressCallback | None]:
     """Yields a callback or None. ``True`` shows a bar on stderr, closed at the end."""
-    return _bar(description) if progress is True else nullcontext(progress or None)
+    if not progress:
+        return _NO_CALLBACK
+    return _bar(description) if progress is True else nullcontext(progress)
 
 
 @contextmanager

@@ -48,7 +48,8 @@ class Replacement:
         self._target = target
         self._durable = durable
         self._as_directory = as_directory
-        self._directory, self._name = os.path.split(target.path)
+        directory, _, self._name = target.path.rpartition("/")
+        self._directory = directory or "/"
         self._prefix = _temporary_prefix(self._name)
         self._process = os.getpid()
 
@@ -238,11 +239,13 @@ def _remove(name: str, directory_fd: int, directory: str) -> None:
 # Names that share the first two fields at worst clean up after each other.
 
 
+@functools.lru_cache(maxsize=64)  # many saves go to one path
 def _temporary_prefix(name: str) -> str:
     readable = name[:_READABLE_NBYTES]
     while not readable.isascii() and len(os.fsencode(readable)) > _READABLE_NBYTES:
         readable = readable[:-1]  # by characters: some file systems refuse half of one
-    return f".{readable}.{zlib.crc32(os.fsencode(name)):08x}."
+    encoded = name.encode() if name.isascii() else os.fsencode(name)
+    return f".{readable}.{zlib.crc32(encoded):08x}."
 
 
 def _temporary_name(prefix: str) -> str:

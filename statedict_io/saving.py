@@ -97,7 +97,7 @@ def fastsave(model: object, path: Any, **options: Any) -> None:
     save(model.state_dict() if isinstance(model, torch.nn.Module) else model, path, **options)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # as targets.FileTarget
 class PlannedSave:
     target: Target
     archive: Archive | None  #: None: the installed torch.save has to write
@@ -116,7 +116,8 @@ def plan(
     progress: Progress,
 ) -> PlannedSave:
     """Everything that can be refused without touching the target; arguments and errors are those of :func:`save`."""
-    torch.serialization._check_dill_version(pickle_module)
+    if pickle_module is not pickle:
+        torch.serialization._check_dill_version(pickle_module)
     progress_module.check(progress)
     chosen = backends.choose(backend)
     target = resolve(f, names_archive=use_new_zipfile_serialization)
@@ -144,7 +145,7 @@ def plan(
         target.archive_name,
         formats.contents(pickled, alignment, disable_byteorder_record=disable_byteorder_record),
         alignment=alignment,
-        compute_crc32=torch.serialization.get_crc32_options(),
+        compute_crc32=formats.compute_crc32(),
     )
     return PlannedSave(target, archive, write_stock)
 

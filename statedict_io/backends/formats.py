@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.serialization
+from torch.utils.serialization import config
 
 from ..installed import torch_save
 from ..pickling import PickledObject, pickle_object
@@ -27,8 +28,11 @@ _FORMAT_RECORDS = (".format_version", ".storage_alignment", "byteorder")
 
 def storage_alignment() -> int:
     """Of payload offsets, bytes; torch before 2.7 had no setting."""
-    get = getattr(torch.serialization, "_get_storage_alignment", None)
-    return 64 if get is None else get()
+    return getattr(config.save, "storage_alignment", 64)
+
+
+def compute_crc32() -> bool:
+    return config.save.compute_crc32
 
 
 def skip_data() -> bool:
@@ -37,9 +41,19 @@ def skip_data() -> bool:
 
 def contents(pickled: PickledObject, alignment: int, *, disable_byteorder_record: bool = False) -> Contents:
     """What the installed torch would put into the archive, under its current settings."""
+    head, tail = _format_records(alignment, disable_byteorder_record)
+    return Contents([("data.pkl", pickled.data_pkl), *head], pickled.table, [*tail], skip_data())
+
+
+Records = list[tuple[str, bytes]]
+
+
+@functools.lru_cache
+def _format_records(alignment: int, disable_byteorder_record: bool) -> tuple[Records, Records]:
+    """What lies between ``data.pkl`` and the storages, and what after them."""
     sample, _ = _sample()
     byteorder = ("byteorder", sys.byteorder.encode())
-    head = [("data.pkl", pickled.data_pkl)]
+    head = []
     for name in sample:
         if name == ".storage_alignment":
             head.append((name, str(alignment).encode()))
@@ -51,7 +65,7 @@ def contents(pickled: PickledObject, alignment: int, *, disable_byteorder_record
     tail = [("version", sample["version"])]
     if disable_byteorder_record:
         tail.append(byteorder)
-    return Contents(head, pickled.table, tail, skip_data())
+    return head, tail
 
 
 @functools.cache
@@ -88,7 +102,7 @@ def _reproduces(backend: Backend) -> bool:
             "archive",
             contents(pickled, alignment),
             alignment=alignment,
-            compute_crc32=torch.serialization.get_crc32_options(),
+            compute_crc32=compute_crc32(),
         )
         ours = bytearray()
         planned.write_stream(ours.extend, progress=None)

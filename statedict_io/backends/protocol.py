@@ -12,7 +12,7 @@ from ..pickling import NativeTables, StorageTable
 from ..progress import ProgressCallback
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # as targets.FileTarget
 class Contents:
     """The records of an archive, in file order, without the serialization id: ``head``, ``data/0``, ``data/1``, ...,
     ``tail``."""

@@ -48,7 +48,7 @@ class SharedSave:
         self._target = target
         self._state = state
         self._alignment = formats.storage_alignment()
-        self.compute_crc32: bool = torch.serialization.get_crc32_options()
+        self.compute_crc32 = formats.compute_crc32()
         # Without opaque values all is known now. With them, data.pkl is known when they are: it follows the storages.
         values = [(name, state.tensors.get(name)) for name in state.names]
         self._pickled = pickle_structure(nested(values, state.paths))
