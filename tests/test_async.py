@@ -17,7 +17,7 @@ from oracle import assert_loads_alike, assert_same_bytes, first_difference, name
 import statedict_io as sio
 from statedict_io import pending as pending_module
 
-SLOW = 20 * MIB  # bytes per second
+SLOW = 10 * MIB  # bytes per second
 
 
 @pytest.fixture(autouse=True)

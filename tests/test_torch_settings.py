@@ -1,6 +1,8 @@
 """torch's own settings and ambient modes: what they change in torch.save's bytes they change here."""
 
 import contextlib
+import copyreg
+import pickle
 import subprocess
 import sys
 
@@ -217,3 +219,79 @@ def test_a_large_save_under_a_meta_default_device_holds_data(backend, tmp_path):
     with AMBIENT["default device meta"]():
         assert_same_file(tmp_path, obj, backend, load=False)
         assert names_in(tmp_path / "ours") == ["model.pt"]
+
+
+# ---- somebody else decides how tensors are pickled
+
+
+def as_a_list(tensor, *_):
+    return torch.tensor, (tensor.tolist(),)
+
+
+def as_parameter(parameter, *_):
+    return torch.nn.Parameter, (parameter.data, False)
+
+
+@contextlib.contextmanager
+def location_tagger(tag):
+    registry = torch.serialization._package_registry
+    before = [*registry]
+    torch.serialization.register_package(0, tag, lambda storage, location: None)
+    try:
+        yield
+    finally:
+        registry[:] = before
+
+
+@contextlib.contextmanager
+def another_pickler():
+    class Pickler(pickle.Pickler):
+        def reducer_override(self, obj):
+            return as_a_list(obj) if type(obj) is torch.Tensor else NotImplemented
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pickle, "Pickler", Pickler)
+        yield
+
+
+def patched(*arguments):
+    @contextlib.contextmanager
+    def patching():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(*arguments)
+            yield
+
+    return patching
+
+
+def registered_with_copyreg(kind, reduce):
+    @contextlib.contextmanager
+    def patching():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(copyreg.dispatch_table, kind, reduce)
+            yield
+
+    return patching
+
+
+INTERFERENCE = {
+    "Tensor.__reduce_ex__": patched(torch.Tensor, "__reduce_ex__", as_a_list),
+    "Tensor._reduce_ex_internal": patched(torch.Tensor, "_reduce_ex_internal", as_a_list),
+    "Parameter.__reduce_ex__": patched(torch.nn.Parameter, "__reduce_ex__", as_parameter),
+    "copyreg, Tensor": registered_with_copyreg(torch.Tensor, as_a_list),
+    "copyreg, Parameter": registered_with_copyreg(torch.nn.Parameter, as_parameter),
+    "location tags": lambda: location_tagger(lambda storage: "elsewhere"),
+    "pickle.Pickler": another_pickler,
+}
+
+
+@pytest.mark.parametrize("who", INTERFERENCE)
+def test_whoever_changes_how_tensors_are_pickled(who, backend, tmp_path):
+    obj = {"tensor": filled(5), "parameter": torch.nn.Parameter(filled(3)), "number": 1.5}
+    files = []
+    for when, patching in (("before", contextlib.nullcontext), ("meanwhile", INTERFERENCE[who])):
+        (tmp_path / when).mkdir()
+        with patching():
+            assert assert_same_file(tmp_path / when, obj, backend, load=False) is None
+        files.append((tmp_path / when / "ours" / "model.pt").read_bytes())
+    assert files[0] != files[1]

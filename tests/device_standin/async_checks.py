@@ -197,7 +197,7 @@ def test_async_the_cap_on_a_device_counts_saves_in_flight(tmp_path, standin):  #
     require_native()
     torch.standin.memory = (GIB, GIB)
     state = [random_bytes(8 * MIB, 0).to("standin:0")]
-    first = sio.save_async(state, tmp_path / "a.pt", backend="native", max_bytes_per_second=20 * MIB)
+    first = sio.save_async(state, tmp_path / "a.pt", backend="native", max_bytes_per_second=4 * MIB)
     assert not clones_made(standin, tmp_path / "b.pt", state, max_device_snapshot_nbytes=15 * MIB)
     assert clones_made(standin, tmp_path / "b.pt", state, max_device_snapshot_nbytes=16 * MIB)
     assert not first.done()
