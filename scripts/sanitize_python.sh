@@ -71,7 +71,7 @@ run() {
     return $status
 }
 
-# Without the leak detector, which this does not try and which now and then aborts a process that ends on a busy machine.
+# Without the leak detector, which this does not try: once, on a busy machine, the process aborted after its report.
 if ! ASAN_OPTIONS=$ASAN_OPTIONS:detect_leaks=0 "${sanitized[@]}" "$scripts/sanitizer_canary.py" "$tree" "$reports"; then
     find "$reports" -type f -exec cat '{}' +
     exit 1

@@ -2,7 +2,10 @@
 
 import collections
 import concurrent.futures
+import os
 import pickle
+import signal
+import threading
 import warnings
 import zipfile
 
@@ -15,6 +18,7 @@ from equality import difference
 from test_load_as_torch import OTHER_WRITERS, rezipped
 
 import statedict_io as sio
+from statedict_io import unpickling
 
 
 def flat(obj, name=""):
@@ -302,8 +306,6 @@ def test_tensors_that_are_made_late_among_others(others, others_first, backend, 
 @pytest.fixture
 def made(monkeypatch):
     """The tensors that ``open_checkpoint`` makes late, by the keys of their storages."""
-    from statedict_io import unpickling
-
     keys = []
     init = unpickling.DeferredTensor.__init__
 
@@ -353,3 +355,28 @@ def test_threads_find_the_same_records(backend, tmp_path):
                 records = dict(zip(views, pool.map(checkpoint.record, views), strict=True))
             assert all(records[name] == f"data/{name.split('.')[0]}" for name in views)
             assert all(info.offset is not None for info in infos.values())
+
+
+def test_a_child_that_is_forked_while_another_thread_makes_a_tensor(tmp_path):
+    require_native()
+    torch.save({"first": filled(3), "w": filled(5)}, tmp_path / "model.pt")
+    held, enough = threading.Event(), threading.Event()
+
+    def hold():
+        with unpickling._deferred_making:
+            held.set()
+            enough.wait()
+
+    thread = threading.Thread(target=hold)
+    with sio.open_checkpoint(tmp_path / "model.pt", backend="native") as checkpoint:
+        thread.start()
+        held.wait()
+        child = os.fork()
+        if child == 0:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(20)
+            os._exit(0 if checkpoint.info("w").shape == (5,) else 1)
+        status = os.waitpid(child, 0)[1]
+        enough.set()
+        thread.join()
+    assert status == 0

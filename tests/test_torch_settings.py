@@ -11,7 +11,7 @@ import torch
 from corpus import CORPUS
 from corpus_case import filled
 from equality import difference
-from oracle import assert_same_file, attempt, names_in
+from oracle import assert_same_bytes, assert_same_file, attempt, names_in, two_directories
 from torch.utils.serialization import config
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -243,45 +243,29 @@ def location_tagger(tag):
         registry[:] = before
 
 
-@contextlib.contextmanager
-def another_pickler():
-    class Pickler(pickle.Pickler):
-        def reducer_override(self, obj):
-            return as_a_list(obj) if type(obj) is torch.Tensor else NotImplemented
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pickle, "Pickler", Pickler)
-        yield
+class TensorsAsLists(pickle.Pickler):
+    def reducer_override(self, obj):
+        return as_a_list(obj) if type(obj) is torch.Tensor else NotImplemented
 
 
-def patched(*arguments):
+def patched(how, *arguments):
     @contextlib.contextmanager
     def patching():
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(*arguments)
-            yield
-
-    return patching
-
-
-def registered_with_copyreg(kind, reduce):
-    @contextlib.contextmanager
-    def patching():
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(copyreg.dispatch_table, kind, reduce)
+            getattr(patch, how)(*arguments)
             yield
 
     return patching
 
 
 INTERFERENCE = {
-    "Tensor.__reduce_ex__": patched(torch.Tensor, "__reduce_ex__", as_a_list),
-    "Tensor._reduce_ex_internal": patched(torch.Tensor, "_reduce_ex_internal", as_a_list),
-    "Parameter.__reduce_ex__": patched(torch.nn.Parameter, "__reduce_ex__", as_parameter),
-    "copyreg, Tensor": registered_with_copyreg(torch.Tensor, as_a_list),
-    "copyreg, Parameter": registered_with_copyreg(torch.nn.Parameter, as_parameter),
+    "Tensor.__reduce_ex__": patched("setattr", torch.Tensor, "__reduce_ex__", as_a_list),
+    "Tensor._reduce_ex_internal": patched("setattr", torch.Tensor, "_reduce_ex_internal", as_a_list),
+    "Parameter.__reduce_ex__": patched("setattr", torch.nn.Parameter, "__reduce_ex__", as_parameter),
+    "copyreg, Tensor": patched("setitem", copyreg.dispatch_table, torch.Tensor, as_a_list),
+    "copyreg, Parameter": patched("setitem", copyreg.dispatch_table, torch.nn.Parameter, as_parameter),
     "location tags": lambda: location_tagger(lambda storage: "elsewhere"),
-    "pickle.Pickler": another_pickler,
+    "pickle.Pickler": patched("setattr", pickle, "Pickler", TensorsAsLists),
 }
 
 
@@ -295,3 +279,17 @@ def test_whoever_changes_how_tensors_are_pickled(who, backend, tmp_path):
             assert assert_same_file(tmp_path / when, obj, backend, load=False) is None
         files.append((tmp_path / when / "ours" / "model.pt").read_bytes())
     assert files[0] != files[1]
+
+
+def test_whoever_did_so_before_the_import(backend, tmp_path):
+    program = (
+        "import sys, torch\n"
+        "torch.Tensor.__reduce_ex__ = lambda tensor, *_: (torch.tensor, (tensor.tolist(),))\n"
+        "import statedict_io as sio\n"
+        "torch.save({'w': torch.ones(3)}, sys.argv[1])\n"
+        "sio.save({'w': torch.ones(3)}, sys.argv[2], backend=sys.argv[3])\n"
+    )
+    ref, ours = (directory / "model.pt" for directory in two_directories(tmp_path))
+    subprocess.run([sys.executable, "-c", program, ref, ours, backend], check=True)
+    assert_same_bytes(ref, ours)
+    assert b"data/0" not in ours.read_bytes()

@@ -32,6 +32,7 @@ def storage_alignment() -> int:
 
 
 def compute_crc32() -> bool:
+    """Whether records get their checksums; else 0."""
     return config.save.compute_crc32
 
 
@@ -45,12 +46,11 @@ def contents(pickled: PickledObject, alignment: int, *, disable_byteorder_record
     return Contents([("data.pkl", pickled.data_pkl), *head], pickled.table, [*tail], skip_data())
 
 
-Records = list[tuple[str, bytes]]
-
-
 @functools.lru_cache
-def _format_records(alignment: int, disable_byteorder_record: bool) -> tuple[Records, Records]:
-    """What lies between ``data.pkl`` and the storages, and what after them."""
+def _format_records(
+    alignment: int, disable_byteorder_record: bool
+) -> tuple[list[tuple[str, bytes]], list[tuple[str, bytes]]]:
+    """What lies between ``data.pkl`` and the storages, and what after them. Shared: not to be changed."""
     sample, _ = _sample()
     byteorder = ("byteorder", sys.byteorder.encode())
     head = []
