@@ -9,6 +9,9 @@ namespace sdio {
 namespace {
 
 constexpr uint64_t kHugePageNbytes = 2u << 20;
+#ifdef __linux__
+constexpr int kMadvPopulateWrite = 23;  // as in linux/mman.h of 5.14, which the headers of the build may not have yet
+#endif
 
 uint64_t page_nbytes() {
   static const auto nbytes = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
@@ -42,6 +45,17 @@ ExtentMemory::ExtentMemory(uint64_t file_offset, uint64_t nbytes)
 }
 
 ExtentMemory::~ExtentMemory() { munmap(data_, nbytes_); }
+
+bool ExtentMemory::fault_in(uint64_t begin, uint64_t end) {
+#ifdef __linux__
+  char* const first = at(begin / page_nbytes() * page_nbytes());
+  const auto nbytes = round_up(static_cast<uint64_t>(at(end) - first), page_nbytes());
+  return madvise(first, nbytes, kMadvPopulateWrite) == 0;
+#else
+  static_cast<void>(begin), static_cast<void>(end);
+  return false;
+#endif
+}
 
 void ExtentMemory::release(char* data, uint64_t nbytes) {
   const auto begin = round_up(reinterpret_cast<uintptr_t>(data), page_nbytes());

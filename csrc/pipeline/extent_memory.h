@@ -22,6 +22,10 @@ class ExtentMemory {
   uint64_t nbytes() const { return nbytes_; }
   char* at(uint64_t file_offset) const { return data_ + (file_offset - file_offset_); }
 
+  // Makes the pages of the file's [begin, end) present, so that no read into them waits for memory to be cleared. Keeps
+  // what is in them. False where the kernel (before 5.14) or the memory left does not allow it: the reads will see.
+  bool fault_in(uint64_t begin, uint64_t end);
+
   // Gives the memory of [data, data + nbytes) back to the system, as far as it is whole pages.
   static void release(char* data, uint64_t nbytes);
 

@@ -366,6 +366,55 @@ TEST(Reading, MemoryThatIsRefusedEndsTheLoad) {
   EXPECT_THROW(load_payloads(directory, source, all_of(made), memory, false, {4, 0}, no_watch), std::bad_alloc);
 }
 
+uint64_t resident_nbytes(const ExtentMemory& extent, uint64_t file_offset) {
+  const auto page_nbytes = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+  std::vector<unsigned char> pages(extent.nbytes() / page_nbytes);
+  EXPECT_EQ(mincore(extent.at(file_offset), extent.nbytes(), pages.data()), 0);
+  return page_nbytes * static_cast<uint64_t>(std::count_if(pages.begin(), pages.end(), [](auto p) { return p & 1; }));
+}
+
+// Where each direct read waits for all the memory to be there.
+class WaitingSource final : public PositionalSource {
+ public:
+  explicit WaitingSource(int fd) : PositionalSource(fd, DirectIo::kAuto) {}
+  std::function<bool()> may_read = [] { return true; };
+
+ protected:
+  ssize_t call_pread(int fd, char* destination, size_t nbytes, off_t offset) override {
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    while (!may_read() && std::chrono::steady_clock::now() < deadline) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    EXPECT_TRUE(may_read());
+    return PositionalSource::call_pread(fd, destination, nbytes, offset);
+  }
+  bool call_is_cached(int, uint64_t, uint64_t) override { return false; }
+};
+
+class MemoryThatShowsItsExtent final : public TestMemory {
+ public:
+  std::shared_ptr<ExtentMemory> map_extent(uint64_t file_offset, uint64_t nbytes) override {
+    begin = file_offset;
+    return extent = TestMemory::map_extent(file_offset, nbytes);
+  }
+  uint64_t begin = 0;
+  std::shared_ptr<ExtentMemory> extent;
+};
+
+TEST(Reading, FaultsMemoryInAheadOfDirectReads) {
+  if (!ExtentMemory(0, kMiB).fault_in(0, kMiB)) GTEST_SKIP() << "the kernel has no MADV_POPULATE_WRITE";
+  const Made made = made_by_torch({30 * kMiB}, 64);
+  const TemporaryFile file;
+  file.write_all(made.file);
+  WaitingSource source(file.fd());
+  if (source.alignment() == 0) GTEST_SKIP() << "no direct I/O on this file system";
+  const Directory directory = read_directory(source);
+  MemoryThatShowsItsExtent memory;
+  source.may_read = [&] { return resident_nbytes(*memory.extent, memory.begin) == memory.extent->nbytes(); };
+  EXPECT_TRUE(load_payloads(directory, source, {0}, memory, true, {2, 0}, no_watch).empty());
+  EXPECT_EQ(memory.payload(0), made.payloads[0]);
+}
+
 class SlowSource final : public PositionalSource {
  public:
   explicit SlowSource(int fd) : PositionalSource(fd, DirectIo::kOff) {}
@@ -459,13 +508,6 @@ TEST(ReadPlan, CoversEveryRecordOnceAndLittleElse) {
   }
 }
 
-uint64_t resident_nbytes(const ExtentMemory& extent, uint64_t file_offset) {
-  const auto page_nbytes = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
-  std::vector<unsigned char> pages(extent.nbytes() / page_nbytes);
-  EXPECT_EQ(mincore(extent.at(file_offset), extent.nbytes(), pages.data()), 0);
-  return page_nbytes * static_cast<uint64_t>(std::count_if(pages.begin(), pages.end(), [](auto p) { return p & 1; }));
-}
-
 TEST(ExtentMemory, PartsGiveTheirPagesBackEachForItself) {
   const uint64_t begin = 3 * 65536;  // a page, whatever its size
   const ExtentMemory extent(begin, 64 * kMiB);
@@ -478,6 +520,15 @@ TEST(ExtentMemory, PartsGiveTheirPagesBackEachForItself) {
   EXPECT_EQ(*extent.at(10 * kMiB), 1);
   EXPECT_EQ(*extent.at(40 * kMiB + 2), 1);
   EXPECT_EQ(*extent.at(20 * kMiB), 0);
+}
+
+TEST(ExtentMemory, FaultingInKeepsWhatIsThere) {
+  ExtentMemory extent(0, 16 * kMiB);
+  *extent.at(5 * kMiB) = 1;
+  if (!extent.fault_in(4 * kMiB + 1, 8 * kMiB - 1)) GTEST_SKIP() << "the kernel has no MADV_POPULATE_WRITE";
+  EXPECT_GE(resident_nbytes(extent, 0), 4 * kMiB);
+  EXPECT_LT(resident_nbytes(extent, 0), 16 * kMiB);
+  EXPECT_EQ(*extent.at(5 * kMiB), 1);
 }
 
 TEST(ExtentMemory, OfMoreThanThereIsIsRefused) {
