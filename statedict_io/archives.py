@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -82,14 +83,37 @@ class Records:
     def header_offset(self, name: str) -> int:
         return self.entry(name).header_offset
 
+    @functools.cached_property
+    def _storages_and_others(self) -> tuple[list[int], list[int]]:
+        kinds: tuple[list[int], list[int]] = ([], [])
+        for index, entry in enumerate(self.entries):
+            name = entry.name
+            kinds[0 if name[:5] == "data/" and name[-1] != "/" else 1].append(index)
+        return kinds
+
     def storages(self) -> list[int]:
         """The records ``data/...``, in the order in which the unpickler will ask for them: that of the keys in all
         files of torch, whatever order another writer gave them."""
-        found = [index for index, entry in enumerate(self.entries) if is_storage(entry)]
+        found = self._storages_and_others[0]
         expected = (f"data/{key}" for key in range(len(found)))
         if any(self.entries[index].name != name for index, name in zip(found, expected, strict=True)):
-            found.sort(key=lambda index: _key_order(self.entries[index].name))
+            return sorted(found, key=lambda index: _key_order(self.entries[index].name))
         return found
+
+    def others(self) -> list[int]:
+        """All records but :meth:`storages`."""
+        return self._storages_and_others[1]
+
+    @functools.cached_property
+    def with_crc(self) -> frozenset[str]:
+        """Names of the records whose CRC was recorded.
+
+        A recorded 0 is a CRC like others, one of 2^32, or means that there is none: torch writes 0 for all records with
+        CRCs off, and for all storages with ``skip_data()``. So a 0 counts where another record of its kind (storages,
+        the others) has a CRC that is not 0.
+        """
+        kinds = [kind for kind in self._storages_and_others if any(self.entries[index].crc32 for index in kind)]
+        return frozenset(self.entries[index].name for kind in kinds for index in kind)
 
     def explained(self, error: CorruptCheckpointError) -> CorruptCheckpointError:
         """``error`` with the names of the tensors that live in its records."""
@@ -111,11 +135,6 @@ class Records:
             more = f" and {len(living) - _NAMES_SHOWN} more" if len(living) > _NAMES_SHOWN else ""
             lines.append(f"record {name}" + (f" (tensors: {shown}{more})" if living else ""))
         return lines
-
-
-def is_storage(entry: RecordEntry) -> bool:
-    name = entry.name
-    return name[:5] == "data/" and name[-1] != "/"
 
 
 def _key_order(name: str) -> tuple[int, int | str]:

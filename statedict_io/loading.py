@@ -15,7 +15,7 @@ import torch.serialization
 
 from . import backends
 from . import progress as progress_module
-from .archives import DATA_PKL, Records, is_legacy, is_storage, of_ranges
+from .archives import DATA_PKL, Records, is_legacy, of_ranges
 from .backends.fallback_reader import FallbackReader
 from .backends.protocol import Backend, LeanPickle
 from .errors import CorruptArchiveError, CorruptCheckpointError, corrupt
@@ -143,7 +143,7 @@ class _Archive:
         _check_made_by_torch(records)
         self._records = records
         if self._verify:
-            check(records, [index for index, entry in enumerate(records.entries) if not is_storage(entry)])
+            check(records, records.others())
         if torch.serialization._is_meta_location(self._map_location) if _HAS_META else _is_meta(self._map_location):
             return contextlib.nullcontext(self._reader(records, _MetaFeed(), meta=True))
         self._feed = ReadAhead(

@@ -7,7 +7,6 @@ import torch
 from .archives import Records
 from .errors import CorruptCheckpointError
 from .progress import ProgressCallback
-from .verification import with_crc
 
 #: read at once where the storages will not stay: host memory is then needed for no more than this
 WINDOW_NBYTES = 64 << 20
@@ -38,7 +37,7 @@ class ReadAhead:
         self._records = records
         self._window_nbytes: int | None = None if stay else WINDOW_NBYTES
         self._device = device
-        self._with_crc = with_crc(records.entries) if verify else set()
+        self._with_crc = records.with_crc if verify else frozenset()
         self._progress = progress
         self._order = records.storages()
         self._position = {index: position for position, index in enumerate(self._order)}

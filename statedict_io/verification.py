@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from . import progress as progress_module
-from .archives import DATA_PKL, Records, is_storage, opened
+from .archives import DATA_PKL, Records, opened
 from .backends.protocol import RecordEntry
 from .errors import CorruptCheckpointError
 from .progress import Progress, ProgressCallback
@@ -77,7 +77,7 @@ def _verify(records: Records, progress: ProgressCallback | None) -> VerifyReport
         # One record's header or stream is unsound: the others can still be told apart.
         problems.append(str(e))
         crcs = _checksums_one_by_one(records, order, problems)
-    recorded = with_crc(entries)
+    recorded = records.with_crc
     reports = [
         RecordReport(entries[index].name, entries[index].nbytes, _status(entries[index], crcs.get(index), recorded))
         for index in order
@@ -102,25 +102,12 @@ def _checksums_one_by_one(records: Records, order: list[int], problems: list[str
     return crcs
 
 
-def _status(entry: RecordEntry, crc: int | None, recorded: set[str]) -> Status:
+def _status(entry: RecordEntry, crc: int | None, recorded: frozenset[str]) -> Status:
     if crc is None:
         return "corrupt"
     if crc == entry.crc32:
         return "ok"
     return "corrupt" if entry.name in recorded else "crc-not-recorded"
-
-
-def with_crc(entries: Sequence[RecordEntry]) -> set[str]:
-    """Names of the records whose CRC was recorded.
-
-    A recorded 0 is a CRC like others, one of 2^32, or means that there is none: torch writes 0 for all records with
-    CRCs off, and for all storages with ``skip_data()``. So a 0 counts where another record of its kind (storages,
-    the rest) has a CRC that is not 0.
-    """
-    kinds = {is_storage(entry) for entry in entries if entry.crc32 != 0}
-    if len(kinds) == 2:
-        return {entry.name for entry in entries}
-    return {entry.name for entry in entries if is_storage(entry) in kinds}
 
 
 def check(records: Records, indices: Iterable[int], progress: ProgressCallback | None = None) -> None:
@@ -129,8 +116,7 @@ def check(records: Records, indices: Iterable[int], progress: ProgressCallback |
     Raises:
         CorruptCheckpointError: with all records that do not match, and their tensors.
     """
-    recorded = with_crc(records.entries)
-    order = [index for index in indices if records.entries[index].name in recorded]
+    order = [index for index in indices if records.entries[index].name in records.with_crc]
     crcs = records.archive.checksums(order, progress=progress)
     damaged = [
         records.entries[index].name

@@ -7,7 +7,6 @@ from typing import Any
 
 from ..archives import opened
 from ..checkpoint import open_checkpoint
-from ..verification import with_crc
 from .printing import nbytes_text, print_table, printable
 
 _FACTS = (".format_version", ".storage_alignment", "byteorder", "version", ".data/serialization_id")
@@ -68,7 +67,7 @@ def describe(path: str) -> dict[str, Any]:
         others = checkpoint.others
     with opened(path) as records:
         entries = [entry for entry in records.entries if entry.nbytes]
-        recorded = with_crc(records.entries)
+        recorded = records.with_crc
         num_recorded = sum(entry.name in recorded for entry in entries)
         file_nbytes = records.file_nbytes
         facts: dict[str, Any] = {
