@@ -84,8 +84,8 @@ class StripWrite {
     size_t nbytes = 0;  // of memory, about
   };
 
-  // As many as archive_writer.cpp has, though other processes queue direct writes too: with 4, two ranks took 3 % longer
-  // (41 rounds in turns), four ranks 4 % (25).
+  // As many as archive_writer.cpp has, though other processes queue direct writes too: with 4, two ranks took 3 %
+  // longer (41 rounds in turns), four ranks 4 % (25).
   size_t default_num_threads() const {
     if (direct_.direct()) return 8;
     return devices_ != nullptr ? std::clamp<size_t>(std::thread::hardware_concurrency(), 4, 8) : 1;
