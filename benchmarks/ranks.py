@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dir", default=".")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=arguments.dir, prefix="bench-ranks-") as directory:
+    with tempfile.TemporaryDirectory(dir=os.path.abspath(arguments.dir), prefix="bench-ranks-") as directory:
         options = (arguments.ranks, arguments.size, arguments.rounds, directory)
         mp.spawn(_rank, args=options, nprocs=arguments.ranks)
 
