@@ -66,7 +66,7 @@ def in_fork(module, work, run):
     return {
         "status": os.waitstatus_to_exitcode(status),
         "output": output.read_text(),
-        "saves": int(counts.read_text()) if counts.exists() else None,
+        "saves": int(counts.read_text()) if status == 0 else None,  # a kill can cut the count itself
     }
 
 
