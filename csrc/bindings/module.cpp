@@ -12,6 +12,7 @@
 #include "pickle/memo.h"
 #include "pickle/tensor_calls.h"
 #include "pipeline/slot_pool.h"
+#include "staging/profiler_steps.h"
 #include "staging/torch_device_source.h"
 
 namespace py = pybind11;
@@ -69,6 +70,8 @@ PYBIND11_MODULE(_native, module) {
       PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(os_error.ptr())), os_error.ptr());
     }
   });
+
+  record_steps_in_profiles();
 
   bind_archive(module);
   bind_storage_table(module);

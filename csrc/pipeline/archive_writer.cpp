@@ -6,6 +6,7 @@
 #include <thread>
 #include <vector>
 
+#include "pipeline/profiled_step.h"
 #include "pipeline/slot_pool.h"
 #include "pipeline/write_pace.h"
 
@@ -50,6 +51,7 @@ struct Writing {
 
   void write(uint64_t begin, uint64_t nbytes, std::vector<iovec>& pieces) {
     pace.wait_for(nbytes);
+    const ProfiledStep step("statedict_io::write");
     sink.write(begin, pieces);
   }
 
@@ -107,7 +109,9 @@ size_t num_threads_of(const WriteOptions& options, bool from_device, bool direct
 }
 
 void preallocate(PositionalSink& sink, uint64_t file_nbytes) {
-  if (sink.direct() || file_nbytes >= kPreallocateFromNbytes) sink.preallocate(file_nbytes);
+  if (!sink.direct() && file_nbytes < kPreallocateFromNbytes) return;
+  const ProfiledStep step("statedict_io::preallocate");
+  sink.preallocate(file_nbytes);
 }
 
 }  // namespace

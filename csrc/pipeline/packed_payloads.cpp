@@ -5,6 +5,8 @@
 #include <memory>
 #include <thread>
 
+#include "pipeline/profiled_step.h"
+
 namespace sdio {
 namespace {
 
@@ -24,6 +26,7 @@ class Pack final : public RegionWorker {
       : sources_(sources), starts_(starts), slots_(slots) {}
 
   void work(uint64_t begin, uint64_t nbytes) override {
+    const ProfiledStep step("statedict_io::copy");
     size_t index = static_cast<size_t>(std::upper_bound(starts_.begin(), starts_.end(), begin) - starts_.begin()) - 1;
     char* const slot = slots_[begin / kSlotNbytes].data();
     for (uint64_t at = begin; at < begin + nbytes; ++index) {

@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "checksum/crc32.h"
+#include "pipeline/profiled_step.h"
 #include "pipeline/read_plan.h"
 #include "pipeline/slot_pool.h"
 #include "pipeline/worker_threads.h"
@@ -127,6 +128,7 @@ class ParallelRead {
       const PlannedSpan& span = plan_.spans[i];
       const std::shared_ptr<ExtentMemory>& extent = extents_[span.extent];
       if (!extent || !source_.prefers_direct(span.begin, span.end - span.begin)) continue;
+      const ProfiledStep step("statedict_io::fault_in");
       if (!extent->fault_in(span.begin, span.end)) return;
     }
   }
@@ -142,7 +144,7 @@ class ParallelRead {
     size_t turn = 0;
     for (size_t i = next_span_++; i < plan_.spans.size() && workers.go_on(); i = next_span_++) {
       Place& place = ring[turn++ % ring.size()];
-      if (place.copies) place.copies->wait();
+      wait_for(place.copies);
       place.copies.reset();
       if (!place.slot) place.slot.emplace(device_->slots().acquire());
       const Bytes bytes{plan_.spans[i], place.slot->data(), no_extent};
@@ -151,9 +153,13 @@ class ParallelRead {
       const std::vector<ArrivedPiece> pieces = arrived(bytes, workers);
       if (!pieces.empty()) place.copies = device_->copy(pieces);
     }
-    for (Place& place : ring) {
-      if (place.copies) place.copies->wait();
-    }
+    for (Place& place : ring) wait_for(place.copies);
+  }
+
+  static void wait_for(const std::unique_ptr<QueuedCopies>& copies) {
+    if (!copies) return;
+    const ProfiledStep step("statedict_io::host_to_device");
+    copies->wait();
   }
 
   static char* at(const Bytes& bytes, uint64_t file_offset) { return bytes.memory + (file_offset - bytes.span.begin); }
@@ -206,13 +212,19 @@ class ParallelRead {
     const PlannedSpan& span = bytes.span;
     size_t record = span.first_record;
     if (source_.prefers_direct(span.begin, span.end - span.begin)) {
-      source_.read_aligned(span.begin, bytes.memory, span.end - span.begin);
+      {
+        const ProfiledStep step("statedict_io::read");
+        source_.read_aligned(span.begin, bytes.memory, span.end - span.begin);
+      }
       absorb(bytes, span.begin, span.end, record);
       return;
     }
     for (uint64_t begin = span.begin; begin < span.end && workers.go_on(); begin += kBlockNbytes) {
       const uint64_t end = std::min(span.end, begin + kBlockNbytes);
-      source_.read(begin, bytes.memory + (begin - span.begin), end - begin);
+      {
+        const ProfiledStep step("statedict_io::read");
+        source_.read(begin, bytes.memory + (begin - span.begin), end - begin);
+      }
       absorb(bytes, begin, end, record);
     }
   }
@@ -238,6 +250,7 @@ class ParallelRead {
 
   void add_sure(const Bytes& bytes, size_t i, uint64_t begin, uint64_t end) {
     if (begin >= end) return;
+    const ProfiledStep step("statedict_io::crc32");
     const uint32_t crc = crc32(0, bytes.memory + (begin - bytes.span.begin), end - begin);
     states_[i].sure_crc.fetch_xor(crc32_shift(crc, plan_.records[i].sure_end - end), std::memory_order_relaxed);
   }

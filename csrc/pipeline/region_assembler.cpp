@@ -5,6 +5,7 @@
 
 #include "archive/serialization_id.h"
 #include "checksum/crc32.h"
+#include "pipeline/profiled_step.h"
 
 namespace sdio {
 namespace {
@@ -34,13 +35,7 @@ class RegionAssembler::Range {
         pieces_(pieces) {}
 
   void run() {
-    for (size_t record = layout_.record_at(offset_); offset_ < end_ && record < layout_.num_records(); ++record) {
-      const RecordPlacement& at = layout_.placement(record);
-      if (const uint64_t nbytes = nbytes_until(at.payload_offset)) put_header(record, nbytes);
-      if (const uint64_t nbytes = nbytes_until(at.descriptor_offset())) put_payload(record, nbytes);
-      if (const uint64_t nbytes = nbytes_until(at.end_offset())) defer(Deferred::kDescriptor, record, nbytes);
-    }
-    if (const uint64_t nbytes = nbytes_until(layout_.file_nbytes())) defer(Deferred::kDirectory, 0, nbytes);
+    put_host_bytes();
     copy_device_pieces();
     put_deferred();
   }
@@ -55,6 +50,18 @@ class RegionAssembler::Range {
   };
 
   uint64_t nbytes_until(uint64_t offset) const { return offset <= offset_ ? 0 : std::min(offset, end_) - offset_; }
+
+  // All but what the device or the CRCs of other ranges bring.
+  void put_host_bytes() {
+    const ProfiledStep step(gather_ == Gather::kAll ? "statedict_io::copy_and_crc32" : "statedict_io::crc32");
+    for (size_t record = layout_.record_at(offset_); offset_ < end_ && record < layout_.num_records(); ++record) {
+      const RecordPlacement& at = layout_.placement(record);
+      if (const uint64_t nbytes = nbytes_until(at.payload_offset)) put_header(record, nbytes);
+      if (const uint64_t nbytes = nbytes_until(at.descriptor_offset())) put_payload(record, nbytes);
+      if (const uint64_t nbytes = nbytes_until(at.end_offset())) defer(Deferred::kDescriptor, record, nbytes);
+    }
+    if (const uint64_t nbytes = nbytes_until(layout_.file_nbytes())) defer(Deferred::kDirectory, 0, nbytes);
+  }
 
   // The next `nbytes` of the range, in the slot.
   char* take(uint64_t nbytes) {
@@ -133,7 +140,11 @@ class RegionAssembler::Range {
 
   void copy_device_pieces() {
     if (device_pieces_.empty()) return;
-    assembler_.content_.devices->copy(device_pieces_);
+    {
+      const ProfiledStep step("statedict_io::device_to_host");
+      assembler_.content_.devices->copy(device_pieces_);
+    }
+    const ProfiledStep step("statedict_io::crc32");
     for (const DevicePiece& piece : device_pieces_) {
       const uint32_t crc = assembler_.checksum(piece.destination, piece.nbytes);
       assembler_.checksums_.add(piece.record, piece.record_offset, piece.destination, piece.nbytes, crc);

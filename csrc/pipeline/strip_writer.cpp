@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "checksum/crc32.h"
+#include "pipeline/profiled_step.h"
 #include "pipeline/slot_pool.h"
 
 namespace sdio {
@@ -178,26 +179,36 @@ class StripWrite {
       if (strip.data == nullptr) {
         device_pieces.push_back({strip.source, strip.source_offset + segment->strip_offset, segment->nbytes, in_slot});
       } else if (gather) {
-        const char* source = strip.data + segment->strip_offset;
-        uint32_t crc = 0;
-        if (options_.compute_crc32) {
-          crc = crc32_copy(0, in_slot, source, segment->nbytes);
-        } else {
-          std::memcpy(in_slot, source, segment->nbytes);
-        }
-        report(*segment, source, crc);
+        gather_in_slot(*segment, strip.data + segment->strip_offset, in_slot);
       } else {
         write_in_place(*segment, strip.data + segment->strip_offset);
       }
     }
-    if (!device_pieces.empty()) devices_->copy(device_pieces);
+    if (!device_pieces.empty()) copy_from_device(device_pieces);
     for (const Segment* segment = first; segment != last; ++segment) {
       if (strips_[segment->strip].data != nullptr) continue;
+      const ProfiledStep step("statedict_io::crc32");
       const char* bytes = slot + (segment->file_offset - region);
       report(*segment, bytes, options_.compute_crc32 ? crc32(0, bytes, segment->nbytes) : 0);
     }
     write_gathered(first, last, slot, region, gather, held);
     return nbytes;
+  }
+
+  void gather_in_slot(const Segment& segment, const char* source, char* in_slot) {
+    const ProfiledStep step("statedict_io::copy_and_crc32");
+    uint32_t crc = 0;
+    if (options_.compute_crc32) {
+      crc = crc32_copy(0, in_slot, source, segment.nbytes);
+    } else {
+      std::memcpy(in_slot, source, segment.nbytes);
+    }
+    report(segment, source, crc);
+  }
+
+  void copy_from_device(const std::vector<DevicePiece>& pieces) {
+    const ProfiledStep step("statedict_io::device_to_host");
+    devices_->copy(pieces);
   }
 
   // The runs of segments that lie in the slot, joined where they touch.
@@ -233,7 +244,10 @@ class StripWrite {
     uint32_t crc = 0;
     for (uint64_t done = 0; done < segment.nbytes;) {
       const uint64_t nbytes = std::min(kCacheNbytes, segment.nbytes - done);
-      if (options_.compute_crc32) crc = crc32(crc, source + done, nbytes);
+      if (options_.compute_crc32) {
+        const ProfiledStep step("statedict_io::crc32");
+        crc = crc32(crc, source + done, nbytes);
+      }
       put(buffered_, segment.file_offset + done, source + done, nbytes);
       done += nbytes;
     }
@@ -253,7 +267,7 @@ class StripWrite {
     const uint64_t nbytes = task.num_rows * strip.row_nbytes;
     const char* bytes = strip.data + strip_offset;
     if (strip.data == nullptr) {
-      devices_->copy({{strip.source, strip.source_offset + strip_offset, nbytes, slot}});
+      copy_from_device({{strip.source, strip.source_offset + strip_offset, nbytes, slot}});
       bytes = slot;
     }
     tell_first_bytes(task.first, strip_offset, bytes, nbytes);
@@ -283,6 +297,7 @@ class StripWrite {
   static void put(PositionalSink& sink, uint64_t file_offset, const char* bytes, uint64_t nbytes) {
     thread_local std::vector<iovec> pieces;
     pieces.assign(1, {const_cast<char*>(bytes), nbytes});
+    const ProfiledStep step("statedict_io::write");
     sink.write(file_offset, pieces);
   }
 

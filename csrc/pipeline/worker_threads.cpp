@@ -6,6 +6,8 @@
 #include <thread>
 #include <vector>
 
+#include "pipeline/profiled_step.h"
+
 namespace sdio {
 namespace {
 
@@ -31,10 +33,14 @@ void WorkerThreads::run(size_t num_threads, const std::function<void()>& work, c
   std::vector<std::thread> threads;
   try {
     threads.reserve(num_threads);
+    const auto recorded_work = [&work, record = recording_for_another_thread()] {
+      record();
+      work();
+    };
     const AllSignalsBlocked in_workers;
     for (size_t i = 0; i < num_threads; ++i) {
-      threads.emplace_back([&] {
-        guarded(work);
+      threads.emplace_back([this, recorded_work] {
+        guarded(recorded_work);
         std::lock_guard<std::mutex> lock(mutex_);
         ++num_finished_;
         finished_.notify_one();

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import promised, require_native
 from oracle import assert_same_bytes, assert_same_file, first_difference, names_in, two_directories
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import device_standin
@@ -336,6 +337,40 @@ def test_a_failed_save_does_not_write_into_the_next(tmp_path, standin, native_sl
     assert_same_bytes(ref / "model.pt", ours / "model.pt")
 
 
+# ---- what a profile shows
+
+
+def profiled_steps(obj, path):
+    """(name, thread, start, end) of each step of a save of ``obj``, in microseconds."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiling:
+        sio.save(obj, path, backend="native")
+    steps = [event for event in profiling.events() if event.name.startswith("statedict_io::")]
+    return [(step.name, step.thread, step.time_range.start, step.time_range.end) for step in steps]
+
+
+def at_once(some, others):
+    """Pairs of steps of different threads of which one began while the other was in progress."""
+    return [(a, b) for a in some for b in others if a[1] != b[1] and a[2] < b[3] and b[2] < a[3]]
+
+
+def test_copies_of_different_regions_overlap_each_other_and_what_follows_them(tmp_path, standin):
+    require_native()
+    state = {"w": random_bytes(96 * MIB, 1).to("standin:0")}
+    ref, ours = two_directories(tmp_path)
+    reference_of(state, ref / "model.pt")
+    with late(standin, 20_000):
+        steps = profiled_steps(state, ours / "model.pt")
+    assert_same_bytes(ref / "model.pt", ours / "model.pt")
+    stages = ["statedict_io::device_to_host", "statedict_io::crc32", "statedict_io::write"]
+    copies, checksums, writes = ([step for step in steps if step[0] == stage] for stage in stages)
+    assert len(copies) == 13
+    for thread in {step[1] for step in steps}:
+        regions = [step for step in sorted(steps, key=lambda step: step[2]) if step[1] == thread and step[0] in stages]
+        assert [step[0] for step in regions] == len(regions) // 3 * stages
+        assert all(one[3] <= next_one[2] for one, next_one in itertools.pairwise(regions))
+    assert at_once(copies, copies) and at_once(copies, checksums + writes)
+
+
 # ---- the state of the calling thread
 
 
@@ -354,6 +389,7 @@ AMBIENT = {
     "no_grad": torch.no_grad,
     "device context": lambda: torch.device("meta"),
     "dispatch mode": Recorder,
+    "profile": lambda: profile(activities=[ProfilerActivity.CPU]),
 }
 
 

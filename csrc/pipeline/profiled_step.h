@@ -1,0 +1,44 @@
+// What each thread of the pipeline does, and when, for a profiler. The pipeline knows none: staging plugs torch's in.
+#pragma once
+
+#include <functional>
+#include <memory>
+
+namespace sdio {
+
+class StepRecorder {
+ public:
+  // A step that has begun; it ends with this.
+  class Open {
+   public:
+    Open() = default;
+    Open(const Open&) = delete;
+    Open& operator=(const Open&) = delete;
+    virtual ~Open() = default;
+  };
+
+  virtual ~StepRecorder() = default;
+
+  // Called where steps begin, at least once a region: next to free where nobody records in this thread, and null there.
+  virtual std::unique_ptr<Open> begin(const char* name) = 0;
+
+  // To be called in another thread: from then on it records as this one does now.
+  virtual std::function<void()> for_another_thread() = 0;
+};
+
+// For all threads, before any of them runs the pipeline, and for as long as the process lives.
+void set_step_recorder(StepRecorder* recorder);
+
+// For WorkerThreads: for_another_thread() of the recorder, or nothing where there is none.
+std::function<void()> recording_for_another_thread();
+
+// One step of one thread. Names are "statedict_io::" and what is done.
+class ProfiledStep {
+ public:
+  explicit ProfiledStep(const char* name);
+
+ private:
+  const std::unique_ptr<StepRecorder::Open> open_;
+};
+
+}  // namespace sdio
