@@ -1,4 +1,4 @@
-"""Plots of one results file: bars per run, and throughput against size where a case was run at several sizes."""
+"""Plots of a results file: bars per run, throughput against size where a case was run at several sizes; a timeline."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from . import results
+from . import results, timeline
 from .cases import format_size
 
 COLOURS = {"ours": "#1b6ca8", "peer": "#9aa5b1", "raw": "#d9b44a"}
@@ -20,9 +20,21 @@ STYLES: dict[str, dict[str, Any]] = {
     "raw": {"lw": 1.5, "ls": "--"},
 }
 LIMIT_COLOUR = "#b03a2e"
+STEP_COLOURS = {
+    "preallocate": "#9aa5b1",
+    "copy_and_crc32": "#2e8b57",
+    "crc32": "#2e8b57",
+    "device_to_host": "#d9b44a",
+    "copy engine": "#b03a2e",
+    "write": "#1b6ca8",
+}
 
 
 def draw(document: dict[str, Any], directory: Path, stem: str) -> list[Path]:
+    if "timeline" in document:
+        path = directory / f"{stem}.png"
+        lanes(document["timeline"], path)
+        return [path]
     runs = [run for run in document["runs"] if run["op"] == "save" and run["contenders"]]
     written = []
     for run in runs:
@@ -86,5 +98,31 @@ def by_size(runs: list[dict[str, Any]], path: Path) -> None:
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("GB/s")
     panels[1].legend(fontsize=7)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def lanes(of_save: dict[str, Any], path: Path) -> None:
+    """A lane for each thread and each device's copy engine, a bar for each step."""
+    names = sorted({step["lane"] for step in of_save["steps"]}, key=lambda lane: (not lane.startswith("device"), lane))
+    figure, axes = plt.subplots(figsize=(12, 0.35 * len(names) + 1.8), layout="constrained")
+    for step_name in of_save["summary"]["steps"]:
+        bars = [step for step in of_save["steps"] if step["name"] == step_name]
+        axes.barh(
+            [names.index(step["lane"]) for step in bars],
+            [1e3 * (step["end_s"] - step["start_s"]) for step in bars],
+            left=[1e3 * step["start_s"] for step in bars],
+            color=STEP_COLOURS[step_name],
+            edgecolor="white",
+            linewidth=0.3,
+            label=step_name,
+        )
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1e3 * of_save["save_s"])
+    axes.set_xlabel("ms since the save began")
+    figure.suptitle(timeline.title(of_save), fontsize=10)
+    figure.legend(fontsize=8, loc="outside lower right", ncols=6)
+    axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from . import results
+from . import results, timeline
 from .cases import format_size
 
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
@@ -48,6 +48,10 @@ def between_markers(page: str, text: str) -> str:
 
 def markdown(document: dict[str, Any]) -> str:
     """One table per run, under one line that says where the figures come from."""
+    if "timeline" in document:
+        of_save = document["timeline"]
+        parts = [provenance(document), markdown_table(timeline.title(of_save), *timeline.cells(of_save))]
+        return "\n\n".join([*parts, timeline.writes_line(of_save)])
     return "\n\n".join([provenance(document), *(table(run) for run in document["runs"] if run["contenders"])])
 
 
@@ -62,7 +66,7 @@ def provenance(document: dict[str, Any]) -> str:
         f"Python {versions['python']}, torch {versions.get('torch', '?')}",
         f"commit {(document['git']['commit'] or 'unknown')[:10]}{'+' if document['git']['dirty'] else ''}",
         document["date"][:10],
-        f"medians of up to {settings['rounds']} interleaved rounds, {settings['mode']} files, "
+        f"medians of up to {settings['rounds']} interleaved rounds, {settings.get('mode', 'fresh')} files, "
         f"tensors on {settings['device']}",
     ]
     return "<sub>" + "; ".join(parts) + ".</sub>"

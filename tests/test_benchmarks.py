@@ -1,11 +1,15 @@
 """The benchmarks run: small, once, nothing is looked at but that they end well."""
 
+import gzip
 import json
 import pathlib
 import subprocess
 import sys
 
 import pytest
+
+import statedict_io as sio
+from benchmarks import timeline
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -20,6 +24,47 @@ def test_asynchronous(tmp_path):
     for part in ("stall", "training"):
         assert "statedict_io.save_async" in document[part]["contenders"]
     assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.timeout(200)
+def test_timeline(tmp_path):
+    out, trace = tmp_path / "out.json", tmp_path / "trace.json.gz"
+    command = [sys.executable, "-m", "benchmarks.timeline", "--smoke", "--dir", str(tmp_path), "--out", str(out)]
+    run = subprocess.run([*command, "--trace", str(trace)], cwd=ROOT, capture_output=True, text=True, timeout=180)
+    if sio.backend_info().name != "native":
+        assert run.returncode == 1 and "recorded by the extension" in run.stderr
+        return
+    assert run.returncode == 0, run.stderr
+    of_save = json.loads(out.read_text())["timeline"]
+    assert {"copy_and_crc32", "write"} <= set(of_save["summary"]["steps"]) or "crc32" in of_save["summary"]["steps"]
+    assert sum(of_save["summary"]["writes"]) == pytest.approx(of_save["save_s"])
+    assert all(0 <= step["start_s"] <= step["end_s"] <= of_save["save_s"] for step in of_save["steps"])
+    assert b"statedict_io::write" in gzip.decompress(trace.read_bytes())
+    report = [sys.executable, "-m", "benchmarks.report", str(out)]
+    assert "| write |" in subprocess.run(report, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert sorted(tmp_path.iterdir()) == [out, trace]
+
+
+def test_what_a_timeline_is_summed_up_to():
+    step = timeline.Step
+    steps = [
+        step("crc32", "thread 0", 0.0, 1.0),
+        step("write", "thread 0", 1.0, 3.0),
+        step("crc32", "thread 1", 2.0, 2.5),
+        step("crc32", "thread 2", 2.25, 4.0),
+        step("write", "thread 1", 2.5, 3.5),
+    ]
+    summary = timeline.summary(steps, save_s=5.0)
+    assert summary["steps"]["crc32"] == {
+        "count": 3,
+        "lanes": 3,
+        "total_s": 3.25,
+        "in_progress_s": 3.0,
+        "in_progress_beside_writes_s": 1.5,
+    }
+    assert summary["steps"]["write"]["in_progress_s"] == 2.5
+    assert summary["nothing_in_progress_s"] == 1.0
+    assert summary["writes"] == [2.5, 2.0, 0.5]
 
 
 @pytest.mark.timeout(200)
