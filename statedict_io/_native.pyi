@@ -44,7 +44,7 @@ class Archive:
         *,
         direct: str = "auto",
         progress: Callable[[int, int], Any] | None = None,
-        num_threads: int = 0,
+        num_writers: int = 0,
         region_nbytes: int = 0,
         bytes_per_second: float = 0.0,
     ) -> bool:
@@ -54,7 +54,7 @@ class Archive:
             fd: open for writing; nobody else may use it meanwhile.
             direct: ``"auto"``, ``"on"`` or ``"off"``: O_DIRECT.
             progress: called in this thread with (bytes_done, bytes_total).
-            num_threads, region_nbytes: 0 chooses.
+            num_writers, region_nbytes: 0 chooses; `num_writers` write at once.
             bytes_per_second: 0: as fast as it goes.
 
         Returns:
@@ -181,7 +181,7 @@ class Image:
         *,
         direct: str = "auto",
         progress: Callable[[int, int], Any] | None = None,
-        num_threads: int = 0,
+        num_writers: int = 0,
         bytes_per_second: float = 0.0,
     ) -> bool:
         """See :meth:`Archive.write_fd`; once."""
@@ -249,7 +249,7 @@ def write_strips(
     direct: str = "auto",
     compute_crc32: bool = True,
     progress: Callable[[int, int], Any] | None = None,
-    num_threads: int = 0,
+    num_writers: int = 0,
     region_nbytes: int = 0,
 ) -> list[tuple[int, bytes]]:
     """Writes parts of records into a file of which others write other parts.
@@ -260,7 +260,7 @@ def write_strips(
         direct_fd, fd: the file, opened twice; the first may be switched to O_DIRECT.
         direct: ``"auto"``, ``"on"`` or ``"off"``: O_DIRECT.
         progress: called in this thread with (bytes_done, bytes_total).
-        num_threads, region_nbytes: 0 chooses.
+        num_writers, region_nbytes: 0 chooses; `num_writers` write at once.
 
     Returns:
         For each strip, what it adds to its record's CRC, and its first bytes, at most eight.

@@ -46,7 +46,6 @@ def test_a_save_shows_its_steps_and_writes_the_same_bytes(tmp_path, state):
         copies = steps["copy_and_crc32"] or steps["crc32"]
         assert len(steps["preallocate"]) == 1
         assert len(copies) == len(steps["write"]) >= NBYTES // (8 << 20)
-        assert collections.Counter(copies) == collections.Counter(steps["write"])
 
 
 def test_a_load_shows_its_steps(tmp_path, state):

@@ -46,13 +46,13 @@ class Image {
 
   uint64_t nbytes() const { return image_.file_nbytes(); }
 
-  bool write_fd(int fd, const std::string& direct, const py::object& progress, size_t num_threads,
+  bool write_fd(int fd, const std::string& direct, const py::object& progress, size_t num_writers,
                 double bytes_per_second) {
     const DirectIo direct_io = direct_io_from(direct);
     ReleasedGil gil;
     PositionalSink sink(fd, direct_io);
     WriteOptions options;
-    options.num_threads = num_threads;
+    options.num_writers = num_writers;
     options.bytes_per_second = bytes_per_second;
     write_image(image_, sink, options, [&](uint64_t done) { watch(gil, progress, done, nbytes()); });
     return sink.direct();
@@ -92,13 +92,13 @@ class Archive {
   uint64_t nbytes() const { return content_->layout.file_nbytes(); }
 
   // Returns whether the file took direct I/O.
-  bool write_fd(int fd, const std::string& direct, const py::object& progress, size_t num_threads, size_t region_nbytes,
+  bool write_fd(int fd, const std::string& direct, const py::object& progress, size_t num_writers, size_t region_nbytes,
                 double bytes_per_second) const {
     const DirectIo direct_io = direct_io_from(direct);
     ReleasedGil gil;
     PositionalSink sink(fd, direct_io);
     WriteOptions options;
-    options.num_threads = num_threads;
+    options.num_writers = num_writers;
     options.region_nbytes = region_nbytes;
     options.bytes_per_second = bytes_per_second;
     write_archive(*content_, sink, options, [&](uint64_t done) { watch(gil, progress, done, nbytes()); });
@@ -248,7 +248,7 @@ void bind_archive(py::module_& module) {
            py::arg("device_types") = std::vector<std::string>())
       .def_property_readonly("nbytes", &Archive::nbytes)
       .def("write_fd", &Archive::write_fd, py::arg("fd"), py::kw_only(), py::arg("direct") = "auto",
-           py::arg("progress") = py::none(), py::arg("num_threads") = 0, py::arg("region_nbytes") = 0,
+           py::arg("progress") = py::none(), py::arg("num_writers") = 0, py::arg("region_nbytes") = 0,
            py::arg("bytes_per_second") = 0.0)
       .def("write_stream", &Archive::write_stream, py::arg("write"), py::kw_only(), py::arg("progress") = py::none())
       .def_property_readonly("device_nbytes", &Archive::device_nbytes)
@@ -262,7 +262,7 @@ void bind_archive(py::module_& module) {
   py::class_<Image>(module, "Image")
       .def_property_readonly("nbytes", &Image::nbytes)
       .def("write_fd", &Image::write_fd, py::arg("fd"), py::kw_only(), py::arg("direct") = "auto",
-           py::arg("progress") = py::none(), py::arg("num_threads") = 0, py::arg("bytes_per_second") = 0.0)
+           py::arg("progress") = py::none(), py::arg("num_writers") = 0, py::arg("bytes_per_second") = 0.0)
       .def("write_stream", &Image::write_stream, py::arg("write"), py::kw_only(), py::arg("progress") = py::none());
 
   module.def("snapshot_pool_nbytes", [] { return SlotPool::snapshots().nbytes() + pinned_snapshot_slots().nbytes(); });

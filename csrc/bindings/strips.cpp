@@ -48,7 +48,7 @@ std::vector<Strip> strips_from(const py::sequence& list, const std::vector<c10::
 }
 
 py::list write(const py::list& storage_list, const py::sequence& strip_list, int direct_fd, int fd,
-               const std::string& direct, bool compute_crc32, const py::object& progress, size_t num_threads,
+               const std::string& direct, bool compute_crc32, const py::object& progress, size_t num_writers,
                size_t region_nbytes) {
   std::vector<c10::Storage> storages = storages_of(storage_list);
   const std::vector<Strip> strips = strips_from(strip_list, storages);
@@ -65,7 +65,7 @@ py::list write(const py::list& storage_list, const py::sequence& strip_list, int
   }
   StripOptions options;
   options.compute_crc32 = compute_crc32;
-  options.num_threads = num_threads;
+  options.num_writers = num_writers;
   options.region_nbytes = region_nbytes;
   std::vector<StripResult> results;
   {
@@ -89,7 +89,7 @@ py::list write(const py::list& storage_list, const py::sequence& strip_list, int
 void bind_strips(py::module_& module) {
   module.def("write_strips", &write, py::arg("storages"), py::arg("strips"), py::kw_only(), py::arg("direct_fd"),
              py::arg("fd"), py::arg("direct") = "auto", py::arg("compute_crc32") = true,
-             py::arg("progress") = py::none(), py::arg("num_threads") = 0, py::arg("region_nbytes") = 0);
+             py::arg("progress") = py::none(), py::arg("num_writers") = 0, py::arg("region_nbytes") = 0);
 }
 
 }  // namespace sdio

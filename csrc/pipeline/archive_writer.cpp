@@ -8,6 +8,7 @@
 
 #include "pipeline/profiled_step.h"
 #include "pipeline/slot_pool.h"
+#include "pipeline/staged_writes.h"
 #include "pipeline/write_pace.h"
 
 namespace sdio {
@@ -20,10 +21,9 @@ constexpr uint64_t kRegionsPerFile = 32;
 // Below this, reserving blocks costs more than it saves.
 constexpr uint64_t kPreallocateFromNbytes = 4u << 20;
 
-size_t default_num_threads(bool from_device, bool direct) {
-  // Direct writes that were queued together end together: with 4 workers the disk waited while all of them copied the
-  // next region (88 % of the raw limit), with 8 at least 4 writes are always queued (92 to 101 %).
-  if (direct) return 8;
+size_t num_writers(const WriteOptions& options, bool from_device, const PositionalSink& sink) {
+  if (options.num_writers != 0) return options.num_writers;
+  if (sink.direct()) return 8;
   // Buffered ones contend for the inode's lock and the page allocator: two took from 0.12 to 1.08 s for 1 GiB where
   // one takes 0.2. That one is the caller's thread: one of its own took 0.74 s, as the page cache then finds no freed
   // pages at hand on its core. With a device they wait for copies too.
@@ -59,31 +59,41 @@ struct Writing {
   WritePace pace;
 };
 
-class AssembleAndWrite final : public RegionWorker {
+class ArchiveRegions final : public StagedWriter {
  public:
-  AssembleAndWrite(const ArchiveContent& content, RegionAssembler& assembler, RegionAssembler::Gather gather,
-                   Writing& writing)
-      : assembler_(assembler),
-        gather_(gather),
-        writing_(writing),
-        slot_(content.devices != nullptr ? content.devices->slots().acquire() : SlotPool::host().acquire()) {}
+  ArchiveRegions(const ArchiveContent& content, const Regions& regions, PositionalSink& sink,
+                 const WriteOptions& options)
+      : regions_(regions),
+        assembler_(content),
+        gather_(sink.direct() ? RegionAssembler::Gather::kAll : RegionAssembler::Gather::kSmall),
+        writing_(sink, options) {}
 
-  void work(uint64_t begin, uint64_t nbytes) override {
+  void fill(StagedWrite& staged) override {
+    const uint64_t begin = regions_.begin(staged.index);
+    const uint64_t nbytes = regions_.nbytes_of(staged.index);
     if (assembler_.is_hole(begin, nbytes)) return;
-    pieces_.clear();
-    assembler_.assemble(begin, nbytes, slot_.memory(), gather_, pieces_);
+    assembler_.assemble(begin, nbytes, staged.slot.memory(), gather_, staged.pieces);
     if (gather_ == RegionAssembler::Gather::kAll) {
-      pad_to_blocks(slot_.data(), pieces_.front(), writing_.sink.alignment());
+      pad_to_blocks(staged.slot.data(), staged.pieces.front(), writing_.sink.alignment());
     }
-    writing_.write(begin, nbytes, pieces_);
+  }
+
+  uint64_t write(StagedWrite& staged) override {
+    const uint64_t nbytes = regions_.nbytes_of(staged.index);
+    if (!staged.pieces.empty()) writing_.write(regions_.begin(staged.index), nbytes, staged.pieces);
+    return nbytes;
+  }
+
+  void cancel() override {
+    assembler_.cancel();
+    writing_.pace.cancel();
   }
 
  private:
-  RegionAssembler& assembler_;
+  const Regions regions_;
+  RegionAssembler assembler_;
   const RegionAssembler::Gather gather_;
-  Writing& writing_;
-  const SlotPool::Handle slot_;
-  std::vector<iovec> pieces_;
+  Writing writing_;
 };
 
 class WriteImage final : public RegionWorker {
@@ -104,10 +114,6 @@ class WriteImage final : public RegionWorker {
   std::vector<iovec> pieces_;
 };
 
-size_t num_threads_of(const WriteOptions& options, bool from_device, bool direct) {
-  return options.num_threads != 0 ? options.num_threads : default_num_threads(from_device, direct);
-}
-
 void preallocate(PositionalSink& sink, uint64_t file_nbytes) {
   if (!sink.direct() && file_nbytes < kPreallocateFromNbytes) return;
   const ProfiledStep step("statedict_io::preallocate");
@@ -119,21 +125,15 @@ void preallocate(PositionalSink& sink, uint64_t file_nbytes) {
 void write_archive(const ArchiveContent& content, PositionalSink& sink, const WriteOptions& options,
                    const Watcher& watch) {
   const uint64_t file_nbytes = content.layout.file_nbytes();
+  const bool from_device = content.devices != nullptr;
   const uint64_t region_nbytes = options.region_nbytes != 0
                                      ? options.region_nbytes
-                                     : default_region_nbytes(file_nbytes, sink.direct() && content.devices == nullptr);
-  const auto gather = sink.direct() ? RegionAssembler::Gather::kAll : RegionAssembler::Gather::kSmall;
-  RegionAssembler assembler(content);
-  Writing writing(sink, options);
+                                     : default_region_nbytes(file_nbytes, sink.direct() && !from_device);
+  const Regions regions{file_nbytes, region_nbytes};
+  ArchiveRegions writer(content, regions, sink, options);
   preallocate(sink, file_nbytes);
-  for_each_region(
-      {file_nbytes, region_nbytes}, num_threads_of(options, content.devices != nullptr, sink.direct()),
-      [&] { return std::make_unique<AssembleAndWrite>(content, assembler, gather, writing); },
-      [&] {
-        assembler.cancel();
-        writing.pace.cancel();
-      },
-      watch);
+  StagedWrites(writer, from_device ? content.devices->slots() : SlotPool::host())
+      .run(regions.count(), num_writers(options, from_device, sink), watch);
   sink.set_nbytes(file_nbytes);
   watch(file_nbytes);
 }
@@ -143,7 +143,7 @@ void write_image(ArchiveImage& image, PositionalSink& sink, const WriteOptions& 
   Writing writing(sink, options);
   preallocate(sink, file_nbytes);
   for_each_region(
-      {file_nbytes, kSlotNbytes}, num_threads_of(options, /*from_device=*/false, sink.direct()),
+      {file_nbytes, kSlotNbytes}, num_writers(options, /*from_device=*/false, sink),
       [&] { return std::make_unique<WriteImage>(image, writing); }, [&] { writing.pace.cancel(); }, watch);
   sink.set_nbytes(file_nbytes);
   watch(file_nbytes);

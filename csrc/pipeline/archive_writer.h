@@ -17,7 +17,7 @@
 namespace sdio {
 
 struct WriteOptions {
-  size_t num_threads = 0;       // 0: chosen from the sink, the device and the machine
+  size_t num_writers = 0;       // at once; 0: chosen from the sink, the device and the machine
   size_t region_nbytes = 0;     // 0: chosen from the sink; a power of two, at most kSlotNbytes
   double bytes_per_second = 0;  // 0: as fast as it goes
 };

@@ -14,9 +14,8 @@ void for_each_region(const Regions& regions, size_t num_threads,
   const auto work = [&] {
     const std::unique_ptr<RegionWorker> worker = start_worker();
     for (uint64_t region = next_region++; region < regions.count() && threads.go_on(); region = next_region++) {
-      const uint64_t begin = region * regions.region_nbytes;
-      const uint64_t nbytes = std::min(regions.region_nbytes, regions.nbytes - begin);
-      worker->work(begin, nbytes);
+      const uint64_t nbytes = regions.nbytes_of(region);
+      worker->work(regions.begin(region), nbytes);
       bytes_done += nbytes;
     }
   };

@@ -4,6 +4,7 @@
 // calling thread after they have stopped.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -24,6 +25,8 @@ struct Regions {
   uint64_t nbytes;         // of all
   uint64_t region_nbytes;  // of each but the last
   uint64_t count() const { return (nbytes + region_nbytes - 1) / region_nbytes; }
+  uint64_t begin(uint64_t index) const { return index * region_nbytes; }
+  uint64_t nbytes_of(uint64_t index) const { return std::min(region_nbytes, nbytes - begin(index)); }
 };
 
 // `start_worker` is called in each thread. `cancel` is called, from any of them, when one has failed: it must make the

@@ -12,6 +12,7 @@
 #include "checksum/crc32.h"
 #include "pipeline/profiled_step.h"
 #include "pipeline/slot_pool.h"
+#include "pipeline/staged_writes.h"
 
 namespace sdio {
 namespace {
@@ -22,8 +23,8 @@ constexpr uint64_t kLongRowNbytes = 64u << 10;
 constexpr uint64_t kDirectFromNbytes = 64u << 10;
 // Checksummed, then written while still in cache.
 constexpr uint64_t kCacheNbytes = 1u << 20;
-// Of a worker's bytes that wait for the end.
-constexpr size_t kMaxHeldNbytes = 1u << 20;
+// Of bytes that wait for the end.
+constexpr size_t kMaxHeldNbytes = 8u << 20;
 constexpr uint64_t kRowsBetweenLooks = 256;
 // As in archive_writer.cpp, for the bytes of this process.
 constexpr size_t kSmallestRegionNbytes = 1u << 20;
@@ -38,7 +39,7 @@ struct Segment {
   uint64_t nbytes_after;  // of the record
 };
 
-// One step of a worker: segments of one region, or (num_rows != 0) short rows of one strip.
+// One staged write: segments of one region, or (num_rows != 0) short rows of one strip.
 struct Task {
   size_t first;  // segment, or strip
   size_t count;  // of segments
@@ -46,7 +47,7 @@ struct Task {
   uint64_t num_rows;
 };
 
-class StripWrite {
+class StripWrite final : public StagedWriter {
  public:
   StripWrite(const std::vector<Strip>& strips, PositionalSink& direct, PositionalSink& buffered, DeviceSource* devices,
              const StripOptions& options)
@@ -55,25 +56,40 @@ class StripWrite {
         buffered_(buffered),
         devices_(devices),
         options_(options),
+        gathers_(direct.direct()),
         region_nbytes_(options.region_nbytes != 0 ? options.region_nbytes : default_region_nbytes()),
         crcs_(new std::atomic<uint32_t>[strips.size()]),
-        results_(strips.size()) {
+        results_(strips.size()),
+        writes_(*this, devices != nullptr ? devices->slots() : SlotPool::host()) {
     for (size_t i = 0; i < strips.size(); ++i) crcs_[i] = 0;
     plan();
   }
 
   std::vector<StripResult> run(const Watcher& watch) {
-    const size_t wished = options_.num_threads != 0 ? options_.num_threads : default_num_threads();
-    const size_t num_threads = std::min(wished, num_tasks());
-    workers_.run(num_threads > 1 ? num_threads : 0, [this] { work(); }, [&] { watch(bytes_done_); });
-    for (Held& held : held_) flush(held);
+    writes_.run(regions_.size() + rows_.size(), num_writers(), watch);
+    flush(held_);
     for (size_t i = 0; i < strips_.size(); ++i) results_[i].crc = crcs_[i];
     watch(total_nbytes_);
     return std::move(results_);
   }
 
+  void fill(StagedWrite& staged) override {
+    if (staged.index < regions_.size()) {
+      fill_region(regions_[staged.index], staged.slot.data());
+    } else {
+      fill_rows(rows_[staged.index - regions_.size()], staged.slot.data());
+    }
+  }
+
+  uint64_t write(StagedWrite& staged) override {
+    return staged.index < regions_.size() ? write_region(regions_[staged.index], staged.slot.data())
+                                          : write_rows(rows_[staged.index - regions_.size()], staged.slot.data());
+  }
+
+  void cancel() override {}  // go_on() is asked
+
  private:
-  // Bytes for the page cache, held back until no worker of this process writes past it. A buffered write has the inode
+  // Bytes for the page cache, held back until no thread of this process writes past it. A buffered write has the inode
   // to itself: it waits for the direct ones of all processes, and those that come later wait for it. One at the end of
   // each shard of 32 MiB made a save of 1 GiB by two ranks 7 to 46 % longer (three runs).
   struct Edge {
@@ -87,12 +103,11 @@ class StripWrite {
 
   // As many as archive_writer.cpp has, though other processes queue direct writes too: with 4, two ranks took 3 %
   // longer (41 rounds in turns), four ranks 4 % (25).
-  size_t default_num_threads() const {
+  size_t num_writers() const {
+    if (options_.num_writers != 0) return options_.num_writers;
     if (direct_.direct()) return 8;
     return devices_ != nullptr ? std::clamp<size_t>(std::thread::hardware_concurrency(), 4, 8) : 1;
   }
-
-  size_t num_tasks() const { return regions_.size() + rows_.size(); }
 
   size_t default_region_nbytes() const {
     uint64_t total = 0;
@@ -151,47 +166,42 @@ class StripWrite {
     }
   }
 
-  void work() {
-    const SlotPool::Handle slot = devices_ != nullptr ? devices_->slots().acquire() : SlotPool::host().acquire();
-    Held held;
-    for (size_t i = next_task_++; i < num_tasks() && workers_.go_on(); i = next_task_++) {
-      bytes_done_ += i < regions_.size() ? write_region(regions_[i], slot.data(), held)
-                                         : write_rows(rows_[i - regions_.size()], slot.data());
-      if (held.nbytes >= kMaxHeldNbytes) flush(held);
-    }
-    std::lock_guard<std::mutex> lock(held_mutex_);
-    held_.push_back(std::move(held));
-  }
-
   // --- long rows
 
-  uint64_t write_region(const Task& task, char* slot, Held& held) {
+  void fill_region(const Task& task, char* slot) {
     const Segment* const first = &segments_[task.first];
     const Segment* const last = first + task.count;
     const uint64_t region = region_begin(*first);
-    const bool gather = direct_.direct();
     std::vector<DevicePiece> device_pieces;
-    uint64_t nbytes = 0;
     for (const Segment* segment = first; segment != last; ++segment) {
       const Strip& strip = strips_[segment->strip];
       char* const in_slot = slot + (segment->file_offset - region);
-      nbytes += segment->nbytes;
       if (strip.data == nullptr) {
         device_pieces.push_back({strip.source, strip.source_offset + segment->strip_offset, segment->nbytes, in_slot});
-      } else if (gather) {
+      } else if (gathers_) {
         gather_in_slot(*segment, strip.data + segment->strip_offset, in_slot);
-      } else {
-        write_in_place(*segment, strip.data + segment->strip_offset);
       }
     }
-    if (!device_pieces.empty()) copy_from_device(device_pieces);
+    if (device_pieces.empty()) return;
+    copy_from_device(device_pieces);
+    const ProfiledStep step("statedict_io::crc32");
     for (const Segment* segment = first; segment != last; ++segment) {
       if (strips_[segment->strip].data != nullptr) continue;
-      const ProfiledStep step("statedict_io::crc32");
       const char* bytes = slot + (segment->file_offset - region);
       report(*segment, bytes, options_.compute_crc32 ? crc32(0, bytes, segment->nbytes) : 0);
     }
-    write_gathered(first, last, slot, region, gather, held);
+  }
+
+  uint64_t write_region(const Task& task, const char* slot) {
+    const Segment* const first = &segments_[task.first];
+    const Segment* const last = first + task.count;
+    uint64_t nbytes = 0;
+    for (const Segment* segment = first; segment != last; ++segment) {
+      nbytes += segment->nbytes;
+      const Strip& strip = strips_[segment->strip];
+      if (strip.data != nullptr && !gathers_) write_in_place(*segment, strip.data + segment->strip_offset);
+    }
+    write_gathered(first, last, slot, region_begin(*first));
     return nbytes;
   }
 
@@ -212,28 +222,27 @@ class StripWrite {
   }
 
   // The runs of segments that lie in the slot, joined where they touch.
-  void write_gathered(const Segment* first, const Segment* last, const char* slot, uint64_t region, bool direct,
-                      Held& held) {
+  void write_gathered(const Segment* first, const Segment* last, const char* slot, uint64_t region) {
     while (first != last) {
-      if (!direct && strips_[first->strip].data != nullptr) {  // written where it lay
+      if (!gathers_ && strips_[first->strip].data != nullptr) {  // written where it lay
         ++first;
         continue;
       }
       const uint64_t begin = first->file_offset;
       uint64_t end = begin;
       for (; first != last && first->file_offset == end; ++first) {
-        if (!direct && strips_[first->strip].data != nullptr) break;
+        if (!gathers_ && strips_[first->strip].data != nullptr) break;
         end += first->nbytes;
       }
       const uint64_t alignment = direct_.alignment();
       const uint64_t block_begin = (begin + alignment - 1) / alignment * alignment;
       const uint64_t block_end = end / alignment * alignment;
-      if (direct && block_end >= block_begin + kDirectFromNbytes) {
-        hold(begin, slot + (begin - region), block_begin - begin, held);
+      if (gathers_ && block_end >= block_begin + kDirectFromNbytes) {
+        hold(begin, slot + (begin - region), block_begin - begin);
         put(direct_, block_begin, slot + (block_begin - region), block_end - block_begin);
-        hold(block_end, slot + (block_end - region), end - block_end, held);
-      } else if (direct) {
-        hold(begin, slot + (begin - region), end - begin, held);
+        hold(block_end, slot + (block_end - region), end - block_end);
+      } else if (gathers_) {
+        hold(begin, slot + (begin - region), end - begin);
       } else {
         put(buffered_, begin, slot + (begin - region), end - begin);
       }
@@ -261,15 +270,18 @@ class StripWrite {
 
   // --- short rows
 
-  uint64_t write_rows(const Task& task, char* slot) {
+  void fill_rows(const Task& task, char* slot) {
+    const Strip& strip = strips_[task.first];
+    if (strip.data != nullptr) return;
+    const uint64_t strip_offset = task.first_row * strip.row_nbytes;
+    copy_from_device({{strip.source, strip.source_offset + strip_offset, task.num_rows * strip.row_nbytes, slot}});
+  }
+
+  uint64_t write_rows(const Task& task, const char* slot) {
     const Strip& strip = strips_[task.first];
     const uint64_t strip_offset = task.first_row * strip.row_nbytes;
     const uint64_t nbytes = task.num_rows * strip.row_nbytes;
-    const char* bytes = strip.data + strip_offset;
-    if (strip.data == nullptr) {
-      copy_from_device({{strip.source, strip.source_offset + strip_offset, nbytes, slot}});
-      bytes = slot;
-    }
+    const char* const bytes = strip.data != nullptr ? strip.data + strip_offset : slot;
     tell_first_bytes(task.first, strip_offset, bytes, nbytes);
     uint32_t crc = 0;  // of the rows so far, with zeros between them
     for (uint64_t row = 0; row < task.num_rows; ++row) {
@@ -278,7 +290,7 @@ class StripWrite {
         crc = crc32_shift(crc, strip.file_pitch) ^ crc32(0, source, strip.row_nbytes);
       }
       put(buffered_, strip.file_offset + (task.first_row + row) * strip.file_pitch, source, strip.row_nbytes);
-      if (row % kRowsBetweenLooks == 0 && !workers_.go_on()) return 0;
+      if (row % kRowsBetweenLooks == 0 && !writes_.go_on()) return 0;
     }
     const uint64_t rows_after = strip.num_rows - task.first_row - task.num_rows;
     crcs_[task.first].fetch_xor(crc32_shift(crc, strip.nbytes_after + rows_after * strip.file_pitch));
@@ -301,15 +313,20 @@ class StripWrite {
     sink.write(file_offset, pieces);
   }
 
-  static void hold(uint64_t file_offset, const char* bytes, uint64_t nbytes, Held& held) {
+  void hold(uint64_t file_offset, const char* bytes, uint64_t nbytes) {
     if (nbytes == 0) return;
-    held.edges.push_back({file_offset, std::string(bytes, nbytes)});
-    held.nbytes += sizeof(Edge) + nbytes;
+    Held full;
+    {
+      const std::lock_guard<std::mutex> lock(held_mutex_);
+      held_.edges.push_back({file_offset, std::string(bytes, nbytes)});
+      held_.nbytes += sizeof(Edge) + nbytes;
+      if (held_.nbytes >= kMaxHeldNbytes) std::swap(held_, full);
+    }
+    flush(full);
   }
 
-  void flush(Held& held) {
+  void flush(const Held& held) {
     for (const Edge& edge : held.edges) put(buffered_, edge.file_offset, edge.bytes.data(), edge.bytes.size());
-    held = Held();
   }
 
   const std::vector<Strip>& strips_;
@@ -317,6 +334,7 @@ class StripWrite {
   PositionalSink& buffered_;
   DeviceSource* const devices_;
   const StripOptions options_;
+  const bool gathers_;  // regions in slots, for direct writes; else host memory is written where it lies
   const uint64_t region_nbytes_;
   std::vector<Segment> segments_;
   std::vector<Task> regions_;
@@ -325,11 +343,9 @@ class StripWrite {
   const std::unique_ptr<std::atomic<uint32_t>[]> crcs_;
   std::vector<StripResult> results_;
   uint64_t total_nbytes_ = 0;
-  std::atomic<size_t> next_task_{0};
-  std::atomic<uint64_t> bytes_done_{0};
   std::mutex held_mutex_;
-  std::vector<Held> held_;
-  WorkerThreads workers_;
+  Held held_;
+  StagedWrites writes_;
 };
 
 }  // namespace

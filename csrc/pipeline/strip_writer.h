@@ -35,7 +35,7 @@ struct StripResult {
 
 struct StripOptions {
   bool compute_crc32 = true;
-  size_t num_threads = 0;    // 0: chosen from the sinks and the machine
+  size_t num_writers = 0;    // at once; 0: chosen from the sinks and the machine
   size_t region_nbytes = 0;  // 0: chosen from the strips; at most kSlotNbytes, a multiple of 64 KiB
 };
 

@@ -43,7 +43,7 @@ TEST(Saves, AtOnceDoNotDisturbEachOther) {
       const Case made = make_case({300000, 17, static_cast<size_t>(saver), 2 << 20, 100, 70000}, 64, on);
       const std::string expected = streamed(*made.content);
       WriteOptions options;
-      options.num_threads = 3;
+      options.num_writers = 3;
       options.region_nbytes = 65536;
       for (int round = 0; round < 6; ++round) {
         const TemporaryFile file;
@@ -76,7 +76,7 @@ TEST(Saves, AreCancelledByTheWatcherWhileWorkersWaitForEachOther) {
   // One record over all regions: whoever holds its descriptor waits for the others, and must be woken.
   const Case made = make_case({6 << 20}, 64, On::kDevice);
   WriteOptions options;
-  options.num_threads = 4;
+  options.num_writers = 4;
   options.region_nbytes = 4096;
   for (int round = 0; round < 3; ++round) {
     const TemporaryFile file;

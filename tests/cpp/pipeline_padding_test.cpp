@@ -72,7 +72,7 @@ TEST_P(Padding, IsZerosWhateverTheSlotsHeld) {
   const TemporaryFile file;
   RecordingSink sink(file.fd(), direct_io);
   WriteOptions options;
-  options.num_threads = kNumThreads;
+  options.num_writers = kNumThreads;
   options.region_nbytes = region_nbytes;
   fill_slots('\xCC');
   write_archive(*made.content, sink, options, no_watch);

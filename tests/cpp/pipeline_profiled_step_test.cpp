@@ -69,7 +69,7 @@ class ProfiledSteps : public ::testing::Test {
 
 WriteOptions four_threads() {
   WriteOptions options;
-  options.num_threads = 4;
+  options.num_writers = 4;
   options.region_nbytes = 64u << 10;
   return options;
 }

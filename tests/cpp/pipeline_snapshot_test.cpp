@@ -39,7 +39,7 @@ TEST_P(Imaging, KeepsTheBytesThatWereThere) {
   const TemporaryFile file;
   PositionalSink sink(file.fd(), direct_io);
   WriteOptions options;
-  options.num_threads = num_threads;
+  options.num_writers = num_threads;
   write_image(image, sink, options, no_watch);
   EXPECT_TRUE(file.read_all() == expected);
   EXPECT_EQ(slots.idle_nbytes(), slots.nbytes());

@@ -132,7 +132,7 @@ TEST_P(Strips, LandWhereTheyBelong) {
   PositionalSink buffered(file.fd(), DirectIo::kOff);
   StripOptions options;
   options.region_nbytes = region_nbytes;
-  options.num_threads = 3;
+  options.num_writers = 3;
   uint64_t told = 0;
   const std::vector<StripResult> results =
       write_strips(made.strips, direct, buffered, &device, options, [&](uint64_t done) { told = done; });
@@ -198,7 +198,7 @@ TEST(StripOrder, NoBufferedWriteStandsBetweenDirectOnes) {
   OrderedSink buffered(file.fd(), DirectIo::kOff, clock);
   StripOptions options;
   options.region_nbytes = 256u << 10;
-  options.num_threads = 3;
+  options.num_writers = 3;
   write_strips(strips, direct, buffered, nullptr, options, no_watch);
   EXPECT_TRUE(file.read_all() == file_bytes);
   if (!direct.direct()) GTEST_SKIP() << "direct writes are refused here";
@@ -230,7 +230,7 @@ TEST(StripErrors, AFullDiskIsASystemError) {
     FailingSink direct(file.direct_fd(), after);
     FailingSink buffered(file.fd(), after);
     StripOptions options;
-    options.num_threads = 3;
+    options.num_writers = 3;
     try {
       write_strips(made.strips, direct, buffered, nullptr, options, no_watch);
       FAIL() << "no error";
@@ -247,7 +247,7 @@ TEST(StripErrors, TheWatchCancels) {
   PositionalSink direct(file.direct_fd(), DirectIo::kOff);
   PositionalSink buffered(file.fd(), DirectIo::kOff);
   StripOptions options;
-  options.num_threads = 2;
+  options.num_writers = 2;
   EXPECT_THROW(write_strips(made.strips, direct, buffered, nullptr, options,
                             [](uint64_t) { throw std::runtime_error("enough"); }),
                std::runtime_error);

@@ -26,7 +26,7 @@ TEST_P(Writing, InParallelGivesTheBytesOfTheStream) {
   const TemporaryFile file;
   PositionalSink sink(file.fd(), direct_io);
   WriteOptions options;
-  options.num_threads = num_threads;
+  options.num_writers = num_threads;
   options.region_nbytes = region_nbytes;
   write_archive(*made.content, sink, options, no_watch);
   const std::string written = file.read_all();
@@ -79,7 +79,7 @@ TEST(Writing, SecondTimeAllocatesNoSlots) {
   for (int round = 0; round < 3; ++round) {
     PositionalSink sink(file.fd(), DirectIo::kAuto);
     WriteOptions options;
-    options.num_threads = 2;
+    options.num_writers = 2;
     options.region_nbytes = 1 << 20;
     const size_t before = SlotPool::host().num_allocated();
     write_archive(*made.content, sink, options, no_watch);
@@ -119,7 +119,7 @@ class FailingSink final : public PositionalSink {
 TEST(Writing, FailureOfAnyWriteEndsTheSaveWithItsError) {
   const Case made = make_case(kSizes, 64, On::kMixed);
   WriteOptions options;
-  options.num_threads = 4;
+  options.num_writers = 4;
   options.region_nbytes = 1 << 20;
   const TemporaryFile file;
   const auto num_regions = static_cast<int>(made.content->layout.file_nbytes() >> 20) + 1;
@@ -153,7 +153,7 @@ TEST_P(Watching, WatcherSeesProgressAndCanCancel) {
   const TemporaryFile file;
   SlowSink sink(file.fd());
   WriteOptions options;
-  options.num_threads = GetParam();
+  options.num_writers = GetParam();
   options.region_nbytes = 1 << 20;
   struct Stop {};
   uint64_t seen = 0;

@@ -102,7 +102,7 @@ TEST_P(Ways, FileHoldsTheTensorsAndNothingOfTheSlots) {
   const TemporaryFile file;
   PositionalSink sink(file.fd(), direct_io);
   WriteOptions options;
-  options.num_threads = kNumThreads;
+  options.num_writers = kNumThreads;
   options.region_nbytes = region_nbytes;
   fill_slots(pinned_slots());
   standin_set("delay_us", 200);
@@ -117,7 +117,7 @@ TEST_P(Ways, DeviceThatFailsIsHeardAndLeavesTheSlotsToTheNextSave) {
   const Case made = make_case(sizes());
   const OnDevices devices(made);
   WriteOptions options;
-  options.num_threads = kNumThreads;
+  options.num_writers = kNumThreads;
   options.region_nbytes = region_nbytes;
   for (const char* setting : {"fail_host_copy", "fail_event_synchronize"}) {
     const TemporaryFile file;
