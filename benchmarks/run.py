@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,18 @@ def main(arguments: list[str] | None = None) -> int:
         "command": ["python", "-m", "benchmarks.run", *(sys.argv[1:] if arguments is None else arguments)],
     }
     document["runs"] = []
+    try:
+        for run in measured(options, directory):
+            document["runs"].append(run)
+            if options.out is not None:  # after each point: a later one may be cut short
+                options.out.write_text(json.dumps(document, indent=1))
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    return verdict(document)
+
+
+def measured(options: argparse.Namespace, directory: Path) -> Iterator[dict[str, Any]]:
+    """Each point's run, when it has been printed."""
     workers: dict[str, WorkerProcess] = {}
     try:
         for case, nbytes in points(options.case, options.size):
@@ -47,15 +60,11 @@ def main(arguments: list[str] | None = None) -> int:
                     close_all(workers)
                     workers = start_all(options, op)
                 run = run_point(options, of_case(options, workers, case), directory, case, nbytes, op)
-                document["runs"].append(run)
                 if not run["skipped"]:
                     results.print_table(run)
-                if options.out is not None:  # after each point: a later one may be cut short
-                    options.out.write_text(json.dumps(document, indent=1))
+                yield run
     finally:
         close_all(workers)
-        shutil.rmtree(directory, ignore_errors=True)
-    return verdict(document)
 
 
 def verdict(document: dict[str, Any]) -> int:

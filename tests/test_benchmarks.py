@@ -27,6 +27,20 @@ def test_asynchronous(tmp_path):
 
 
 @pytest.mark.timeout(200)
+def test_saving(tmp_path):
+    out = tmp_path / "out.json"
+    command = [sys.executable, "-m", "benchmarks.saving", "--smoke", "--dir", str(tmp_path), "--out", str(out)]
+    run = subprocess.run([*command, "--parts", "llama", "gil"], cwd=ROOT, capture_output=True, text=True, timeout=180)
+    assert run.returncode == 0, run.stderr + run.stdout
+    document = json.loads(out.read_text())
+    assert [of_run["part"] for of_run in document["runs"]] == ["llama", "gil"]
+    asked = [check["what"] for check in document["checks"]]
+    assert "llama 256 KiB, durable: raw_direct / native" in asked
+    assert "gil 512 KiB, native: largest gap of another thread, ms" in asked
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.timeout(200)
 def test_timeline(tmp_path):
     out, trace = tmp_path / "out.json", tmp_path / "trace.json.gz"
     command = [sys.executable, "-m", "benchmarks.timeline", "--smoke", "--dir", str(tmp_path), "--out", str(out)]
