@@ -140,10 +140,9 @@ void ArchiveLayout::write_descriptor(size_t record, uint32_t crc, char* destinat
   }
 }
 
-std::string ArchiveLayout::directory(const std::vector<uint32_t>& crcs) const {
+void ArchiveLayout::write_directory(const std::vector<uint32_t>& crcs, char* destination) const {
   if (crcs.size() != placements_.size()) throw std::invalid_argument("one CRC a record");
-  std::string bytes(directory_nbytes_, '\0');
-  char* p = &bytes[0];
+  char* p = destination;
   for (size_t record = 0; record < placements_.size(); ++record) {
     const RecordPlacement& at = placements_[record];
     const std::string& name = names_[record];
@@ -167,7 +166,7 @@ std::string ArchiveLayout::directory(const std::vector<uint32_t>& crcs) const {
     p = put_zip64_extra(p, at, at.nbytes);
   }
   const uint64_t entries = placements_.size();
-  const uint64_t entries_nbytes = static_cast<uint64_t>(p - bytes.data());
+  const uint64_t entries_nbytes = static_cast<uint64_t>(p - destination);
   p = put32(p, kZip64EndSignature);
   p = put64(p, kZip64EndNbytes - 12);
   p = put16(p, 0x031e);  // version made by
@@ -188,7 +187,6 @@ std::string ArchiveLayout::directory(const std::vector<uint32_t>& crcs) const {
   p = put32(p, std::min(entries_nbytes, kMax32));
   p = put32(p, std::min(directory_offset(), kMax32));
   put16(p, 0);
-  return bytes;
 }
 
 }  // namespace sdio

@@ -40,6 +40,7 @@ class ArchiveLayout {
   const std::string& archive_name() const { return archive_name_; }
   size_t num_records() const { return placements_.size(); }
   const std::string& name(size_t record) const { return names_[record]; }
+  const std::vector<std::string>& names() const { return names_; }
   const RecordPlacement& placement(size_t record) const { return placements_[record]; }
   size_t serialization_id_record() const { return placements_.size() - 1; }
   uint64_t directory_offset() const { return placements_.back().end_offset(); }
@@ -53,8 +54,9 @@ class ArchiveLayout {
   void write_header(size_t record, char* destination) const;
   void write_descriptor(size_t record, uint32_t crc, char* destination) const;
 
-  // Central directory and end records; `crcs` holds one CRC a record, the serialization id's included.
-  std::string directory(const std::vector<uint32_t>& crcs) const;
+  // Central directory and end records, directory_nbytes() of them; `crcs` holds one CRC a record, the serialization
+  // id's included.
+  void write_directory(const std::vector<uint32_t>& crcs, char* destination) const;
 
  private:
   std::string archive_name_;

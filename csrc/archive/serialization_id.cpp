@@ -27,11 +27,11 @@ void CrcFold::fold_write_start(const unsigned char first_bytes[8]) {
 
 void CrcFold::fold_descriptor(uint32_t crc) { value_ = hash_combine(value_, crc); }
 
-uint64_t record_names_hash(const std::vector<std::string>& names) {
+uint64_t record_names_hash(const std::vector<std::string>& names, size_t count) {
   // Growth by rehashing as elements arrive decides the iteration order: no reserve() here.
-  const std::unordered_set<std::string> written = [&names] {
+  const std::unordered_set<std::string> written = [&] {
     std::unordered_set<std::string> set;
-    for (const std::string& name : names) set.insert(name);
+    for (size_t i = 0; i < count; ++i) set.insert(names[i]);
     return set;
   }();
   uint64_t combined = 0;

@@ -3,6 +3,7 @@
 // Pure; thread-compatible.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -23,9 +24,9 @@ class CrcFold {
   uint64_t value_ = 0;
 };
 
-// The hash over `names` (without the archive name, in write order). torch iterates its std::unordered_set; so does
-// this, and therefore agrees with a torch built on the same standard library.
-uint64_t record_names_hash(const std::vector<std::string>& names);
+// The hash over the first `count` of `names` (without the archive name, in write order). torch iterates its
+// std::unordered_set; so does this, and therefore agrees with a torch built on the same standard library.
+uint64_t record_names_hash(const std::vector<std::string>& names, size_t count);
 
 std::string serialization_id(uint64_t names_hash, uint64_t folded_crcs);
 

@@ -18,11 +18,12 @@ size_t num_copy_threads(const ArchiveContent& content) {
 
 class Assemble final : public RegionWorker {
  public:
-  Assemble(RegionAssembler& assembler, SlotPool& slots, std::vector<std::optional<SlotPool::Handle>>& regions)
-      : assembler_(assembler), slots_(slots), regions_(regions) {}
+  Assemble(const ArchiveContent& content, RegionAssembler& assembler, SlotPool& slots,
+           std::vector<std::optional<SlotPool::Handle>>& regions)
+      : content_(content), assembler_(assembler), slots_(slots), regions_(regions) {}
 
   void work(uint64_t begin, uint64_t nbytes) override {
-    if (assembler_.is_hole(begin, nbytes)) return;
+    if (is_hole(content_, begin, nbytes)) return;
     std::optional<SlotPool::Handle>& slot = regions_[begin / kSlotNbytes];
     slot.emplace(slots_.acquire());
     pieces_.clear();
@@ -30,6 +31,7 @@ class Assemble final : public RegionWorker {
   }
 
  private:
+  const ArchiveContent& content_;
   RegionAssembler& assembler_;
   SlotPool& slots_;
   std::vector<std::optional<SlotPool::Handle>>& regions_;
@@ -44,16 +46,16 @@ ArchiveImage::ArchiveImage(const ArchiveContent& content, SlotPool& slots, const
   regions_.resize(regions.count());
   RegionAssembler assembler(content);
   for_each_region(
-      regions, num_copy_threads(content), [&] { return std::make_unique<Assemble>(assembler, slots, regions_); },
-      [&] { assembler.cancel(); }, watch);
+      regions, num_copy_threads(content),
+      [&] { return std::make_unique<Assemble>(content, assembler, slots, regions_); }, [&] { assembler.cancel(); },
+      watch);
 }
 
 uint64_t ArchiveImage::nbytes_of(const ArchiveContent& content) {
-  const RegionAssembler assembler(content);
   const uint64_t file_nbytes = content.layout.file_nbytes();
   uint64_t nbytes = 0;
   for (uint64_t begin = 0; begin < file_nbytes; begin += kSlotNbytes) {
-    if (!assembler.is_hole(begin, std::min<uint64_t>(kSlotNbytes, file_nbytes - begin))) nbytes += kSlotNbytes;
+    if (!is_hole(content, begin, std::min<uint64_t>(kSlotNbytes, file_nbytes - begin))) nbytes += kSlotNbytes;
   }
   return nbytes;
 }

@@ -63,7 +63,8 @@ class ArchiveRegions final : public StagedWriter {
  public:
   ArchiveRegions(const ArchiveContent& content, const Regions& regions, PositionalSink& sink,
                  const WriteOptions& options)
-      : regions_(regions),
+      : content_(content),
+        regions_(regions),
         assembler_(content),
         gather_(sink.direct() ? RegionAssembler::Gather::kAll : RegionAssembler::Gather::kSmall),
         writing_(sink, options) {}
@@ -71,7 +72,7 @@ class ArchiveRegions final : public StagedWriter {
   void fill(StagedWrite& staged) override {
     const uint64_t begin = regions_.begin(staged.index);
     const uint64_t nbytes = regions_.nbytes_of(staged.index);
-    if (assembler_.is_hole(begin, nbytes)) return;
+    if (is_hole(content_, begin, nbytes)) return;
     assembler_.assemble(begin, nbytes, staged.slot.memory(), gather_, staged.pieces);
     if (gather_ == RegionAssembler::Gather::kAll) {
       pad_to_blocks(staged.slot.data(), staged.pieces.front(), writing_.sink.alignment());
@@ -90,6 +91,7 @@ class ArchiveRegions final : public StagedWriter {
   }
 
  private:
+  const ArchiveContent& content_;
   const Regions regions_;
   RegionAssembler assembler_;
   const RegionAssembler::Gather gather_;

@@ -13,6 +13,10 @@ namespace {
 // Below this a copy into the slot is cheaper than one more iovec in the system call.
 constexpr uint64_t kGatherBelowNbytes = 32u << 10;
 
+Payload::Kind kind(const ArchiveContent& content, size_t record) {
+  return record < content.payloads.size() ? content.payloads[record].kind : Payload::Kind::kSerializationId;
+}
+
 void fold_name(CrcFold& fold, const std::string& archive_name, const std::string& name) {
   if (archive_name.compare(0, 4, "PK\x07\x08") != 0) return;  // what follows could not fold
   const std::string full = archive_name + "/" + name;
@@ -88,7 +92,7 @@ class RegionAssembler::Range {
 
   void put_payload(size_t record, uint64_t nbytes) {
     const uint64_t record_offset = offset_ - layout_.placement(record).payload_offset;
-    switch (assembler_.kind(record)) {
+    switch (kind(assembler_.content_, record)) {
       case Payload::Kind::kMemory:
         put_memory(record, record_offset, assembler_.content_.payloads[record].data + record_offset, nbytes);
         break;
@@ -179,7 +183,11 @@ class RegionAssembler::Range {
 };
 
 RegionAssembler::RegionAssembler(const ArchiveContent& content)
-    : content_(content), layout_(content.layout), checksums_(content.layout) {
+    : content_(content),
+      layout_(content.layout),
+      checksums_(content.layout),
+      tail_{record_names_hash(layout_.names(), layout_.serialization_id_record()), "",
+            std::string(layout_.directory_nbytes(), '\0')} {
   for (size_t record = 0; record < content_.payloads.size(); ++record) {
     if (content_.payloads[record].kind == Payload::Kind::kHole) checksums_.set_complete(record);
   }
@@ -190,15 +198,11 @@ void RegionAssembler::assemble(uint64_t begin, uint64_t nbytes, SlotMemory& slot
   Range(*this, begin, nbytes, slot, gather, pieces).run();
 }
 
-bool RegionAssembler::is_hole(uint64_t begin, uint64_t nbytes) const {
-  const size_t record = layout_.record_at(begin);
-  if (record == layout_.num_records() || kind(record) != Payload::Kind::kHole) return false;
-  const RecordPlacement& at = layout_.placement(record);
+bool is_hole(const ArchiveContent& content, uint64_t begin, uint64_t nbytes) {
+  const size_t record = content.layout.record_at(begin);
+  if (record == content.layout.num_records() || kind(content, record) != Payload::Kind::kHole) return false;
+  const RecordPlacement& at = content.layout.placement(record);
   return at.payload_offset <= begin && begin + nbytes <= at.descriptor_offset();
-}
-
-Payload::Kind RegionAssembler::kind(size_t record) const {
-  return record < content_.payloads.size() ? content_.payloads[record].kind : Payload::Kind::kSerializationId;
 }
 
 uint32_t RegionAssembler::checksum(const char* bytes, uint64_t nbytes) const {
@@ -208,27 +212,25 @@ uint32_t RegionAssembler::checksum(const char* bytes, uint64_t nbytes) const {
 const RegionAssembler::Tail& RegionAssembler::tail() {
   // Not std::call_once: it may hang when the callable throws (GCC bug 66146), as Cancelled does here.
   std::lock_guard<std::mutex> lock(tail_mutex_);
-  if (!tail_.directory.empty()) return tail_;
+  if (!tail_.serialization_id.empty()) return tail_;
   const size_t id_record = layout_.serialization_id_record();
   checksums_.wait_for_all_but(id_record);
-  std::vector<std::string> names;
   std::vector<uint32_t> crcs;
-  names.reserve(id_record);
   crcs.reserve(id_record + 1);
   CrcFold fold;
   for (size_t record = 0; record < id_record; ++record) {
     const uint64_t nbytes = layout_.placement(record).nbytes;
-    names.push_back(layout_.name(record));
     crcs.push_back(checksums_.crc(record));
-    fold_name(fold, layout_.archive_name(), names.back());
-    if (nbytes >= 8 && kind(record) != Payload::Kind::kHole) fold.fold_write_start(checksums_.first_bytes(record));
+    fold_name(fold, layout_.archive_name(), layout_.name(record));
+    if (nbytes >= 8 && kind(content_, record) != Payload::Kind::kHole)
+      fold.fold_write_start(checksums_.first_bytes(record));
     if (nbytes != 0) fold.fold_descriptor(crcs.back());
   }
-  tail_.serialization_id = serialization_id(record_names_hash(names), fold.value());
-  const std::string& id = tail_.serialization_id;
+  const std::string id = serialization_id(tail_.names_hash, fold.value());
   const uint32_t crc = checksum(id.data(), id.size());
   crcs.push_back(crc);
-  tail_.directory = layout_.directory(crcs);
+  layout_.write_directory(crcs, &tail_.directory[0]);
+  tail_.serialization_id = id;
   checksums_.add(id_record, 0, id.data(), id.size(), crc);
   return tail_;
 }

@@ -25,31 +25,33 @@ struct ArchiveContent {
   DeviceSource* devices = nullptr;  // needed for Kind::kDevice
 };
 
+// Whether [begin, begin + nbytes) of the file is all hole, so that nothing need be written.
+bool is_hole(const ArchiveContent& content, uint64_t begin, uint64_t nbytes);
+
 class RegionAssembler {
  public:
   // Copied into the slot so that it holds the whole range, or only the small pieces, the large ones staying where they
   // are.
   enum class Gather { kAll, kSmall };
 
+  // Takes as long as hashing all names does, and as much memory as the directory: what the workers' own heaps would
+  // keep, each of them, for good.
   explicit RegionAssembler(const ArchiveContent& content);
 
   // Appends to `pieces` the bytes [begin, begin + nbytes) of the file, in order. They lie in `slot` and in the
   // payloads. nbytes <= kSlotNbytes. Throws Cancelled after cancel().
   void assemble(uint64_t begin, uint64_t nbytes, SlotMemory& slot, Gather gather, std::vector<iovec>& pieces);
 
-  // Whether the range is all hole, so that nothing need be written.
-  bool is_hole(uint64_t begin, uint64_t nbytes) const;
-
   void cancel() { checksums_.cancel(); }
 
  private:
   struct Tail {
-    std::string serialization_id;
+    uint64_t names_hash;
+    std::string serialization_id;  // empty until the CRCs are known, as is the directory
     std::string directory;
   };
   class Range;
 
-  Payload::Kind kind(size_t record) const;
   const Tail& tail();
   uint32_t checksum(const char* bytes, uint64_t nbytes) const;
 

@@ -6,7 +6,7 @@
 namespace sdio {
 namespace {
 
-// More than one write's: it was no faster with eight.
+// Writes end several at once. Eight were no better.
 constexpr size_t kSlotsAhead = 4;
 
 }  // namespace
@@ -15,7 +15,9 @@ void StagedWrites::run(size_t count, size_t num_writers, const Watcher& watch) {
   count_ = count;
   num_writers_ = std::min(num_writers, count);
   const bool alone = num_writers_ <= 1;
-  max_slots_ = alone ? 1 : num_writers_ + kSlotsAhead;
+  // All of them now, used or not: how many are needed is chance, and the next save is to find enough in the pool.
+  const size_t num_slots = std::min(count, alone ? 1 : num_writers_ + kSlotsAhead);
+  while (idle_.size() < num_slots) idle_.push_back(std::make_unique<StagedWrite>(slots_.acquire()));
   threads_.run(alone ? 0 : num_writers_ + 1, [this] { work(); }, [&] { watch(bytes_done_); });
 }
 
@@ -37,17 +39,10 @@ void StagedWrites::work() {
 }
 
 void StagedWrites::fill_one(std::unique_lock<std::mutex>& lock) {
-  const size_t index = next_++;
-  std::unique_ptr<StagedWrite> staged;
-  if (!idle_.empty()) {
-    staged = std::move(idle_.back());
-    idle_.pop_back();
-  } else {
-    ++num_slots_;
-  }
+  std::unique_ptr<StagedWrite> staged = std::move(idle_.back());
+  idle_.pop_back();
+  staged->index = next_++;
   lock.unlock();
-  if (!staged) staged = std::make_unique<StagedWrite>(slots_.acquire());
-  staged->index = index;
   staged->pieces.clear();
   writer_.fill(*staged);
   lock.lock();

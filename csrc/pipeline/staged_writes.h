@@ -62,19 +62,17 @@ class StagedWrites {
   void cancel();
 
   bool can_write() const { return !filled_.empty() && num_writing_ < num_writers_; }
-  bool can_fill() const { return next_ < count_ && (!idle_.empty() || num_slots_ < max_slots_); }
+  bool can_fill() const { return next_ < count_ && !idle_.empty(); }
   bool at_end() const { return next_ == count_ && filled_.empty(); }
 
   StagedWriter& writer_;
   SlotPool& slots_;
   size_t count_ = 0;
   size_t num_writers_ = 0;
-  size_t max_slots_ = 0;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<std::unique_ptr<StagedWrite>> filled_;
   std::vector<std::unique_ptr<StagedWrite>> idle_;
-  size_t num_slots_ = 0;
   size_t num_writing_ = 0;
   size_t next_ = 0;
   bool cancelled_ = false;

@@ -50,7 +50,7 @@ TEST(Directory, ReadsBackWhatTheLayoutPlaced) {
     const ArchiveLayout layout("model", specs, alignment);
     std::vector<uint32_t> crcs(layout.num_records());
     for (uint32_t& crc : crcs) crc = static_cast<uint32_t>(random());
-    const Directory directory = parse_tail(layout.directory(crcs), layout.file_nbytes());
+    const Directory directory = parse_tail(directory_of(layout, crcs), layout.file_nbytes());
     ASSERT_EQ(directory.num_records(), layout.num_records());
     EXPECT_EQ(directory.archive_name(), "model");
     for (size_t i = 0; i < layout.num_records(); ++i) {

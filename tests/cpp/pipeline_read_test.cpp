@@ -468,7 +468,7 @@ TEST(ReadPlan, CoversEveryRecordOnceAndLittleElse) {
       specs.push_back({"data/" + std::to_string(i), random() % limit});
     }
     const ArchiveLayout layout("x", specs, 64);
-    std::string bytes = layout.directory(std::vector<uint32_t>(layout.num_records(), 0));
+    std::string bytes = directory_of(layout, std::vector<uint32_t>(layout.num_records(), 0));
     bytes.resize(bytes.size() - kZip64EndNbytes - kZip64LocatorNbytes - kEndNbytes);
     const Directory directory(bytes, {layout.directory_offset(), bytes.size(), layout.num_records()});
     std::vector<size_t> requested;

@@ -74,7 +74,7 @@ TEST(StagedWrites, WriteEachOnceInSlotsThatAreUsedAgain) {
       EXPECT_EQ(steps.filled, up_to(count));
       EXPECT_EQ(steps.written, up_to(count));
       EXPECT_EQ(steps.num_cancels, 0);
-      EXPECT_LE(slots.num_allocated(), std::min(count, num_writers == 1 ? 1 : num_writers + 4));
+      EXPECT_EQ(slots.num_allocated(), std::min(count, num_writers == 1 ? 1 : num_writers + 4));
     }
   }
 }

@@ -7,11 +7,18 @@
 #include <utility>
 #include <vector>
 
+#include "archive/layout.h"
 #include "archive/little_endian.h"
 #include "archive/zip_structures.h"
 #include "checksum/crc32.h"
 
 namespace sdio {
+
+inline std::string directory_of(const ArchiveLayout& layout, const std::vector<uint32_t>& crcs) {
+  std::string bytes(layout.directory_nbytes(), '\0');
+  layout.write_directory(crcs, &bytes[0]);
+  return bytes;
+}
 
 struct ZipRecord {
   std::string name;
