@@ -31,7 +31,7 @@ PARTS = {
     "large durable": "--case one --size {large} --seconds {seconds} --contenders torch_atomic,native",
     "many": "--case many20k,many100k --seconds {seconds} --contenders torch,native,native_nodurable",
     "tmpfs": "--case llama --size {size} --seconds {seconds} --contenders native,native_nodurable,raw_buffered",
-    "gil": "--case llama --size {twice} --seconds {seconds} --heartbeat --contenders native,native_nodurable",
+    "gil": "--case llama --size {twice} --seconds {seconds} --heartbeat --no-touch --contenders native,native_nodurable",
 }
 OURS = ("native", "native_nodurable")
 

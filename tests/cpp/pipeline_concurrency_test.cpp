@@ -1,9 +1,13 @@
 // Saves at once that share the pool of slots, and end well, by an error or by cancellation. For the thread sanitizer as
 // much as for what they assert.
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -107,6 +111,36 @@ TEST(SlotPool, GivesASlotToOneThreadAtATime) {
   for (std::thread& thread : threads) thread.join();
   EXPECT_GE(pool.num_allocated(), 1u);
 }
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // their heaps keep what was freed
+
+size_t resident_nbytes() {
+  std::ifstream statm("/proc/self/statm");
+  size_t all = 0, resident = 0;
+  statm >> all >> resident;
+  return resident * static_cast<size_t>(sysconf(_SC_PAGESIZE));
+}
+
+// What a worker allocates its arena may keep, and there are more arenas than workers.
+TEST(Saves, OfManyRecordsLeaveNothingInTheHeapsOfWorkers) {
+  const char* preloaded = getenv("LD_PRELOAD");
+  if (preloaded != nullptr && strstr(preloaded, "vgpreload") != nullptr)
+    GTEST_SKIP() << "Valgrind keeps what was freed";
+  const Case made = make_case(std::vector<size_t>(60000, 10));
+  WriteOptions options;
+  options.num_writers = 8;
+  options.region_nbytes = 1u << 20;
+  size_t resident = 0;
+  for (int round = 0; round < 15; ++round) {
+    const TemporaryFile file;
+    PositionalSink sink(file.fd(), DirectIo::kAuto);
+    write_archive(*made.content, sink, options, no_watch);
+    if (round == 1) resident = resident_nbytes();
+  }
+  EXPECT_LT(resident_nbytes(), resident + (8u << 20));
+}
+
+#endif
 
 TEST(RecordChecksums, WakesThoseWhoWaitWhenThePiecesComeOrTheSaveIsCancelled) {
   constexpr size_t kNumPieces = 1000;
