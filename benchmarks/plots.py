@@ -26,7 +26,7 @@ STEP_COLOURS = {
     "crc32": "#2e8b57",
     "device_to_host": "#d9b44a",
     "copy engine": "#b03a2e",
-    "write": "#1b6ca8",
+    "write": "#a9cbe6",
 }
 
 
@@ -113,8 +113,6 @@ def lanes(of_save: dict[str, Any], path: Path) -> None:
             [1e3 * (step["end_s"] - step["start_s"]) for step in bars],
             left=[1e3 * step["start_s"] for step in bars],
             color=STEP_COLOURS[step_name],
-            edgecolor="white",
-            linewidth=0.3,
             label=step_name,
         )
     axes.set_yticks(range(len(names)), names, fontsize=8)

@@ -2,7 +2,7 @@
 //
 // Direct writes that were queued together end together. If each thread filled its next slot only then, the disk would
 // wait until the first has: where eight threads did, 1 GiB took 1.03 to 1.12 of the raw limit's time, with slots filled
-// ahead 1.00 to 1.07 (two cores; five runs of 41 to 61 rounds in turns).
+// ahead 1.00 to 1.07 (two cores; six runs of 41 to 61 rounds in turns).
 #pragma once
 
 #include <sys/uio.h>
