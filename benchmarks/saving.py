@@ -20,6 +20,7 @@ from . import environment, results, run
 from .cases import GIB, KIB, MIB, format_size, parse_size
 
 TMPFS = Path("/dev/shm")
+OURS = ("native", "native_nodurable")
 FULL = "torch,torch_nocrc,native,native_nodurable,raw_buffered,raw_direct"
 SWEEP = "torch_nocrc,torch_atomic,native,native_nodurable"
 #: Arguments of benchmarks.run; {size} and {seconds} are this program's.
@@ -31,9 +32,8 @@ PARTS = {
     "large durable": "--case one --size {large} --seconds {seconds} --contenders torch_atomic,native",
     "many": "--case many20k,many100k --seconds {seconds} --contenders torch,native,native_nodurable",
     "tmpfs": "--case llama --size {size} --seconds {seconds} --contenders native,native_nodurable,raw_buffered",
-    "gil": "--case llama --size {twice} --seconds {seconds} --heartbeat --no-touch --contenders native,native_nodurable",
+    "gil": f"--case llama --size {{twice}} --seconds {{seconds}} --heartbeat --no-touch --contenders {','.join(OURS)}",
 }
-OURS = ("native", "native_nodurable")
 
 
 class Check(NamedTuple):
