@@ -222,8 +222,8 @@ const RegionAssembler::Tail& RegionAssembler::tail() {
     const uint64_t nbytes = layout_.placement(record).nbytes;
     crcs.push_back(checksums_.crc(record));
     fold_name(fold, layout_.archive_name(), layout_.name(record));
-    if (nbytes >= 8 && kind(content_, record) != Payload::Kind::kHole)
-      fold.fold_write_start(checksums_.first_bytes(record));
+    const bool has_start = nbytes >= 8 && kind(content_, record) != Payload::Kind::kHole;
+    if (has_start) fold.fold_write_start(checksums_.first_bytes(record));
     if (nbytes != 0) fold.fold_descriptor(crcs.back());
   }
   const std::string id = serialization_id(tail_.names_hash, fold.value());
