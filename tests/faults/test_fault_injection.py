@@ -75,7 +75,7 @@ def whole_calls(trace):
 
 def traced_calls(trace):
     """The calls between the marks, by family, less those that glibc makes for itself to count the processors."""
-    found, inside, counting = collections.Counter(), False, None
+    found, inside, counting = collections.Counter(), False, set()  # (thread, descriptor)
     for line in whole_calls(trace):
         call = re.match(r"\d+\s+(\w+)\(", line)
         if "/sdio-" in line:
@@ -83,12 +83,15 @@ def traced_calls(trace):
         elif inside and call and not MEMORY.search(line):
             name = FAMILIES.get(call[1], call[1])
             opened = re.search(r'openat\(AT_FDCWD, "/(?:sys/devices/system/cpu|proc/stat).* = (\d+)$', line)
+            thread = line.split(maxsplit=1)[0]
+            of_descriptor = re.match(r"\d+\s+\w+\((\d+)[,)]", line)
+            described = (thread, of_descriptor[1]) if of_descriptor else None
             if opened:
-                counting = opened[1]
-            elif counting is None or f"({counting}" not in line:
+                counting.add((thread, opened[1]))
+            elif described not in counting:
                 found[name] += 1
             elif name == "close":
-                counting = None
+                counting.remove(described)
     return found
 
 
