@@ -24,6 +24,7 @@ from typing import Any
 
 from . import environment
 from .cases import GIB, MIB, build, format_size, parse_size, tensors_in
+from .turns import in_turn
 
 PIECE_NBYTES = 8 * MIB
 
@@ -101,12 +102,14 @@ def measure_stall(options: argparse.Namespace, directory: Path) -> dict[str, Any
     copy = reference_copy(case.state, options.device)
     samples: dict[str, list[float]] = {key: [] for key in ["parallel memcpy", *contenders]}
     ends: dict[str, list[float]] = {key: [] for key in contenders}
-    for _ in range(options.rounds + 1):
-        samples["parallel memcpy"].append(timed(copy))
-        for key, save in contenders.items():
+    for number in range(options.rounds + 1):
+        for key in in_turn(list(samples), number):
+            if key == "parallel memcpy":
+                samples[key].append(timed(copy))
+                continue
             settle(options.device)
             start = time.perf_counter()
-            wait = save(case.state, directory / "model.pt")
+            wait = contenders[key](case.state, directory / "model.pt")
             samples[key].append(time.perf_counter() - start)
             wait()
             ends[key].append(time.perf_counter() - start)
@@ -211,8 +214,7 @@ def measure_training(options: argparse.Namespace, directory: Path) -> dict[str, 
     for number in range(options.training_rounds + 1):  # the first pays for buffers
         if number > 1 and time.monotonic() - began > options.seconds:
             break
-        shift = number % len(keys)
-        for key in keys[shift:] + keys[:shift]:
+        for key in in_turn(keys, number):
             settle(options.device)
             start = time.perf_counter()
             wait: Wait = lambda: None  # noqa: E731

@@ -31,6 +31,8 @@ import statedict_io as sio
 from statedict_io.__main__ import _nbytes
 from statedict_io.dcp import SingleFileReader, SingleFileWriter
 
+from .turns import in_turn
+
 _LAYER_NBYTES = 64 << 20
 
 
@@ -96,9 +98,7 @@ def _rank(rank: int, ranks: int, size: int, rounds: int, directory: str) -> None
     for round_ in range(rounds + 1):
         if rank == 0:  # each save makes a new file, and pays for no other's removal
             _empty(directory)
-        # What a save leaves the device to do, the next one feels: of the two that are close each goes first as often.
-        first_two = saves[:2] if round_ % 2 else saves[1::-1]
-        for contender in first_two + saves[2:] + loads:
+        for contender in in_turn(saves, round_) + loads:
             dist.barrier()
             started = time.perf_counter()
             contender()

@@ -23,6 +23,7 @@ from . import environment
 from .cases import GIB, MIB, build, format_size, parse_size
 from .contenders.raw import ROOT
 from .reading_worker import LIBRARIES
+from .turns import in_turn
 
 LAZY = ["statedict_io", "statedict_io fallback", "torch.load mmap", "safetensors"]
 #: (what a process of its own does, with which library, from .pt or from .safetensors)
@@ -92,8 +93,7 @@ class Reading:
             for number in range(rounds + 1):
                 if number > 1 and time.monotonic() - start > self.options.seconds:
                     break
-                shift = number % len(keys)  # nobody always comes after the same neighbour
-                for name in keys[shift:] + keys[:shift]:
+                for name in in_turn(keys, number):
                     sample = order(processes[name])
                     if sample is not None:
                         samples[name].append(sample)

@@ -19,6 +19,7 @@ from . import environment, results
 from .cases import KINDS, MIB, format_size, parse_size, points
 from .contenders import ALL
 from .processes import WorkerProcess
+from .turns import in_turn
 
 NAME = "checkpoint.pt"
 SMOKE_NESTED = ("torch", "safetensors", "native", "fallback")
@@ -121,8 +122,7 @@ def run_point(
         # A round takes about as long as the average so far; the last one also reads back.
         out_of_time = number > 0 and used + 2.5 * used / number > options.seconds
         last = number == options.rounds or out_of_time
-        shift = number % max(1, len(keys))  # nobody always comes after the same neighbour
-        for key in keys[shift:] + keys[:shift]:
+        for key in in_turn(keys, number):
             one_round(options, workers[key], paths[key], op, samples[key], last)
             progress(f"{case} {format_size(nbytes)} {op}: round {number}/{options.rounds} {key}")
         if last:

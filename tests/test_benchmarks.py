@@ -1,6 +1,8 @@
 """The benchmarks run: small, once, nothing is looked at but that they end well."""
 
+import collections
 import gzip
+import itertools
 import json
 import pathlib
 import subprocess
@@ -10,6 +12,7 @@ import pytest
 
 import statedict_io as sio
 from benchmarks import timeline
+from benchmarks.turns import in_turn
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -57,6 +60,16 @@ def test_timeline(tmp_path):
     report = [sys.executable, "-m", "benchmarks.report", str(out)]
     assert "| write |" in subprocess.run(report, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert sorted(tmp_path.iterdir()) == [out, trace]
+
+
+@pytest.mark.parametrize("names", ["", "a", "ab", "abc", "abcd", "abcde", "abcdef", "abcdefg"])
+def test_each_comes_after_each_other_one_as_often(names):
+    rounds = [in_turn(names, number) for number in range(2 * len(names))]
+    assert all(sorted(order) == sorted(names) for order in rounds)
+    after = collections.Counter(pair for order in rounds for pair in itertools.pairwise(order))
+    assert after == {(a, b): 2 for a in names for b in names if a != b}
+    first = collections.Counter(order[0] for order in rounds)
+    assert first == dict.fromkeys(names, 2)
 
 
 def test_what_a_timeline_is_summed_up_to():
