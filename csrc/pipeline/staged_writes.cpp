@@ -6,7 +6,7 @@
 namespace sdio {
 namespace {
 
-// Writes end several at once. Eight were no better.
+// Writes end several at once. Eight were no better. As many are filled at once at most: a fill may hold a slot more.
 constexpr size_t kSlotsAhead = 4;
 
 }  // namespace
@@ -15,9 +15,7 @@ void StagedWrites::run(size_t count, size_t num_writers, const Watcher& watch) {
   count_ = count;
   num_writers_ = std::min(num_writers, count);
   const bool alone = num_writers_ <= 1;
-  // All of them now, used or not: how many are needed is chance, and the next save is to find enough in the pool.
-  const size_t num_slots = std::min(count, alone ? 1 : num_writers_ + kSlotsAhead);
-  while (idle_.size() < num_slots) idle_.push_back(std::make_unique<StagedWrite>(slots_.acquire()));
+  num_slots_left_ = std::min(count, alone ? 1 : num_writers_ + kSlotsAhead);
   threads_.run(alone ? 0 : num_writers_ + 1, [this] { work(); }, [&] { watch(bytes_done_); });
 }
 
@@ -39,14 +37,31 @@ void StagedWrites::work() {
 }
 
 void StagedWrites::fill_one(std::unique_lock<std::mutex>& lock) {
-  std::unique_ptr<StagedWrite> staged = std::move(idle_.back());
-  idle_.pop_back();
-  staged->index = next_++;
+  const size_t index = next_++;
+  ++num_filling_;
+  std::unique_ptr<StagedWrite> staged;
+  // While there is one, also where a used one is idle: how many are needed is chance, and the next save is to find all
+  // in the pool.
+  const bool takes_slot = num_slots_left_ > 0;
+  if (takes_slot) {
+    --num_slots_left_;
+  } else {
+    staged = std::move(idle_.back());
+    idle_.pop_back();
+  }
   lock.unlock();
+  // Beside the other threads' steps: pinning memory takes a while.
+  if (takes_slot) staged = std::make_unique<StagedWrite>(slots_.acquire());
+  staged->index = index;
   staged->pieces.clear();
   writer_.fill(*staged);
   lock.lock();
+  --num_filling_;
   filled_.push_back(std::move(staged));
+}
+
+bool StagedWrites::can_fill() const {
+  return next_ < count_ && num_filling_ < kSlotsAhead && (num_slots_left_ > 0 || !idle_.empty());
 }
 
 void StagedWrites::write_one(std::unique_lock<std::mutex>& lock) {

@@ -62,7 +62,7 @@ class StagedWrites {
   void cancel();
 
   bool can_write() const { return !filled_.empty() && num_writing_ < num_writers_; }
-  bool can_fill() const { return next_ < count_ && !idle_.empty(); }
+  bool can_fill() const;
   bool at_end() const { return next_ == count_ && filled_.empty(); }
 
   StagedWriter& writer_;
@@ -73,6 +73,8 @@ class StagedWrites {
   std::condition_variable changed_;
   std::deque<std::unique_ptr<StagedWrite>> filled_;
   std::vector<std::unique_ptr<StagedWrite>> idle_;
+  size_t num_slots_left_ = 0;  // not acquired yet
+  size_t num_filling_ = 0;
   size_t num_writing_ = 0;
   size_t next_ = 0;
   bool cancelled_ = false;

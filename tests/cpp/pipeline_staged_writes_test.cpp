@@ -128,6 +128,44 @@ TEST(StagedWrites, HaveFilledSlotsAtHandWhenWritesEnd) {
   EXPECT_EQ(steps.most_writing, 3u);
 }
 
+// A fill may need more memory than its slot: the writers' threads do not all begin with one.
+class BlockedFills final : public Steps {
+ public:
+  explicit BlockedFills(size_t num_fills) : num_fills_(num_fills) {}
+
+  void fill(StagedWrite& staged) override {
+    {
+      std::unique_lock<std::mutex> lock(mutex_);
+      most_filling = std::max(most_filling, ++num_filling_);
+      changed_.notify_all();
+      const bool all =
+          changed_.wait_for(lock, std::chrono::seconds(30), [&] { return let_go_ || num_filling_ == num_fills_; });
+      EXPECT_TRUE(all) << num_filling_ << " being filled";
+      let_go_ = true;
+    }
+    if (staged.index == 0) {  // time for one that should not be
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    }
+    Steps::fill(staged);
+    std::lock_guard<std::mutex> lock(mutex_);
+    --num_filling_;
+  }
+
+  size_t most_filling = 0;
+
+ private:
+  const size_t num_fills_;
+  size_t num_filling_ = 0;
+  bool let_go_ = false;
+};
+
+TEST(StagedWrites, FillFourSlotsAtOnce) {
+  BlockedFills steps(4);
+  StagedWrites(steps, SlotPool::host()).run(50, 8, no_watch);
+  EXPECT_EQ(steps.written.size(), 50u);
+  EXPECT_EQ(steps.most_filling, 4u);
+}
+
 // The steps before the failing one wait for what it would have brought.
 class FailingStep final : public Steps {
  public:

@@ -282,14 +282,16 @@ def test_current_device_and_streams_stay(tmp_path, backend, standin):
     assert [torch.accelerator.current_stream(device) for device in DEVICES] == streams
 
 
-def test_later_saves_allocate_no_slots(tmp_path, standin, native_slots):
-    state = [random_bytes(8 * MIB, seed).to("standin:0") for seed in range(9)] + list(
-        small_tensors(100, "standin:0").values()
-    )
+@pytest.mark.parametrize("batched", [False, True])
+def test_later_saves_allocate_no_slots(tmp_path, standin, native_slots, batched):
+    if batched:  # a second slot for each region that is being filled
+        state = list(small_tensors(20 * 128, "standin:0", nbytes=64 << 10).values())
+    else:
+        state = [random_bytes(8 * MIB, seed).to("standin:0") for seed in range(20)]
     before = native_slots()
     with late(standin, 1000):
         # How many workers have a slot at once is chance. One that a save did not give back would be missed in the next.
-        for _ in range(20):
+        for _ in range(10):
             sio.save(state, tmp_path / "model.pt", backend="native")
     assert before < native_slots() <= before + 16
     assert standin.pinned_allocations == native_slots() - before
