@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
-#include <thread>
 #include <vector>
 
 #include "pipeline/profiled_step.h"
@@ -22,12 +21,7 @@ constexpr uint64_t kRegionsPerFile = 32;
 constexpr uint64_t kPreallocateFromNbytes = 4u << 20;
 
 size_t num_writers(const WriteOptions& options, bool from_device, const PositionalSink& sink) {
-  if (options.num_writers != 0) return options.num_writers;
-  if (sink.direct()) return 8;
-  // Buffered ones contend for the inode's lock and the page allocator: two took from 0.12 to 1.08 s for 1 GiB where
-  // one takes 0.2. That one is the caller's thread: one of its own took 0.74 s, as the page cache then finds no freed
-  // pages at hand on its core. With a device they wait for copies too.
-  return from_device ? std::clamp<size_t>(std::thread::hardware_concurrency(), 4, 8) : 1;
+  return options.num_writers != 0 ? options.num_writers : default_num_writers(sink.direct(), from_device);
 }
 
 // A small file is cut finer, for work for every thread and little staging memory.

@@ -43,6 +43,9 @@ class StagedWriter {
   virtual void cancel() = 0;
 };
 
+// How many writes to make at once.
+size_t default_num_writers(bool direct, bool from_device);
+
 // Serves one run().
 class StagedWrites {
  public:

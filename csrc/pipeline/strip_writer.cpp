@@ -6,7 +6,6 @@
 #include <memory>
 #include <mutex>
 #include <string>
-#include <thread>
 #include <utility>
 
 #include "checksum/crc32.h"
@@ -101,12 +100,9 @@ class StripWrite final : public StagedWriter {
     size_t nbytes = 0;  // of memory, about
   };
 
-  // As many as archive_writer.cpp has, though other processes queue direct writes too: with 4, two ranks took 3 %
-  // longer (41 rounds in turns), four ranks 4 % (25).
   size_t num_writers() const {
     if (options_.num_writers != 0) return options_.num_writers;
-    if (direct_.direct()) return 8;
-    return devices_ != nullptr ? std::clamp<size_t>(std::thread::hardware_concurrency(), 4, 8) : 1;
+    return default_num_writers(direct_.direct(), devices_ != nullptr);
   }
 
   size_t default_region_nbytes() const {
