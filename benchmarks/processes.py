@@ -18,19 +18,39 @@ class WorkerFailed(Exception):
     pass
 
 
+#: Before a key, or the name of a library: the same contender of another checkout.
+BEFORE = "before "
+
+
+def checkout_of(name: str, before: Path | None) -> Path:
+    """The directory in which a worker starts, from which Python takes both `statedict_io` and `benchmarks`."""
+    if not name.startswith(BEFORE):
+        return ROOT
+    assert before is not None
+    return before
+
+
 class WorkerProcess:
     """`status` goes from ok to skipped (can't do this here) or failed (should have worked) and never back."""
 
-    def __init__(self, key: str, device: str, op: str, timeout_s: float, verbose: bool = False) -> None:
+    def __init__(
+        self, key: str, device: str, op: str, timeout_s: float, verbose: bool = False, before: Path | None = None
+    ) -> None:
         self.key = key
-        self.kind = ALL[key]
+        self.kind = ALL[key.removeprefix(BEFORE)]
+        self.label = BEFORE * key.startswith(BEFORE) + self.kind.label
         self.status, self.reason = "ok", ""
         self.timeout_s = timeout_s
         self.about: dict[str, str] = {}
-        command = [sys.executable, "-m", "benchmarks.worker", key, "--device", device, "--op", op]
+        command = [sys.executable, "-m", "benchmarks.worker", self.kind.key, "--device", device, "--op", op]
         self._stderr = None if verbose else subprocess.PIPE
         self._process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, text=True
+            command,
+            cwd=checkout_of(key, before),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            text=True,
         )
         self._errors: list[str] = []
         if not verbose:

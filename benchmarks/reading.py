@@ -21,10 +21,12 @@ from typing import Any
 
 from . import environment
 from .cases import GIB, MIB, build, format_size, parse_size
-from .contenders.raw import ROOT
+from .processes import BEFORE, checkout_of
 from .reading_worker import LIBRARIES
+from .run import checkout
 from .turns import in_turn
 
+OURS = "statedict_io"
 LAZY = ["statedict_io", "statedict_io fallback", "torch.load mmap", "safetensors"]
 #: (what a process of its own does, with which library, from .pt or from .safetensors)
 MEMORY = [
@@ -43,10 +45,15 @@ ROW_ELEMENTS = 1024
 class Process:
     """One contender; `status` says why it takes no part (any more)."""
 
-    def __init__(self, name: str) -> None:
-        command = [sys.executable, "-m", "benchmarks.reading_worker", name]
+    def __init__(self, name: str, before: Path | None = None) -> None:
+        command = [sys.executable, "-m", "benchmarks.reading_worker", name.removeprefix(BEFORE)]
         self._process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            command,
+            cwd=checkout_of(name, before),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
         answer = self._read()
         self.status = answer.get("skipped", answer.get("failed", "ok"))
@@ -85,7 +92,10 @@ class Reading:
     def turns(
         self, names: list[str], rounds: int, order: Callable[[Process], dict[str, float] | None]
     ) -> dict[str, Any]:
-        processes = {name: Process(name) for name in names if self.options.only is None or name in self.options.only}
+        names = [name for name in names if self.options.only is None or name in self.options.only]
+        if self.options.before is not None:
+            names += [BEFORE + name for name in names if name.startswith(OURS)]
+        processes = {name: Process(name, self.options.before) for name in names}
         samples: dict[str, list[dict[str, float]]] = {name: [] for name in processes}
         start = time.monotonic()
         try:
@@ -203,7 +213,10 @@ def checks(document: dict[str, Any]) -> list[tuple[str, float, str, bool]]:
         if value is not None:
             found.append((f"{what}, {unit}", value, f"<= {limit:g}", value <= limit))
 
-    ours = "statedict_io"
+    ours = OURS
+    for part in document["parts"]:  # with --before
+        for name in document["parts"][part].get("contenders", {}):
+            ratio(part, BEFORE + name, name, 0.97)
     ratio("cold", "raw", ours, 0.9)
     ratio("cold", "torch.load", ours, 2)
     ratio("cold", "safetensors", ours, 1)
@@ -285,6 +298,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7, help="timed rounds after the first")
     parser.add_argument("--seconds", type=float, default=math.inf, help="of a part: no new round after that long")
     parser.add_argument("--dir", type=Path, default=Path.cwd(), help="whose file system is measured")
+    parser.add_argument(
+        "--before", type=checkout, metavar="DIR", help="a checkout, built in place, that takes part too"
+    )
     parser.add_argument("--out", type=Path, help="write everything measured as JSON")
     parser.add_argument("--add-to", type=Path, help="the same, keeping the other parts that are in the file")
     parser.add_argument("--smoke", action="store_true", help="tiny, one round: does everything run?")

@@ -14,7 +14,7 @@ METRICS = ("return_s", "durable_s")
 def entry(worker: WorkerProcess, samples: list[dict[str, Any]]) -> dict[str, Any]:
     """One contender's part. The first save of a process is kept as `first`: it pays for pools and page faults."""
     return {
-        "label": worker.kind.label,
+        "label": worker.label,
         "durable": worker.kind.durable,
         "kind": worker.kind.kind,
         "writes_file": worker.kind.writes_file,

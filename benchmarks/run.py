@@ -18,7 +18,7 @@ from typing import Any
 from . import environment, results
 from .cases import KINDS, MIB, format_size, parse_size, points
 from .contenders import ALL
-from .processes import WorkerProcess
+from .processes import BEFORE, WorkerProcess
 from .turns import in_turn
 
 NAME = "checkpoint.pt"
@@ -83,8 +83,11 @@ def verdict(document: dict[str, Any]) -> int:
 
 
 def start_all(options: argparse.Namespace, op: str) -> dict[str, WorkerProcess]:
+    keys = list(options.contenders)
+    if options.before is not None:
+        keys += [BEFORE + key for key in keys if ALL[key].kind == "ours"]
     workers = {
-        key: WorkerProcess(key, options.device, op, options.timeout, options.verbose) for key in options.contenders
+        key: WorkerProcess(key, options.device, op, options.timeout, options.verbose, options.before) for key in keys
     }
     for worker in workers.values():
         worker.wait_started()
@@ -213,6 +216,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--contenders", type=comma_list(list(ALL)), default=list(ALL), metavar="a,b,c", help=f"of: {','.join(ALL)}"
     )
+    parser.add_argument(
+        "--before",
+        type=checkout,
+        metavar="DIR",
+        help="a checkout of statedict_io, built in place: its savers take part beside these",
+    )
     parser.add_argument("--device", default="cpu", help="where the tensors are: cpu, cuda, ...")
     parser.add_argument("--op", choices=["save", "load", "both"], default="save")
     parser.add_argument("--overwrite", action="store_true", help="save over the last file; default: remove it first")
@@ -232,6 +241,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.error(f"--dir {options.dir}: no such directory")
     options.dir = options.dir.resolve()
     return options
+
+
+def checkout(text: str) -> Path:
+    """Of another commit, for `--before`."""
+    directory = Path(text).resolve()
+    if not (directory / "statedict_io" / "__init__.py").is_file():
+        raise argparse.ArgumentTypeError(f"{text} is no checkout of statedict_io")
+    return directory
 
 
 def comma_list(known: list[str]) -> Any:

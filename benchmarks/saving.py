@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from . import environment, results, run
 from .cases import GIB, KIB, MIB, format_size, parse_size
+from .processes import BEFORE
 
 TMPFS = Path("/dev/shm")
 OURS = ("native", "native_nodurable")
@@ -72,7 +73,10 @@ def measured(part: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]
     parent = TMPFS if part == "tmpfs" else options.dir
     directory = Path(tempfile.mkdtemp(prefix="statedict-io-bench-", dir=parent))
     try:
-        yield from run.measured(run.parse([*command, "--rounds", str(options.rounds), "--dir", str(parent)]), directory)
+        command += ["--rounds", str(options.rounds), "--dir", str(parent)]
+        if options.before is not None:
+            command += ["--before", str(options.before)]
+        yield from run.measured(run.parse(command), directory)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
@@ -99,6 +103,9 @@ def checks(runs: list[dict[str, Any]]) -> list[Check]:
         if of_run["skipped"]:
             continue
         part = of_run["part"]
+        for key in OURS:  # with --before
+            for metric in results.METRICS:
+                ratio(of_run, BEFORE + key, key, metric, 0.97)
         if part in ("llama", "adamw"):
             ratio(of_run, "raw_direct", "native", "durable_s", 0.95)
             ratio(of_run, "torch", "native", "durable_s", 2.7)
@@ -135,6 +142,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=25, help="timed rounds after the first")
     parser.add_argument("--seconds", type=float, default=150, help="of a case: no new round after that long")
     parser.add_argument("--dir", type=Path, default=Path.cwd(), help="whose file system is measured")
+    parser.add_argument(
+        "--before", type=run.checkout, metavar="DIR", help="a checkout, built in place, to compare each figure with"
+    )
     parser.add_argument("--out", type=Path, help="write everything measured as JSON")
     parser.add_argument("--smoke", action="store_true", help="tiny, one round: does everything run?")
     options = parser.parse_args(arguments)
