@@ -16,9 +16,10 @@ import torch
 
 from .archives import ZIP_START, Records, opened
 from .errors import CorruptCheckpointError, corrupt
+from .reading.persistent_ids import StorageFeed
 from .strided_reads import fill, memory_of, span_of
 from .tensor_names import flat_tensors
-from .unpickling import DeferredTensor, StorageFeed, ZipReader, can_defer, can_rebind, swaps_bytes, torch_load
+from .unpickling import DeferredTensor, ZipReader, can_defer, can_rebind, swaps_bytes, torch_load
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 # What unpickling raises where a kind that is made of tensors, parameters among them, meets one that is deferred. Not

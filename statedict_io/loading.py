@@ -22,9 +22,10 @@ from .errors import CorruptArchiveError, CorruptCheckpointError, corrupt
 from .installed import torch_save
 from .progress import Progress, ProgressCallback
 from .readahead import ReadAhead
+from .reading.persistent_ids import StorageFeed
 from .remote import ranges
 from .remote.stores import is_url
-from .unpickling import StorageFeed, ZipReader, can_rebind, swaps_bytes, torch_load
+from .unpickling import ZipReader, can_rebind, swaps_bytes, torch_load
 from .verification import check
 
 

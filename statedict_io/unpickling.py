@@ -9,7 +9,6 @@ its storages come from.
 from __future__ import annotations
 
 import contextlib
-import functools
 import gc
 import operator
 import os
@@ -25,17 +24,7 @@ import torch.serialization
 from torch.utils._python_dispatch import _disable_current_modes
 
 from .backends.protocol import LeanPickle, TensorCall
-
-
-class StorageFeed(Protocol):
-    """Where the storages come from; names are those of records, such as ``data/0``."""
-
-    def take(self, name: str, nbytes: int) -> torch.UntypedStorage:
-        """The storage of a record, which must have ``nbytes``.
-
-        Raises:
-            CorruptCheckpointError: there is no such record, or it has another size.
-        """
+from .reading.persistent_ids import PersistentIds, StorageFeed, storage_types, with_persistent_ids
 
 
 class SmallRecords(Protocol):
@@ -73,7 +62,7 @@ class ZipReader:
         self.defers = defers  #: what the lean pickle has taken out becomes a DeferredTensor each
         #: set where the unpickler takes long over each step, and understands what stands for a call
         self.abridges = False
-        self.calls: Sequence[TensorCall] = []
+        self.calls: Sequence[TensorCall] = ()
 
     def has_record(self, name: str) -> bool:
         return name in self._records or (self._assume_own_byteorder and name == "byteorder")
@@ -84,7 +73,7 @@ class ZipReader:
         data = self._records.read(name)
         if self.abridges and name == "data.pkl":
             lean = self._lean_pickle(data)
-            if {call.storage_type for call in lean.calls} <= _storage_types().keys():
+            if {call.storage_type for call in lean.calls} <= storage_types().keys():
                 data, self.calls = lean
         return data
 
@@ -201,7 +190,11 @@ def torch_load(open_reader: OpenReader, after: Callable[[], None] = lambda: None
         if not isinstance(zip_file, ZipReader):
             return torch_unpickle(zip_file, map_location, pickle_module, **options)
         with _collector_paused:
-            result = torch_unpickle(zip_file, map_location, _quick(pickle_module, zip_file, map_location), **options)
+            persistent_ids = _persistent_ids(zip_file, map_location, pickle_module)
+            if persistent_ids is not None:
+                pickle_module = with_persistent_ids(pickle_module)
+                options["persistent_ids"] = persistent_ids
+            result = torch_unpickle(zip_file, map_location, pickle_module, **options)
         after()
         return result
 
@@ -254,10 +247,8 @@ class _WarningsAbove:
         warnings.warn(message, category, stacklevel=stacklevel + (1 if stacklevel == 1 else 2), **options)
 
 
-def _quick(pickle_module: Any, zip_file: ZipReader, map_location: Any) -> Any:
-    """``pickle_module`` for ``_load``, whose unpickler resolves references to plain CPU storages without the detours
-    that ``_load`` makes for every one of them; all others as before."""
-    restricted = pickle_module is torch._weights_only_unpickler
+def _persistent_ids(zip_file: ZipReader, map_location: Any, pickle_module: Any) -> PersistentIds | None:
+    """None where torch's way is the only one for all storages, and no worse for tensors."""
     # Whatever its location: map_location sends it to the CPU. str() of any device of theirs is their own.
     in_place = zip_file.in_place or (isinstance(map_location, (str, torch.device)) and str(map_location) == "cpu")
     direct = (
@@ -265,98 +256,13 @@ def _quick(pickle_module: Any, zip_file: ZipReader, map_location: Any) -> Any:
         and torch.serialization._package_registry[0][1] is torch.serialization._cpu_tag
         and _own_byteorder(zip_file)
     )
+    restricted = pickle_module is torch._weights_only_unpickler
     if not (direct or restricted):
-        return pickle_module
-    take = zip_file.feed.take
-    make_typed = torch.storage.TypedStorage
-    untyped = torch.UntypedStorage
-    storage_types = _storage_types()
-    # What the unpickler calls for these globals.
-    allowed = torch._weights_only_unpickler._get_allowed_globals()
-    rebuild = _without_fake_tensors(allowed["torch._utils._rebuild_tensor_v2"])
-    no_hooks = allowed["collections.OrderedDict"]
-    element_sizes: dict[torch.dtype, int] = {}
-    loaded: dict[str, Any] = {}
-
-    def persistent_load_by(torch_persistent_load: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        def make(call: TensorCall) -> torch.Tensor:
-            kind, key, location, numel, *rest = call
-            storage = persistent_load(("storage", storage_types[kind], key, location, numel))
-            return rebuild(storage, *rest, no_hooks())
-
-        # Not where a storage takes torch's own way: that one ends with the load.
-        make_or_defer = functools.partial(DeferredTensor, make=make) if zip_file.defers and direct else make
-
-        def persistent_load(saved_id: Any) -> Any:
-            if type(saved_id) is int and zip_file.calls:
-                return make_or_defer(zip_file.calls[saved_id])
-            if type(saved_id) is not tuple or len(saved_id) != 5 or saved_id[0] != "storage":
-                return torch_persistent_load(saved_id)
-            _, storage_type, key, location, numel = saved_id
-            if type(key) is not str:
-                return torch_persistent_load(saved_id)
-            dtype = torch.uint8 if storage_type is untyped else storage_type.dtype
-            known = loaded.get(key)
-            if known is not None:
-                return known
-            if direct and (in_place or location == "cpu") and type(numel) is int and type(dtype) is torch.dtype:
-                size = element_sizes.get(dtype)
-                if size is None:
-                    size = element_sizes[dtype] = torch._utils._element_size(dtype)
-                typed = make_typed(wrap_storage=take(f"data/{key}", numel * size), dtype=dtype, _internal=True)
-                has_data = numel != 0
-            else:
-                typed = torch_persistent_load(saved_id)
-                has_data = typed._data_ptr() != 0
-            if has_data:  # those without are made anew each time, by torch too
-                loaded[key] = typed
-            return typed
-
-        return persistent_load
-
-    if restricted:
-        zip_file.abridges = True
-        return types.SimpleNamespace(Unpickler=_restricted_unpickler(persistent_load_by))
-
-    class Unpickler(pickle_module.Unpickler):  # type: ignore[misc]
-        def __setattr__(self, name: str, value: Any) -> None:
-            super().__setattr__(name, persistent_load_by(value) if name == "persistent_load" else value)
-
-    return types.SimpleNamespace(Unpickler=Unpickler)
-
-
-def _without_fake_tensors(rebuild: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """``torch._utils._rebuild_tensor_v2`` that does not ask for each tensor, at a third of its cost, whether a mode for
-    fake tensors is on."""
-    in_fake_mode = torch._guards.detect_fake_mode(None) is not None
-    if in_fake_mode or not isinstance(rebuild, types.FunctionType) or rebuild.__closure__ is not None:
-        return rebuild
-    names = {**rebuild.__globals__, "_restore_device_fake_mode": lambda tensor: tensor}
-    return types.FunctionType(rebuild.__code__, names, rebuild.__name__, rebuild.__defaults__)
-
-
-@functools.cache
-def _storage_types() -> dict[str, Any]:
-    """By "module name", what the restricted unpickler takes for the storage types that it allows."""
-    allowed = torch._weights_only_unpickler._get_allowed_globals()
-    kinds = [*torch._storage_classes, torch.UntypedStorage]
-    names = [(kind.__module__, kind.__name__) for kind in kinds if kind is not torch.storage.TypedStorage]
-    return {f"{module} {name}": allowed[f"{module}.{name}"] for module, name in names if f"{module}.{name}" in allowed}
-
-
-def _restricted_unpickler(persistent_load_by: Callable[[Any], Any]) -> Any:
-    """torch's, in Python, sets other attributes all the time: ``__setattr__`` would slow it down."""
-
-    class Unpickler(torch._weights_only_unpickler.Unpickler):  # type: ignore[misc]
-        @property
-        def persistent_load(self) -> Callable[[Any], Any]:
-            return self.quick_persistent_load
-
-        @persistent_load.setter
-        def persistent_load(self, value: Any) -> None:
-            self.quick_persistent_load = persistent_load_by(value)
-
-    return Unpickler
+        return None
+    # Not where a storage takes torch's own way: that one ends with the load.
+    defer = DeferredTensor if zip_file.defers and direct else None
+    zip_file.abridges = restricted
+    return PersistentIds(zip_file, direct=direct, in_place=in_place, defer=defer)
 
 
 def _own_byteorder(zip_file: ZipReader) -> bool:

@@ -40,6 +40,8 @@ ROWS = [
     {"verification"},
     {"archives"},
     {"unpickling", "outline", "tensor_names", "strided_reads", "safetensors_format"},
+    {"reading.persistent_ids"},
+    {"reading"},
     {"backends"},
     {"backends.stock", "backends.fallback", "backends.native", "backends.formats"},
     {"backends.strips"},

@@ -1,0 +1,1 @@
+"""Reading checkpoints, a module each step."""
