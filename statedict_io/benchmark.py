@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from .installed import torch_save
 from .saving import save
 
 _TENSOR_NBYTES = 32 << 20
@@ -33,11 +34,11 @@ class Samples:
 
 def _without_crc(obj: Any, path: str) -> None:
     torch.serialization.set_crc32_options(False)
-    torch.save(obj, path)
+    torch_save(obj, path)
 
 
 CONTENDERS: dict[str, Callable[[Any, str], None]] = {
-    "torch.save": torch.save,
+    "torch.save": torch_save,
     "torch.save, CRC off": _without_crc,
     "statedict_io": save,
     "statedict_io, durable=False": lambda obj, path: save(obj, path, durable=False),

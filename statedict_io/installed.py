@@ -1,8 +1,28 @@
-"""The installed torch's own ``save``, whatever :func:`~statedict_io.patch_torch` has bound to its name since.
+"""The installed torch's own ``save`` and ``load``, whatever is bound to their names.
 
-Whatever has torch write calls this one: the patched one would call back.
+Whatever has torch write or read calls these: what others bind to the names may call back, as ``torch.load = sio.load``
+and :func:`~statedict_io.patch_torch` do. Where the names were bound to something else before this was imported, torch's
+functions are looked for behind it, and what is bound there is taken only where they are not found.
 """
 
+from typing import Any
+
+import torch
 import torch.serialization
 
-torch_save = torch.serialization.save
+
+def _own(name: str) -> Any:
+    bound = [getattr(module, name) for module in (torch.serialization, torch)]
+    for function in bound:
+        for _ in range(100):  # of wrappers, each of which says what it wraps
+            module = getattr(function, "__globals__", {}).get("__name__", "")
+            if module == "torch" or module.startswith("torch."):
+                return function
+            if not hasattr(function, "__wrapped__"):
+                break
+            function = function.__wrapped__
+    return bound[0]
+
+
+torch_save = _own("save")
+torch_load = _own("load")

@@ -13,13 +13,12 @@ from typing import Any
 import torch
 import torch.serialization
 
-from . import backends
+from . import backends, installed
 from . import progress as progress_module
 from .archives import DATA_PKL, Records, is_legacy, of_ranges
 from .backends.fallback_reader import FallbackReader
 from .backends.protocol import Backend, LeanPickle
 from .errors import CorruptArchiveError, CorruptCheckpointError, corrupt
-from .installed import torch_save
 from .progress import Progress, ProgressCallback
 from .readahead import ReadAhead
 from .reading.persistent_ids import StorageFeed
@@ -32,13 +31,13 @@ from .verification import check
 def load(
     f: Any,
     map_location: Any = None,
+    pickle_module: Any = None,
     *,
     weights_only: bool | None = True,
     mmap: bool | None = None,
     verify: bool = False,
     backend: str = "auto",
     progress: Progress = None,
-    pickle_module: Any = None,
     **pickle_load_args: Any,
 ) -> Any:
     """Loads what :func:`torch.load` would, from the same files, faster.
@@ -96,7 +95,7 @@ def load(
         try:
             if not quick:
                 archive.verify_alone()
-                return torch.load(f, map_location, pickle_module, **options)
+                return installed.torch_load(f, map_location, pickle_module, **options)
             return torch_load(archive.open, archive.finish)(f, map_location, pickle_module, **options)
         except CorruptCheckpointError as e:
             raise _as_torch_error(e) from None
@@ -338,7 +337,7 @@ def _loads_alike(lean_pickle: LeanPickling) -> bool:
     }
     try:
         file = io.BytesIO()
-        torch_save(sample, file)
+        installed.torch_save(sample, file)
         for options in ({"weights_only": True}, {"weights_only": False}, {"map_location": lambda s, _: s}):
 
             def open_reader(_: Any) -> Any:
@@ -347,7 +346,7 @@ def _loads_alike(lean_pickle: LeanPickling) -> bool:
                 return contextlib.nullcontext(ZipReader(records, feed, lean_pickle=lean_pickle))
 
             file.seek(0)
-            expected = torch.load(file, **options)
+            expected = installed.torch_load(file, **options)
             file.seek(0)
             found = torch_load(open_reader)(file, **options)
             if not _alike(expected, found):

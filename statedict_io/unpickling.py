@@ -23,6 +23,7 @@ import torch
 import torch.serialization
 from torch.utils._python_dispatch import _disable_current_modes
 
+from . import installed
 from .backends.protocol import LeanPickle, TensorCall
 from .reading.persistent_ids import PersistentIds, StorageFeed, storage_types, with_persistent_ids
 
@@ -169,7 +170,7 @@ OpenReader = Callable[[Any], contextlib.AbstractContextManager[Any]]
 
 def can_rebind() -> bool:
     """Whether the installed ``torch.load`` has the parts that :func:`torch_load` exchanges."""
-    load = torch.serialization.load
+    load = installed.torch_load
     return (
         isinstance(load, types.FunctionType)
         and load.__closure__ is None
@@ -206,7 +207,7 @@ def torch_load(open_reader: OpenReader, after: Callable[[], None] = lambda: None
         # Where Python keeps what it has warned of already.
         "__warningregistry__": module.setdefault("__warningregistry__", {}),
     }
-    load = torch.serialization.load
+    load = installed.torch_load
     rebound = types.FunctionType(load.__code__, names, load.__name__, load.__defaults__)
     rebound.__kwdefaults__ = load.__kwdefaults__
     return rebound

@@ -17,6 +17,7 @@ import torch.serialization
 
 from ..backends import formats
 from ..backends.strips import bytes_of, preallocate
+from ..installed import torch_load
 from ..pickling import PickledObject, PythonStorageTable
 from ..replacement import Replacement
 from ..targets import FileTarget
@@ -178,4 +179,4 @@ def _end_with_call(replacement: Replacement, over: threading.Event) -> None:
 
 def _unpickled(data: bytes) -> Any:
     """A value that a rank of this job pickled for this save: DCP passes its own messages the same way."""
-    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)
+    return torch_load(io.BytesIO(data), map_location="cpu", weights_only=False)

@@ -1,0 +1,57 @@
+"""``torch.load = sio.load`` and ``torch.save = sio.save`` in every form, a fresh process for each."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+FORMS = {
+    "torch": "torch.save, torch.load = save, load",
+    "serialization": "torch.serialization.save, torch.serialization.load = save, load",
+    "both": "torch.save = torch.serialization.save = save; torch.load = torch.serialization.load = load",
+    "lambda": "torch.save = lambda *a, **k: save(*a, **k); torch.load = lambda *a, **k: load(*a, **k)",
+}
+PROGRAM = """
+import copy, functools, io, pathlib, pickle, sys, tempfile
+sys.path.insert(0, {tests!r})
+import torch
+import statedict_io as sio
+original_save, original_load = torch.save, torch.load
+save = functools.partial(sio.save, backend={backend!r})
+load = functools.partial(sio.load, backend={backend!r})
+folder = pathlib.Path(tempfile.mkdtemp())
+if {used}:
+    save([1], folder / "used.pt"), load(folder / "used.pt")
+{swap}
+swapped = [(m.save, m.load) for m in (torch, torch.serialization) if m.load is not original_load]
+assert swapped
+for torch_save, torch_load in swapped:
+    state = {{"a": torch.arange(5.0), "b": [torch.ones(2, dtype=torch.int8)]}}
+    for options in ({{}}, {{"_use_new_zipfile_serialization": False}}):
+        for target in (folder / "x.pt", io.BytesIO()):
+            torch_save(state, target, **options)
+            for load_options in ({{}}, {{"weights_only": False}}, {{"map_location": "cpu"}}):
+                if isinstance(target, io.BytesIO):
+                    target.seek(0)
+                found = torch_load(target, **load_options)
+                assert torch.equal(found["a"], state["a"]) and torch.equal(found["b"][0], state["b"][0])
+    torch_save(state, folder / "x.pt")
+    assert torch.equal(torch_load(folder / "x.pt", mmap=True)["a"], state["a"])
+    assert torch.equal(torch_load(folder / "x.pt", "cpu", pickle, weights_only=False)["a"], state["a"])
+    # torch pickles a storage outside of torch.save by calling torch.save, and loads it by torch.load.
+    assert torch.equal(pickle.loads(pickle.dumps(state))["a"], state["a"])
+    assert copy.deepcopy(state["a"].untyped_storage()).tolist() == state["a"].untyped_storage().tolist()
+    for frozen in pathlib.Path({tests!r}, "frozen").glob("*.pt"):
+        torch_load(frozen, weights_only=False)
+print("all of it")
+"""
+
+
+@pytest.mark.parametrize("used", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_everything_works_through_the_swapped_names(form, used, backend):
+    tests = str(pathlib.Path(__file__).parent)
+    program = PROGRAM.format(tests=tests, swap=FORMS[form], used=used, backend=backend)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    assert done.stdout.endswith("all of it\n"), done.stderr[-2000:]
