@@ -3,6 +3,7 @@
 import gc
 import io
 import os
+import pathlib
 import pickle
 import weakref
 
@@ -58,7 +59,7 @@ def lazily(path, backend):
 
 
 def dropped_error(path, backend):
-    broken = bytearray(open(path, "rb").read())
+    broken = bytearray(pathlib.Path(path).read_bytes())
     broken[NBYTES // 2] ^= 1
     with open(path + ".broken", "wb") as file:
         file.write(broken)
