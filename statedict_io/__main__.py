@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import pickle
 import re
 import sys
+from typing import NoReturn
 
 from . import benchmark
 from .backends import backend_info
 from .commands import convert, inspect, verify
-from .errors import StateDictIOError
+from .commands.printing import complain
+from .escaping import escaped
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="statedict-io", description=__doc__)
+    parser = _Parser(prog="statedict-io", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     info = commands.add_parser("info", help="say which backend is active and why")
@@ -54,9 +55,16 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         return arguments.run(arguments) or 0
-    except (ImportError, OSError, ValueError, StateDictIOError, pickle.UnpicklingError) as e:
-        print(f"statedict-io: {e}", file=sys.stderr)
+    except Exception as e:  # a hostile file can make an unpickler raise anything
+        complain(str(e) or type(e).__name__)
         return 2
+
+
+class _Parser(argparse.ArgumentParser):
+    """Complaints quote arguments, which a shell's pattern may have made of names of files."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(escaped(message, sys.stderr.encoding))
 
 
 def _bench(arguments: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ from . import backends
 from .backends.fallback_reader import NETWORK, FallbackReader
 from .backends.protocol import ArchiveReader, Backend, LeanPickle, RecordEntry
 from .errors import CorruptCheckpointError, StateDictIOError, corrupt
+from .escaping import escaped
 from .outline import tensors_by_record
 from .remote import ranges
 from .remote.stores import is_url
@@ -131,9 +132,9 @@ class Records:
         lines = []
         for name in names:
             living = tensors.get(name, [])
-            shown = ", ".join(tensor or "the object itself" for tensor in living[:_NAMES_SHOWN])
+            shown = ", ".join(escaped(tensor) or "the object itself" for tensor in living[:_NAMES_SHOWN])
             more = f" and {len(living) - _NAMES_SHOWN} more" if len(living) > _NAMES_SHOWN else ""
-            lines.append(f"record {name}" + (f" (tensors: {shown}{more})" if living else ""))
+            lines.append(f"record {escaped(name)}" + (f" (tensors: {shown}{more})" if living else ""))
         return lines
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+from .escaping import escaped
+
 #: called with (bytes_done, bytes_total)
 ProgressCallback = Callable[[int, int], Any]
 Progress = bool | ProgressCallback | None
@@ -31,7 +33,7 @@ def reporting(progress: Progress, description: str) -> AbstractContextManager[Pr
 
 @contextmanager
 def _bar(description: str) -> Iterator[ProgressCallback]:
-    with _tqdm()(desc=description, unit="B", unit_scale=True, unit_divisor=1024) as bar:
+    with _tqdm()(desc=escaped(description), unit="B", unit_scale=True, unit_divisor=1024) as bar:
 
         def update(bytes_done: int, bytes_total: int) -> None:
             bar.total = bytes_total

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 
 from ..conversion import convert
 from ..progress import reporting
-from .printing import bar_wanted, nbytes_text, printable
+from .printing import bar_wanted, complain, nbytes_text, say
 
 
 def run(source: str, destination: str) -> int:
@@ -20,7 +19,7 @@ def run(source: str, destination: str) -> int:
         return _run_dcp(source, destination)
     with reporting(True if bar_wanted() else None, "convert") as progress:
         done = convert(source, destination, progress=progress)
-    print(f"{printable(destination)}: {done.num_tensors} tensors, {nbytes_text(done.nbytes)}")
+    say(f"{destination}: {done.num_tensors} tensors, {nbytes_text(done.nbytes)}")
     _note("left out, safetensors holds tensors only", done.left_out)
     _note("shared memory with another and now have their own copy", done.untied)
     return 0
@@ -41,12 +40,12 @@ def _run_dcp(source: str, destination: str) -> int:
             dcp_to_file(source, destination, progress=progress)
     else:
         file_to_dcp(source, destination)
-    print(f"{printable(destination)}: converted from {printable(source)}")
+    say(f"{destination}: converted from {source}")
     return 0
 
 
 def _note(what: str, names: list[str]) -> None:
     if names:
-        shown = ", ".join(printable(name) or "the object itself" for name in names[:8])
+        shown = ", ".join(name or "the object itself" for name in names[:8])
         more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-        print(f"statedict-io: {what}: {shown}{more}", file=sys.stderr)
+        complain(f"{what}: {shown}{more}")

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..archives import opened
 from ..checkpoint import open_checkpoint
-from .printing import nbytes_text, print_table, printable
+from .printing import nbytes_text, print_table, say
 
 _FACTS = (".format_version", ".storage_alignment", "byteorder", "version", ".data/serialization_id")
 
@@ -20,7 +20,7 @@ def run(path: str, *, as_json: bool) -> int:
     """
     found = describe(path)
     if as_json:
-        print(json.dumps(found))
+        say(json.dumps(found))
         return 0
     rows = [
         [
@@ -33,16 +33,16 @@ def run(path: str, *, as_json: bool) -> int:
         for tensor in found["tensors"]
     ]
     columns = [("name", False), ("dtype", False), ("shape", True), ("bytes", True), ("offset", True)]
-    print_table(printable(path), columns, rows)
+    print_table(path, columns, rows)
     totals = found["totals"]
-    print(f"{totals['tensors']} tensors, {totals['nbytes']} bytes ({nbytes_text(totals['nbytes'])}) in a file of "
+    say(f"{totals['tensors']} tensors, {totals['nbytes']} bytes ({nbytes_text(totals['nbytes'])}) in a file of "
           f"{found['file_nbytes']} bytes")  # fmt: skip
-    print("by dtype: " + ", ".join(f"{dtype} {nbytes_text(n)}" for dtype, n in totals["by_dtype"].items()))
+    say("by dtype: " + ", ".join(f"{dtype} {nbytes_text(n)}" for dtype, n in totals["by_dtype"].items()))
     if found["others"]:
-        shown = ", ".join(printable(name) or "the object itself" for name in found["others"][:8])
+        shown = ", ".join(name or "the object itself" for name in found["others"][:8])
         more = f" and {len(found['others']) - 8} more" if len(found["others"]) > 8 else ""
-        print(f"other values: {shown}{more}")
-    print("format: " + ", ".join(f"{key.replace('_', ' ')} {printable(str(v))}" for key, v in found["format"].items()))
+        say(f"other values: {shown}{more}")
+    say("format: " + ", ".join(f"{key.replace('_', ' ')} {v}" for key, v in found["format"].items()))
     return 0
 
 

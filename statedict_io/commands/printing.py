@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO
+
+from ..escaping import escaped
 
 
-def printable(text: str) -> str:
-    """Names come from files: nothing in them may steer the terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def say(line: str, stream: TextIO | None = None) -> None:
+    """Prints one line, to standard output unless another stream is given. Every line of the commands goes through
+    here: names in it come from files, and nothing in them may steer the terminal or fail to be encoded."""
+    stream = sys.stdout if stream is None else stream
+    print(escaped(line, stream.encoding), file=stream)
+
+
+def complain(line: str) -> None:
+    """The same to standard error, after the name of the program."""
+    say(f"statedict-io: {line}", sys.stderr)
 
 
 def nbytes_text(nbytes: int) -> str:
@@ -23,21 +32,22 @@ def nbytes_text(nbytes: int) -> str:
 
 def print_table(title: str, columns: Sequence[tuple[str, bool]], rows: Sequence[Sequence[str]]) -> None:
     """``columns``: (heading, whether it is aligned right)."""
-    rows = [[printable(cell) for cell in row] for row in rows]
+    title = escaped(title, sys.stdout.encoding)
+    rows = [[escaped(cell, sys.stdout.encoding) for cell in row] for row in rows]
     table = _rich_table(title, columns, rows)
     if table is not None:
         from rich.console import Console
 
         Console().print(table)
         return
-    print(title)
+    say(title)
     widths = [max(len(row[i]) for row in [[heading for heading, _ in columns], *rows]) for i in range(len(columns))]
     for row in [[heading for heading, _ in columns], *rows]:
         cells = [
             cell.rjust(width) if right else cell.ljust(width)
             for cell, width, (_, right) in zip(row, widths, columns, strict=True)
         ]
-        print("  ".join(cells).rstrip())
+        say("  ".join(cells).rstrip())
 
 
 def _rich_table(title: str, columns: Sequence[tuple[str, bool]], rows: Sequence[Sequence[str]]) -> Any:

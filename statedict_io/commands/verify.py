@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 
 from ..errors import StateDictIOError
 from ..verification import VerifyReport, verify
-from .printing import bar_wanted, nbytes_text, printable
+from .printing import bar_wanted, complain, nbytes_text, say
 
 
 def run(paths: list[str], *, as_json: bool) -> int:
@@ -19,7 +18,7 @@ def run(paths: list[str], *, as_json: bool) -> int:
         try:
             report = verify(path, progress=True if bar_wanted() else None)
         except (OSError, StateDictIOError) as e:
-            print(f"statedict-io: {printable(str(e))}", file=sys.stderr)
+            complain(str(e))
             codes.add(2)
             found.append({"path": path, "ok": False, "error": str(e)})
             continue
@@ -28,7 +27,7 @@ def run(paths: list[str], *, as_json: bool) -> int:
         if not as_json:
             _print(path, report)
     if as_json:
-        print(json.dumps(found))
+        say(json.dumps(found))
     return 1 if 1 in codes else max(codes, default=0)
 
 
@@ -37,6 +36,6 @@ def _print(path: str, report: VerifyReport) -> None:
         unrecorded = sum(record.status == "crc-not-recorded" for record in report.records)
         note = f", {unrecorded} of them without a recorded CRC" if unrecorded else ""
         nbytes = sum(record.nbytes for record in report.records)
-        print(f"{printable(path)}: ok, {len(report.records)} records, {nbytes_text(nbytes)}{note}")
+        say(f"{path}: ok, {len(report.records)} records, {nbytes_text(nbytes)}{note}")
     for problem in report.problems:
-        print(printable(problem))
+        say(problem)

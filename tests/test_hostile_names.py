@@ -1,0 +1,73 @@
+"""What a file says is printed safely: every command, every place where text of a file or of its name appears."""
+
+import os
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import torch
+from corpus_case import filled
+from test_command_line import ROOT
+from test_verification import flip, payloads
+
+import statedict_io as sio
+
+# Colours, a second line, C1 controls, text turned around, a letter that not every stream can take, a lone surrogate.
+HOSTILE = "\x1b[31mred\n\x9b2J\u202egpj\u2028\u00e9\ud800"
+FILE_NAME = "\x1b[32mgreen\n\u202e.pt"
+
+
+def output(*arguments, cwd, encoding="utf-8"):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": encoding}
+    command = [sys.executable, "-m", "statedict_io", *arguments]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True)
+    return done.returncode, (done.stdout + done.stderr).decode(encoding)
+
+
+def assert_safe(text, where):
+    assert "Traceback" not in text, (where, text)
+    wrong = sorted({c for c in text if c != "\n" and not c.isprintable()})
+    assert wrong == [], (where, wrong)
+    assert not any(line.startswith(("red", "gpj")) for line in text.splitlines()), (where, text)
+
+
+def files(directory):
+    torch.save({HOSTILE: filled(3), "n": {HOSTILE: "value"}}, directory / "model.pt")
+    (directory / FILE_NAME).write_bytes((directory / "model.pt").read_bytes())
+    damaged = directory / "damaged.pt"
+    damaged.write_bytes((directory / "model.pt").read_bytes())
+    flip(damaged, {name: start for name, start, _ in payloads(damaged)}["data/0"] + 1, 2)
+    torch.save({HOSTILE: torch.eye(2).to_sparse()}, directory / "sparse.pt")
+    (directory / "text.pt").write_bytes(HOSTILE.encode("utf-8", "surrogatepass") * 20)
+    with zipfile.ZipFile(directory / "records.pt", "w") as archive:
+        archive.writestr("\x1b[31mred\n/data.pkl", b"\x80\x02ccollections\n\x1b[31mred\n.")
+        archive.writestr("\x1b[31mred\n/version", b"\x1b[31mred\n")
+        archive.writestr("\x1b[31mred\n/\x9b2J\u202e", b"x")
+    header = b'{"\\u001b[31mred\\n":{"dtype":"\\u001b[31mred\\n","shape":[1],"data_offsets":[0,4]}}'
+    (directory / "named.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_every_command_prints_names_safely(tmp_path, encoding):
+    files(tmp_path)
+    shown = 0
+    for name in sorted(os.listdir(tmp_path)):
+        for arguments in (
+            ["verify", name], ["inspect", name], ["inspect", "--json", name], ["verify", "--json", name],
+            ["convert", name, "out.pt" if name.endswith(".safetensors") else "out.safetensors"],
+        ):  # fmt: skip
+            _, text = output(*arguments, cwd=tmp_path, encoding=encoding)
+            assert_safe(text, arguments)
+            shown += "\\x1b" in text
+    assert shown > 8, "few of the outputs show a name: the check sees nothing"
+    code, text = output("verify", "--\x1b[31mred", cwd=tmp_path, encoding=encoding)
+    assert code == 2
+    assert_safe(text, "arguments")
+
+
+def test_names_in_problems_and_errors_are_escaped(tmp_path, backend):
+    files(tmp_path)
+    report = sio.verify(tmp_path / "damaged.pt", backend=backend)
+    assert not report.ok
+    assert all(line.isprintable() for line in report.problems), report.problems
