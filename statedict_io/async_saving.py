@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -43,8 +44,9 @@ def save_async(
     """Saves ``obj`` as :func:`save` does, but returns as soon as the tensors may be changed.
 
     What is written is the state at the call, in which ``obj`` is pickled. Saves to one path are committed in the order
-    of the calls, those of :func:`save` among them. The interpreter's normal exit waits for saves in flight; one that is
-    killed leaves the old file.
+    of the calls, those of :func:`save` among them: the one that was called last stands at the end. A call may come from
+    a signal handler or a callback while the same thread is inside another save, which it then does not wait for. The
+    interpreter's normal exit waits for saves in flight; one that is killed leaves the old file.
 
     Args:
         obj, pickle_module, pickle_protocol, durable, backend: as for :func:`save`.
@@ -84,22 +86,57 @@ def save_async(
     _check_at_least(0, max_device_snapshot_nbytes=max_device_snapshot_nbytes, device_margin_nbytes=device_margin_nbytes)
     if max_bytes_per_second is not None and not max_bytes_per_second > 0:
         raise ValueError(f"max_bytes_per_second must be above 0, got {max_bytes_per_second!r}")
+    with pending.Call() as call:
+        return _save(
+            call,
+            obj,
+            path,
+            pickle_module,
+            pickle_protocol,
+            _use_new_zipfile_serialization,
+            _disable_byteorder_record,
+            durable,
+            backend,
+            progress,
+            limits,
+            DeviceRoom(max_device_snapshot_nbytes, device_margin_nbytes),
+            wait_snapshot,
+            max_bytes_per_second,
+        )
+
+
+def _save(
+    call: pending.Call,
+    obj: object,
+    path: Any,
+    pickle_module: Any,
+    pickle_protocol: int,
+    use_new_zipfile_serialization: bool,
+    disable_byteorder_record: bool,
+    durable: bool,
+    backend: str,
+    progress: Progress,
+    limits: Limits,
+    room: DeviceRoom,
+    wait_snapshot: bool,
+    max_bytes_per_second: float | None,
+) -> PendingSave:
+    """``save_async`` with checked options, inside its ``call``."""
     planned = saving.plan(
         obj,
         path,
         pickle_module,
         pickle_protocol,
-        _use_new_zipfile_serialization,
-        _disable_byteorder_record,
+        use_new_zipfile_serialization,
+        disable_byteorder_record,
         backend=backend,
         progress=progress,
     )
     # A URL without its password.
     shown = planned.target.given if isinstance(planned.target, URLTarget) else os.fspath(path)
     file = _file_of(planned.target)
-    save = PendingSave(shown, file)
+    save = PendingSave(shown, file, call)
     pending.raise_uncollected(save)
-    room = DeviceRoom(max_device_snapshot_nbytes, device_margin_nbytes)
     try:
         if planned.archive is None:  # torch's own code reads the tensors while it writes
             pending.admit(save, 0, {}, limits)
@@ -180,9 +217,10 @@ def _write(
         return
     error: BaseException | None = None
     try:
-        pending.wait_for_predecessor(save)
-        save.wait_snapshot()
-        saving.write(source, target, durable, progress, bytes_per_second)
+        with contextlib.nullcontext() if in_call else save._call:
+            pending.wait_for_predecessor(save)
+            save.wait_snapshot()
+            saving.write(source, target, durable, progress, bytes_per_second)
     except BaseException as e:
         error = e
         traceback.clear_frames(e.__traceback__)  # they hold the tensors, and the error may be kept for long

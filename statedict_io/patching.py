@@ -20,8 +20,9 @@ from typing import Any
 import torch
 import torch.serialization
 
-from . import backends, saving
+from . import backends, pending, saving
 from . import progress as progress_module
+from .processes import in_forked_child
 from .progress import Progress
 from .targets import FileTarget
 
@@ -113,11 +114,13 @@ class Patch:
         call.apply_defaults()
         if not call.arguments["_use_new_zipfile_serialization"] and not _is_path(call.arguments["f"]):
             return original(*args, **kwargs)
-        planned = saving.plan(*call.args, backend=self._backend, progress=self._progress)
+        planned: saving.PlannedSave | None = None
         try:
-            saving.write_planned(planned, durable=self._durable, progress=self._progress)
+            with pending.Call():
+                planned = saving.plan(*call.args, backend=self._backend, progress=self._progress)
+                saving.write_planned(planned, durable=self._durable, progress=self._progress)
         except OSError as e:
-            if not isinstance(planned.target, FileTarget) or e.errno not in _CANNOT_REPLACE:
+            if planned is None or not isinstance(planned.target, FileTarget) or e.errno not in _CANNOT_REPLACE:
                 raise
             warnings.warn(
                 f"{planned.target.given!r} cannot be replaced ({e.strerror}): torch.save writes it in place, which is "
@@ -179,5 +182,4 @@ def _start_anew() -> None:
     _lock = threading.RLock()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew)
+in_forked_child(_start_anew)

@@ -17,8 +17,10 @@ import socket
 import stat
 import time
 import zlib
+from collections.abc import Callable
 from types import TracebackType
 
+from .processes import in_forked_child
 from .targets import FileTarget
 
 _SUFFIX = ".sdio-tmp"
@@ -89,9 +91,10 @@ class Replacement:
     def __del__(self) -> None:
         self._abandon()  # for a signal's exception that came up on the way into __exit__
 
-    def commit(self) -> None:
-        """Puts the temporary in the target's place. On an error the target is untouched, unless it is the last fsync
-        that fails: then the new file is there, and what may not survive a power loss is its name."""
+    def commit(self, is_superseded: Callable[[], bool] = lambda: False) -> None:
+        """Puts the temporary in the target's place, unless ``is_superseded``, which is asked last of all. On an error
+        the target is untouched, unless it is the last fsync that fails: then the new file is there, and what may not
+        survive a power loss is its name."""
         try:
             if self._as_directory:
                 self.fd = os.open(self.path_inside, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -102,6 +105,8 @@ class Replacement:
             # open file.
             fd, self.fd = self.fd, -1
             os.close(fd)
+            if is_superseded():
+                return
             source = self._temporary
             if self._as_directory:
                 source = self._name_inside
@@ -278,9 +283,8 @@ def _nonce(pid: int) -> str:
     return os.urandom(4).hex()
 
 
-if hasattr(os, "register_at_fork"):  # a descendant can get the id of an ancestor that is gone
-    os.register_at_fork(after_in_child=_owner.cache_clear)
-    os.register_at_fork(after_in_child=_nonce.cache_clear)
+in_forked_child(_owner.cache_clear)  # a descendant can get the id of an ancestor that is gone
+in_forked_child(_nonce.cache_clear)
 
 
 def _start_time(pid: int) -> int:

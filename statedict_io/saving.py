@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 import stat
@@ -38,6 +39,9 @@ def save(
 ) -> None:
     """Saves ``obj`` as :func:`torch.save` would, byte for byte, faster and safely.
 
+    May be called while the same thread is inside another save, by a signal handler or a progress callback: where both
+    write one file, that of the call which began later stands at the end.
+
     Args:
         obj: anything that ``torch.save`` takes.
         f: a path (``str`` or ``os.PathLike``), replaced atomically; a URL of fsspec such as ``"s3://bucket/model.pt"``
@@ -65,17 +69,18 @@ def save(
         >>> torch.load("checkpoint.pt")["step"]
         100
     """
-    planned = plan(
-        obj,
-        f,
-        pickle_module,
-        pickle_protocol,
-        _use_new_zipfile_serialization,
-        _disable_byteorder_record,
-        backend=backend,
-        progress=progress,
-    )
-    write_planned(planned, durable=durable, progress=progress)
+    with pending.Call():
+        planned = plan(
+            obj,
+            f,
+            pickle_module,
+            pickle_protocol,
+            _use_new_zipfile_serialization,
+            _disable_byteorder_record,
+            backend=backend,
+            progress=progress,
+        )
+        write_planned(planned, durable=durable, progress=progress)
 
 
 def fastsave(model: object, path: Any, **options: Any) -> None:
@@ -115,12 +120,15 @@ def plan(
     backend: str,
     progress: Progress,
 ) -> PlannedSave:
-    """Everything that can be refused without touching the target; arguments and errors are those of :func:`save`."""
+    """Everything that can be refused without touching the target; arguments and errors are those of :func:`save`.
+    Called inside a :class:`~statedict_io.pending.Call`, as is what writes."""
     if pickle_module is not pickle:
         torch.serialization._check_dill_version(pickle_module)
     progress_module.check(progress)
     chosen = backends.choose(backend)
     target = resolve(f, names_archive=use_new_zipfile_serialization)
+    if isinstance(target, (FileTarget, URLTarget)):
+        pending.current_call().file = functools.partial(getattr, target, "identity")
 
     def write_stock(durable: bool) -> None:
         options = {
@@ -131,7 +139,9 @@ def plan(
         if use_new_zipfile_serialization and isinstance(target, URLTarget):
             write(stock.ZipFile(obj, target.place.file_name, **options), target, durable, None)
         elif use_new_zipfile_serialization:
-            stock.save_zip(obj, target, durable=durable, **options)
+            call = pending.current_call()
+            stock.save_zip(obj, target, durable=durable, is_superseded=call.is_superseded, **options)
+            call.committed = True
         else:
             write(stock.LegacyFile(obj, **options), target, durable, None)
 
@@ -153,7 +163,7 @@ def plan(
 def write_planned(planned: PlannedSave, *, durable: bool, progress: Progress) -> None:
     """Writes and commits, after asynchronous saves to the same path that were started earlier."""
     if isinstance(planned.target, (FileTarget, URLTarget)) and pending.any_in_flight():
-        pending.wait_for_earlier(planned.target.identity)
+        pending.wait_for_earlier(pending.current_call(), planned.target.identity)
     if planned.archive is None:
         planned.write_stock(durable)
     else:
@@ -167,16 +177,18 @@ def write(
     progress: Progress,
     bytes_per_second: float | None = None,
 ) -> None:
-    """Writes what was planned, and commits it."""
+    """Writes what was planned, and commits it, unless a call that began later has committed the same file meanwhile."""
+    call = pending.current_call()
     with progress_module.reporting(progress, target.archive_name) as callback:
         if isinstance(target, FileTarget):
             with Replacement(target, durable=durable) as replacement:
                 content.write_fd(replacement.fd, durable=durable, progress=callback, bytes_per_second=bytes_per_second)
-                replacement.commit()
+                replacement.commit(call.is_superseded)
         elif isinstance(target, URLTarget):
             with Upload(target.place, getattr(content, "nbytes", None)) as upload:
                 content.write_stream(paced(upload.write, bytes_per_second), progress=callback)
-                upload.commit()
+                if not call.is_superseded():
+                    upload.commit()
         elif isinstance(target, PathStreamTarget):
             try:
                 with open(target.given, "wb", buffering=0) as stream:
@@ -191,3 +203,4 @@ def write(
         else:
             content.write_stream(full_writer(target.given.write), progress=callback)
             target.given.flush()
+    call.committed = True

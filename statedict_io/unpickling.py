@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import operator
-import os
 import sys
 import threading
 import types
@@ -25,6 +24,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from . import installed
 from .backends.protocol import LeanPickle, TensorCall
+from .processes import in_forked_child
 from .reading.persistent_ids import PersistentIds, StorageFeed, storage_types, with_persistent_ids
 
 
@@ -153,8 +153,7 @@ def _start_anew() -> None:
     _deferred_making = threading.RLock()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew)
+in_forked_child(_start_anew)
 
 
 def can_defer() -> bool:
@@ -218,25 +217,35 @@ class _CollectorPause:
     would go through all of it again and again."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._num_inside = 0
+        self._lock = threading.RLock()  # a signal handler may load, too
+        self._inside: list[int] = []  # a thread's id for each time that it is inside
         self._was_enabled = False
 
     def __enter__(self) -> None:
         with self._lock:
-            if self._num_inside == 0:
+            # In first and out last: a handler that loads in between finds somebody inside, and changes nothing.
+            self._inside.append(threading.get_ident())
+            if len(self._inside) == 1:
                 self._was_enabled = gc.isenabled()
                 gc.disable()
-            self._num_inside += 1
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
-            self._num_inside -= 1
-            if self._num_inside == 0 and self._was_enabled:
+            if len(self._inside) == 1 and self._was_enabled:
                 gc.enable()
+            self._inside.remove(threading.get_ident())
+
+    def start_anew(self) -> None:
+        """In a forked child, where nobody but this thread is inside."""
+        self._lock = threading.RLock()
+        was_inside, me = bool(self._inside), threading.get_ident()
+        self._inside = [thread for thread in self._inside if thread == me]
+        if was_inside and not self._inside and self._was_enabled:
+            gc.enable()
 
 
 _collector_paused = _CollectorPause()
+in_forked_child(_collector_paused.start_anew)
 
 
 class _WarningsAbove:

@@ -54,7 +54,7 @@ ROWS = [
     {"remote.uploads", "remote.ranges"},
     {"remote.stores"},
     {"remote"},
-    {"progress", "errors", "installed", "pacing", "host_memory", "device_room", "_build_info", "_native"},
+    {"progress", "errors", "installed", "pacing", "host_memory", "device_room", "processes", "_build_info", "_native"},
     {"escaping"},
 ]
 

@@ -9,11 +9,13 @@ import os
 import threading
 from collections.abc import Sequence
 
+from ..processes import in_forked_child
+
 _HUGE_PAGE_NBYTES = 2 << 20
 _PIECE_NBYTES = 8 << 20
 _MAX_THREADS = 16
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # a signal handler may save, and a snapshot be dropped by the collector
 _idle: list[mmap.mmap] = []
 _nbytes = 0  # of all arenas, idle or not
 
@@ -25,9 +27,10 @@ def acquire(nbytes: int, max_nbytes: int) -> mmap.mmap:
     nbytes = arena_nbytes(nbytes)
     with _lock:
         # Of this size only: one that is larger would count for less than it takes.
-        for i, arena in enumerate(_idle):
-            if len(arena) == nbytes:
-                return _idle.pop(i)
+        for arena in [*_idle]:
+            if len(arena) == nbytes and arena in _idle:  # a signal handler may have taken it
+                _idle.remove(arena)
+                return arena
         while _idle and _nbytes + nbytes > max_nbytes:
             _nbytes -= len(_idle.pop(0))
         arena = _map(nbytes)
@@ -97,8 +100,7 @@ def _map(nbytes: int) -> mmap.mmap:
 def _start_anew() -> None:
     """In a forked child: the lock may be held for ever, and the arenas by threads that are not there."""
     global _lock, _idle, _nbytes
-    _lock, _idle, _nbytes = threading.Lock(), [], 0
+    _lock, _idle, _nbytes = threading.RLock(), [], 0
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew)
+in_forked_child(_start_anew)

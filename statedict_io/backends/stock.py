@@ -17,11 +17,14 @@ from ..targets import FileTarget, Target
 _PIECE_NBYTES = 1 << 20
 
 
-def save_zip(obj: Any, target: Target, *, durable: bool, **torch_options: Any) -> None:
+def save_zip(
+    obj: Any, target: Target, *, durable: bool, is_superseded: Callable[[], bool] = lambda: False, **torch_options: Any
+) -> None:
     """Has torch open and write ``target``, or a file that then takes its place; its errors are torch's.
 
     Args:
         obj, target, durable: as in :func:`statedict_io.save`, after its resolution.
+        is_superseded: as in :meth:`Replacement.commit`.
         torch_options: of ``torch.save``.
     """
     if not isinstance(target, FileTarget):
@@ -30,7 +33,7 @@ def save_zip(obj: Any, target: Target, *, durable: bool, **torch_options: Any) -
     # In a directory of its own the file can have its final name, from which torch takes the archive's.
     with Replacement(target, durable=durable, as_directory=True) as replacement:
         torch_save(obj, replacement.path_inside, **torch_options)
-        replacement.commit()
+        replacement.commit(is_superseded)
 
 
 class ZipFile:
