@@ -22,7 +22,8 @@ from .pickling import pickle_object
 from .progress import Progress
 from .remote.uploads import Upload
 from .replacement import Replacement
-from .targets import FileTarget, PathStreamTarget, Target, URLTarget, full_writer, resolve
+from .targets import FileTarget, PathStreamTarget, Target, URLTarget, resolve
+from .writing.full_writes import full_writer
 
 
 def save(
@@ -192,8 +193,7 @@ def write(
         elif isinstance(target, PathStreamTarget):
             try:
                 with open(target.given, "wb", buffering=0) as stream:
-                    write_all = full_writer(paced(stream.write, bytes_per_second))
-                    content.write_stream(write_all, progress=callback)
+                    content.write_stream(paced(full_writer(stream), bytes_per_second), progress=callback)
                     if durable and stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                         os.fsync(stream.fileno())
             except OSError as e:
@@ -201,6 +201,6 @@ def write(
                     e.filename = target.given
                 raise
         else:
-            content.write_stream(full_writer(target.given.write), progress=callback)
+            content.write_stream(full_writer(target.given), progress=callback)
             target.given.flush()
     call.committed = True

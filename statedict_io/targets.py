@@ -11,7 +11,6 @@ import functools
 import io
 import os
 import stat
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -220,17 +219,3 @@ def _follow_symlinks(path: str) -> str | None:
             raise
         path = os.path.join(directory, link)
     raise _system_error(errno.ELOOP)
-
-
-def full_writer(write: Callable[[memoryview], int | None]) -> Callable[[memoryview], None]:
-    """``write`` that loops: a raw file may take less than it was given (at most 2 GiB on Linux)."""
-
-    def write_all(data: memoryview) -> None:
-        while len(data):
-            taken = write(data)
-            # torch ignores the result; None and odd values mean "all of it" there.
-            if not isinstance(taken, int) or not 0 < taken < len(data):
-                return
-            data = data[taken:]
-
-    return write_all

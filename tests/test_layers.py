@@ -55,6 +55,7 @@ ROWS = [
     {"remote.stores"},
     {"remote"},
     {"progress", "errors", "installed", "pacing", "host_memory", "device_room", "processes", "_build_info", "_native"},
+    {"writing", "writing.full_writes"},
     {"escaping"},
 ]
 

@@ -10,6 +10,7 @@ import secrets
 from types import TracebackType
 from typing import Any
 
+from ..writing.full_writes import full_writer
 from .stores import Place, as_oserror, naming_errors
 
 _MIB = 1 << 20
@@ -40,6 +41,7 @@ class Upload:
         self._temporary: str | None = None
         with naming_errors(place.url):
             self._file: Any = self._open()
+        self._write = full_writer(self._file)
 
     def write(self, data: memoryview) -> None:
         """Takes all of it."""
@@ -50,7 +52,7 @@ class Upload:
                 # Parts of one size each: some stores insist, and no more than one is held.
                 room = self._part_nbytes - self._nbytes_written % self._part_nbytes
                 piece = data[: min(room, _PIECE_NBYTES)]
-                self._file.write(bytes(piece) if wants_bytes else piece)
+                self._write(memoryview(bytes(piece)) if wants_bytes else piece)
                 self._nbytes_written += len(piece)
                 data = data[len(piece) :]
 
