@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -22,12 +23,23 @@ class WorkerFailed(Exception):
 BEFORE = "before "
 
 
-def checkout_of(name: str, before: Path | None) -> Path:
-    """The directory in which a worker starts, from which Python takes both `statedict_io` and `benchmarks`."""
-    if not name.startswith(BEFORE):
-        return ROOT
-    assert before is not None
-    return before
+def checkout(text: str) -> Path:
+    """Of another commit, for `--before`."""
+    directory = Path(text).resolve()
+    if not (directory / "statedict_io" / "__init__.py").is_file():
+        raise argparse.ArgumentTypeError(f"{text} is no checkout of statedict_io")
+    return directory
+
+
+def start_worker(
+    module: str, name: str, *options: str, before: Path | None, stderr: int | None
+) -> subprocess.Popen[str]:
+    """A process that takes orders on stdin. Python takes `statedict_io` and `benchmarks` from where it starts."""
+    directory = before if name.startswith(BEFORE) else ROOT
+    command = [sys.executable, "-m", f"benchmarks.{module}", name.removeprefix(BEFORE), *options]
+    return subprocess.Popen(
+        command, cwd=directory, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True
+    )
 
 
 class WorkerProcess:
@@ -42,16 +54,8 @@ class WorkerProcess:
         self.status, self.reason = "ok", ""
         self.timeout_s = timeout_s
         self.about: dict[str, str] = {}
-        command = [sys.executable, "-m", "benchmarks.worker", self.kind.key, "--device", device, "--op", op]
-        self._stderr = None if verbose else subprocess.PIPE
-        self._process = subprocess.Popen(
-            command,
-            cwd=checkout_of(key, before),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            text=True,
-        )
+        stderr = None if verbose else subprocess.PIPE
+        self._process = start_worker("worker", key, "--device", device, "--op", op, before=before, stderr=stderr)
         self._errors: list[str] = []
         if not verbose:
             threading.Thread(target=self._collect_errors, daemon=True).start()

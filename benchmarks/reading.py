@@ -21,9 +21,8 @@ from typing import Any
 
 from . import environment
 from .cases import GIB, MIB, build, format_size, parse_size
-from .processes import BEFORE, checkout_of
+from .processes import BEFORE, checkout, start_worker
 from .reading_worker import LIBRARIES
-from .run import checkout
 from .turns import in_turn
 
 OURS = "statedict_io"
@@ -46,15 +45,7 @@ class Process:
     """One contender; `status` says why it takes no part (any more)."""
 
     def __init__(self, name: str, before: Path | None = None) -> None:
-        command = [sys.executable, "-m", "benchmarks.reading_worker", name.removeprefix(BEFORE)]
-        self._process = subprocess.Popen(
-            command,
-            cwd=checkout_of(name, before),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
+        self._process = start_worker("reading_worker", name, before=before, stderr=subprocess.DEVNULL)
         answer = self._read()
         self.status = answer.get("skipped", answer.get("failed", "ok"))
         self.suffix = answer.get("suffix", ".pt")
@@ -213,20 +204,19 @@ def checks(document: dict[str, Any]) -> list[tuple[str, float, str, bool]]:
         if value is not None:
             found.append((f"{what}, {unit}", value, f"<= {limit:g}", value <= limit))
 
-    ours = OURS
     for part in document["parts"]:  # with --before
         for name in document["parts"][part].get("contenders", {}):
             ratio(part, BEFORE + name, name, 0.97)
-    ratio("cold", "raw", ours, 0.9)
-    ratio("cold", "torch.load", ours, 2)
-    ratio("cold", "safetensors", ours, 1)
-    ratio("cold", ours, f"{ours}, verify", 0.95)
-    ratio("warm", "torch.load", ours, 1.3)
-    ratio("warm", ours, f"{ours}, verify", 0.95)
-    ratio("many", "torch.load", ours, 2)
-    first = median("first", ours)
+    ratio("cold", "raw", OURS, 0.9)
+    ratio("cold", "torch.load", OURS, 2)
+    ratio("cold", "safetensors", OURS, 1)
+    ratio("cold", OURS, f"{OURS}, verify", 0.95)
+    ratio("warm", "torch.load", OURS, 1.3)
+    ratio("warm", OURS, f"{OURS}, verify", 0.95)
+    ratio("many", "torch.load", OURS, 2)
+    first = median("first", OURS)
     most("first tensor, cold", None if first is None else first * 1e3, 20, "ms")
-    rows = median("rows", ours, "read_bytes")
+    rows = median("rows", OURS, "read_bytes")
     most("1 MiB of rows: read from the disk", None if rows is None else rows / MIB, 2, "MiB")
     for name in document["parts"].get("memory", {}).get("contenders", {}):
         extra = median("memory", name, "extra_bytes")

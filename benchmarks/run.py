@@ -18,7 +18,7 @@ from typing import Any
 from . import environment, results
 from .cases import KINDS, MIB, format_size, parse_size, points
 from .contenders import ALL
-from .processes import BEFORE, WorkerProcess
+from .processes import BEFORE, WorkerProcess, checkout
 from .turns import in_turn
 
 NAME = "checkpoint.pt"
@@ -241,14 +241,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.error(f"--dir {options.dir}: no such directory")
     options.dir = options.dir.resolve()
     return options
-
-
-def checkout(text: str) -> Path:
-    """Of another commit, for `--before`."""
-    directory = Path(text).resolve()
-    if not (directory / "statedict_io" / "__init__.py").is_file():
-        raise argparse.ArgumentTypeError(f"{text} is no checkout of statedict_io")
-    return directory
 
 
 def comma_list(known: list[str]) -> Any:

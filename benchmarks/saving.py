@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from . import environment, results, run
 from .cases import GIB, KIB, MIB, format_size, parse_size
-from .processes import BEFORE
+from .processes import BEFORE, checkout
 
 TMPFS = Path("/dev/shm")
 OURS = ("native", "native_nodurable")
@@ -143,7 +143,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=150, help="of a case: no new round after that long")
     parser.add_argument("--dir", type=Path, default=Path.cwd(), help="whose file system is measured")
     parser.add_argument(
-        "--before", type=run.checkout, metavar="DIR", help="a checkout, built in place, to compare each figure with"
+        "--before", type=checkout, metavar="DIR", help="a checkout, built in place, to compare each figure with"
     )
     parser.add_argument("--out", type=Path, help="write everything measured as JSON")
     parser.add_argument("--smoke", action="store_true", help="tiny, one round: does everything run?")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import pickle
 import re
 import sys
 from typing import NoReturn
@@ -11,6 +12,7 @@ from . import benchmark
 from .backends import backend_info
 from .commands import convert, inspect, verify
 from .commands.printing import complain
+from .errors import StateDictIOError
 from .escaping import escaped
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -55,9 +57,11 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         return arguments.run(arguments) or 0
+    except (ImportError, OSError, ValueError, StateDictIOError, pickle.UnpicklingError) as e:
+        complain(str(e))
     except Exception as e:  # a hostile file can make an unpickler raise anything
-        complain(str(e) or type(e).__name__)
-        return 2
+        complain(f"{type(e).__name__}: {e}")
+    return 2
 
 
 class _Parser(argparse.ArgumentParser):

@@ -86,83 +86,58 @@ def save_async(
     _check_at_least(0, max_device_snapshot_nbytes=max_device_snapshot_nbytes, device_margin_nbytes=device_margin_nbytes)
     if max_bytes_per_second is not None and not max_bytes_per_second > 0:
         raise ValueError(f"max_bytes_per_second must be above 0, got {max_bytes_per_second!r}")
+    room = DeviceRoom(max_device_snapshot_nbytes, device_margin_nbytes)
     with pending.Call() as call:
-        return _save(
-            call,
+        planned = saving.plan(
             obj,
             path,
             pickle_module,
             pickle_protocol,
             _use_new_zipfile_serialization,
             _disable_byteorder_record,
-            durable,
-            backend,
-            progress,
-            limits,
-            DeviceRoom(max_device_snapshot_nbytes, device_margin_nbytes),
-            wait_snapshot,
-            max_bytes_per_second,
+            backend=backend,
+            progress=progress,
         )
+        # A URL without its password.
+        shown = planned.target.given if isinstance(planned.target, URLTarget) else os.fspath(path)
+        save = PendingSave(shown, _file_of(planned.target), call)
+        pending.raise_uncollected(save)
+        write = functools.partial(
+            _write, save, durable=durable, progress=progress, bytes_per_second=max_bytes_per_second
+        )
+        _start(save, planned, write, limits, room, durable=durable, wait_snapshot=wait_snapshot)
+        return save
 
 
-def _save(
-    call: pending.Call,
-    obj: object,
-    path: Any,
-    pickle_module: Any,
-    pickle_protocol: int,
-    use_new_zipfile_serialization: bool,
-    disable_byteorder_record: bool,
-    durable: bool,
-    backend: str,
-    progress: Progress,
+def _start(
+    save: PendingSave,
+    planned: saving.PlannedSave,
+    write: Callable[..., None],
     limits: Limits,
     room: DeviceRoom,
+    *,
+    durable: bool,
     wait_snapshot: bool,
-    max_bytes_per_second: float | None,
-) -> PendingSave:
-    """``save_async`` with checked options, inside its ``call``."""
-    planned = saving.plan(
-        obj,
-        path,
-        pickle_module,
-        pickle_protocol,
-        use_new_zipfile_serialization,
-        disable_byteorder_record,
-        backend=backend,
-        progress=progress,
-    )
-    # A URL without its password.
-    shown = planned.target.given if isinstance(planned.target, URLTarget) else os.fspath(path)
-    file = _file_of(planned.target)
-    save = PendingSave(shown, file, call)
-    pending.raise_uncollected(save)
+) -> None:
+    """Returns with the snapshot taken and ``write`` in a thread, or with everything written where neither can be."""
     try:
         if planned.archive is None:  # torch's own code reads the tensors while it writes
             pending.admit(save, 0, {}, limits)
             pending.wait_for_predecessor(save)
             planned.write_stock(durable)
             pending.finish(save, None)
-            return save
+            return
         target = planned.target
         if isinstance(target, FileTarget):  # where it is now, whatever becomes of symlinks on the way there
-            target = dataclasses.replace(target, path=file)
+            target = dataclasses.replace(target, path=save._file)
+        write = functools.partial(write, target=target)
         snapshot = _take_snapshot(save, planned.archive, limits, room)
-        write = functools.partial(
-            _write,
-            save,
-            target=target,
-            durable=durable,
-            progress=progress,
-            bytes_per_second=max_bytes_per_second,
-        )
         if snapshot is None:
             write(planned.archive, in_call=True)
-            return save
+            return
         if wait_snapshot:
             snapshot.wait()
         _start_thread(write, snapshot, f"save_async {save.path}")
-        return save
     except BaseException:
         # A signal's exception can come up when the thread is already there: it is the thread that ends the save then.
         if pending.claim(save):

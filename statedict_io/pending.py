@@ -129,8 +129,8 @@ class PendingSave:
         return self._process == os.getpid() and self._has_ended
 
     def result(self, timeout: float | None = None) -> None:
-        """Waits until the file is there, and durable if that was asked for: this save's, or that of a later call to the
-        same path.
+        """Waits until the file is there, and durable if that was asked for. Where a later call to the same path went
+        first, its file is there, as durable as that call asked for.
 
         Args:
             timeout: in seconds; None: as long as it takes.
@@ -196,6 +196,9 @@ class PendingSave:
             )
         return _register.wait(lambda: self._has_ended, timeout)
 
+    def _has_ended_or_gives_way(self) -> bool:
+        return self._has_ended or self._call.gives_way()
+
     def _check_process(self) -> None:
         if self._process != os.getpid():
             raise StateDictIOError(
@@ -251,7 +254,7 @@ class _Register:
         while last is not None:
             save, before = last, last._predecessor
             if call not in save._call.overtaken_by:
-                self.wait(lambda save=save: save._has_ended or save._call.gives_way(), own=call)  # type: ignore[misc]
+                self.wait(save._has_ended_or_gives_way, own=call)
                 with self.lock:
                     if save._has_ended:
                         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import pickle
 import stat
@@ -129,7 +128,7 @@ def plan(
     chosen = backends.choose(backend)
     target = resolve(f, names_archive=use_new_zipfile_serialization)
     if isinstance(target, (FileTarget, URLTarget)):
-        pending.current_call().file = functools.partial(getattr, target, "identity")
+        pending.current_call().file = lambda: target.identity
 
     def write_stock(durable: bool) -> None:
         options = {

@@ -44,6 +44,14 @@ def test_saving(tmp_path):
 
 
 @pytest.mark.timeout(200)
+def test_another_checkout_takes_part(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.saving", "--smoke", "--dir", str(tmp_path), "--before", str(ROOT)]
+    run = subprocess.run([*command, "--parts", "tmpfs"], cwd=ROOT, capture_output=True, text=True, timeout=180)
+    assert run.returncode == 0, run.stderr + run.stdout
+    assert "before native / native" in run.stdout
+
+
+@pytest.mark.timeout(200)
 def test_timeline(tmp_path):
     out, trace = tmp_path / "out.json", tmp_path / "trace.json.gz"
     command = [sys.executable, "-m", "benchmarks.timeline", "--smoke", "--dir", str(tmp_path), "--out", str(out)]

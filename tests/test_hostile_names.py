@@ -1,28 +1,36 @@
 """What a file says is printed safely: every command, every place where text of a file or of its name appears."""
 
+import contextlib
+import io
 import os
-import subprocess
-import sys
 import zipfile
 
 import pytest
 import torch
 from corpus_case import filled
-from test_command_line import ROOT
 from test_verification import flip, payloads
 
 import statedict_io as sio
+from statedict_io.__main__ import main
 
 # Colours, a second line, C1 controls, text turned around, a letter that not every stream can take, a lone surrogate.
 HOSTILE = "\x1b[31mred\n\x9b2J\u202egpj\u2028\u00e9\ud800"
 FILE_NAME = "\x1b[32mgreen\n\u202e.pt"
 
 
-def output(*arguments, cwd, encoding="utf-8"):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": encoding}
-    command = [sys.executable, "-m", "statedict_io", *arguments]
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True)
-    return done.returncode, (done.stdout + done.stderr).decode(encoding)
+def output(*arguments, encoding):
+    """The exit code, and all that is printed, to streams that refuse what they cannot encode."""
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2)]
+    with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
+        try:
+            code = main(arguments)
+        except SystemExit as e:
+            code = e.code
+    text = ""
+    for stream in streams:
+        stream.flush()
+        text += stream.buffer.getvalue().decode(encoding)
+    return code, text
 
 
 def assert_safe(text, where):
@@ -49,7 +57,8 @@ def files(directory):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_every_command_prints_names_safely(tmp_path, encoding):
+def test_every_command_prints_names_safely(tmp_path, monkeypatch, encoding):
+    monkeypatch.chdir(tmp_path)
     files(tmp_path)
     shown = 0
     for name in sorted(os.listdir(tmp_path)):
@@ -57,11 +66,11 @@ def test_every_command_prints_names_safely(tmp_path, encoding):
             ["verify", name], ["inspect", name], ["inspect", "--json", name], ["verify", "--json", name],
             ["convert", name, "out.pt" if name.endswith(".safetensors") else "out.safetensors"],
         ):  # fmt: skip
-            _, text = output(*arguments, cwd=tmp_path, encoding=encoding)
+            _, text = output(*arguments, encoding=encoding)
             assert_safe(text, arguments)
             shown += "\\x1b" in text
     assert shown > 8, "few of the outputs show a name: the check sees nothing"
-    code, text = output("verify", "--\x1b[31mred", cwd=tmp_path, encoding=encoding)
+    code, text = output("verify", "--\x1b[31mred", encoding=encoding)
     assert code == 2
     assert_safe(text, "arguments")
 

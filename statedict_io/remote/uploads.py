@@ -52,7 +52,7 @@ class Upload:
                 # Parts of one size each: some stores insist, and no more than one is held.
                 room = self._part_nbytes - self._nbytes_written % self._part_nbytes
                 piece = data[: min(room, _PIECE_NBYTES)]
-                self._write(memoryview(bytes(piece)) if wants_bytes else piece)
+                self._write(bytes(piece) if wants_bytes else piece)
                 self._nbytes_written += len(piece)
                 data = data[len(piece) :]
 

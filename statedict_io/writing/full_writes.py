@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 
-def full_writer(file: Any) -> Callable[[memoryview], None]:
-    """A function that writes all of what it is given to ``file``.
+def full_writer(file: Any) -> Callable[[bytes | memoryview], None]:
+    """A function that writes all of what it is given to ``file``, as what it is: some files take ``bytes`` alone.
 
     Raw files (:class:`io.RawIOBase`) tell how many bytes they took, which may be fewer than they were given: Linux
     takes at most 2 GiB a call. What other objects return means nothing, as for ``torch.save``: a compressing file may
@@ -24,7 +24,7 @@ def full_writer(file: Any) -> Callable[[memoryview], None]:
     if not isinstance(file, io.RawIOBase):
         return write
 
-    def write_all(data: memoryview) -> None:
+    def write_all(data: bytes | memoryview) -> None:
         done = 0
         while done < len(data):
             taken = write(data[done:])
