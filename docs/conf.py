@@ -8,8 +8,8 @@ from pathlib import Path
 
 project = "statedict_io"
 author = "the statedict_io authors"
-PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
-release = re.search(r'^version = "(.*)"', PYPROJECT.read_text(), re.MULTILINE)[1]
+VERSION = Path(__file__).parents[1] / "statedict_io" / "version.py"
+release = re.search(r'^VERSION = "(.*)"', VERSION.read_text(), re.MULTILINE)[1]
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_parser"]
 html_theme = "furo"

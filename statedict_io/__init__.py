@@ -8,17 +8,21 @@ except ImportError as e:
 from .async_saving import save_async
 from .backends import BackendInfo, backend_info, release_buffers
 from .checkpoint import Checkpoint, TensorInfo, open_checkpoint
-from .errors import CorruptCheckpointError, NativeUnavailableError, SnapshotLimitError, StateDictIOError
+from .errors import CorruptCheckpointError, FileKindError, NativeUnavailableError, SnapshotLimitError, StateDictIOError
 from .loading import load
 from .patching import Patch, patch_torch
 from .pending import PendingSave, wait_all
 from .saving import fastsave, save
 from .verification import RecordReport, VerifyReport, verify
+from .version import VERSION
+
+__version__ = VERSION
 
 __all__ = [
     "BackendInfo",
     "Checkpoint",
     "CorruptCheckpointError",
+    "FileKindError",
     "NativeUnavailableError",
     "Patch",
     "PendingSave",

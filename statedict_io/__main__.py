@@ -8,18 +8,22 @@ import re
 import sys
 from typing import NoReturn
 
+import torch
+
 from . import benchmark
 from .backends import backend_info
 from .commands import convert, inspect, verify
 from .commands.printing import complain
 from .errors import StateDictIOError
 from .escaping import escaped
+from .version import VERSION
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = _Parser(prog="statedict-io", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"statedict-io {VERSION}, torch {torch.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     info = commands.add_parser("info", help="say which backend is active and why")
@@ -31,7 +35,8 @@ def main(argv: list[str] | None = None) -> int:
     inspect_.set_defaults(run=lambda a: inspect.run(a.file, as_json=a.json))
 
     verify_ = commands.add_parser(
-        "verify", help="check every CRC; exit code 0 all sound, 1 a file is corrupt, 2 a file cannot be read"
+        "verify",
+        help="check every CRC; exit code 0 all sound, 1 a file is corrupt, 2 one cannot be read or is no checkpoint",
     )
     verify_.add_argument("files", metavar="FILE", nargs="+")
     verify_.add_argument("--json", action="store_true", help="for machines")

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from . import backends
 from .backends.fallback_reader import NETWORK, FallbackReader
 from .backends.protocol import ArchiveReader, Backend, LeanPickle, RecordEntry
-from .errors import CorruptCheckpointError, StateDictIOError, corrupt
+from .errors import CorruptCheckpointError, FileKindError, StateDictIOError, UnknownKindError, corrupt
 from .escaping import escaped
 from .outline import tensors_by_record
+from .reading import kinds
+from .reading.kinds import ZIP_START
 from .remote import ranges
 from .remote.stores import is_url
 
 DATA_PKL = "data.pkl"
-ZIP_START = b"PK\x03\x04"
-# A pickle of the number with which torch's format before 1.6 begins.
-_LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
+_ZIP_END = b"PK\x05\x06"
+_ZIP_END_NBYTES = 22  # without a comment, of which torch writes none
 _NAMES_SHOWN = 8
 # A round trip takes milliseconds, in which so much could have come.
 _CHEAP_NBYTES_OF_NETWORK = 256 << 10
@@ -152,7 +153,7 @@ def opened(path: Any, backend: str = "auto", *, random_access: bool = False) -> 
     Raises:
         OSError: the file cannot be opened or read.
         CorruptCheckpointError: it is no sound archive.
-        StateDictIOError: it is in a format that has no records.
+        FileKindError: it is of another kind; an :class:`UnknownKindError` is a CorruptCheckpointError too.
     """
     chosen = backends.for_reading(backend)
     if not is_url(path):
@@ -170,23 +171,66 @@ def opened(path: Any, backend: str = "auto", *, random_access: bool = False) -> 
 
 def of_ranges(source: ranges.RangedObject, chosen: Backend) -> Records:
     """The records of an object that is not on this machine; it must stay open."""
-    start = bytearray(min(len(_LEGACY_START), source.nbytes))
-    source.read_into(memoryview(start), 0)
-    _check_start(bytes(start), source.name)
-    reader = FallbackReader(source, source.name, NETWORK)
+
+    def read_at(offset: int, nbytes: int) -> bytes:
+        data = bytearray(max(min(nbytes, source.nbytes - offset), 0))
+        source.read_into(memoryview(data), offset)
+        return bytes(data)
+
+    reader = _open_archive(lambda: FallbackReader(source, source.name, NETWORK), read_at, source.nbytes, source.name)
     return Records(
         reader, source.name, chosen.lean_pickle, file_nbytes=source.nbytes, cheap_nbytes=_CHEAP_NBYTES_OF_NETWORK
     )
 
 
-def _check_start(start: bytes, given: str) -> None:
-    if start.startswith(_LEGACY_START):
-        raise StateDictIOError(
-            f"{given}: is in torch's legacy format, which has no records and no checksums; "
-            "load it with statedict_io.load or torch.load, and save it again"
-        )
+def archive_at(fd: int, path: str, backend: Backend) -> ArchiveReader:
+    """The archive in an open file.
+
+    Raises:
+        OSError, CorruptCheckpointError, FileKindError: as :func:`opened`.
+    """
+    return _open_archive(
+        lambda: backend.open_archive(fd, path),
+        lambda offset, nbytes: os.pread(fd, nbytes, offset),
+        os.fstat(fd).st_size,
+        path,
+    )
+
+
+def _open_archive(
+    open_archive: Callable[[], ArchiveReader], read_at: Callable[[int, int], bytes], file_nbytes: int, path: str
+) -> ArchiveReader:
+    """``open_archive()``, where the file is an archive.
+
+    Args:
+        read_at: ``read_at(offset, nbytes)`` gives bytes of the file, fewer at its end.
+    """
+    start = read_at(0, kinds.START_NBYTES)
+    kind = kinds.of_start(start, path)
+    if kind is kinds.UNKNOWN and read_at(max(file_nbytes - _ZIP_END_NBYTES, 0), len(_ZIP_END)) != _ZIP_END:
+        raise UnknownKindError(f"{path}: {kind}")
+    if kind is not None and kind is not kinds.UNKNOWN:
+        raise FileKindError(f"{path}: {kind}")
     if not start.startswith(ZIP_START):
-        raise corrupt(given, "does not begin like a file of torch.save (a zip archive)")
+        raise corrupt(path, "does not begin like a file of torch.save (a zip archive)")
+    try:
+        return open_archive()
+    except CorruptCheckpointError:
+        kind = kinds.of_refused_zip(start)
+        if kind is None:
+            raise
+    raise FileKindError(f"{path}: {kind}")
+
+
+def check_kind(records: Records, *, allowed: Collection[kinds.FileKind] = ()) -> None:
+    """Refuses archives that torch.save did not write.
+
+    Raises:
+        FileKindError: names the kind.
+    """
+    kind = kinds.of_records(entry.name for entry in records.entries)
+    if kind is not None and kind not in allowed:
+        raise FileKindError(f"{records.path}: {kind}")
 
 
 @contextmanager
@@ -199,16 +243,12 @@ def _opened_file(path: str, given: str, chosen: Backend, random_access: bool) ->
             for begin in (max(0, os.fstat(fd).st_size - _END_NBYTES), 0):
                 os.posix_fadvise(fd, begin, _END_NBYTES, os.POSIX_FADV_WILLNEED)
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-        _check_start(os.pread(fd, len(_LEGACY_START), 0), given)
         file_nbytes = os.fstat(fd).st_size
-        yield Records(chosen.open_archive(fd, given), given, chosen.lean_pickle, file_nbytes=file_nbytes)
+        archive = archive_at(fd, given, chosen)
+        yield Records(archive, given, chosen.lean_pickle, file_nbytes=file_nbytes)
     except OSError as e:
         if e.errno is not None and e.filename is None:
             e.filename = given
         raise
     finally:
         os.close(fd)
-
-
-def is_legacy(start: bytes) -> bool:
-    return start.startswith(_LEGACY_START)

@@ -20,6 +20,7 @@ from .device_room import DeviceRoom
 from .pending import Limits, PendingSave
 from .progress import Progress
 from .targets import FileTarget, Target, URLTarget
+from .writing.suffixes import check_suffix
 
 
 def save_async(
@@ -82,6 +83,7 @@ def save_async(
     """
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"save_async writes to a path, after the call has returned; got {type(path).__name__}")
+    check_suffix(path)
     limits = _limits(max_in_flight, max_snapshot_nbytes, when_full)
     _check_at_least(0, max_device_snapshot_nbytes=max_device_snapshot_nbytes, device_margin_nbytes=device_margin_nbytes)
     if max_bytes_per_second is not None and not max_bytes_per_second > 0:

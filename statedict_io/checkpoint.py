@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 
-from .archives import ZIP_START, Records, opened
+from .archives import Records, check_kind, opened
 from .errors import CorruptCheckpointError, corrupt
+from .reading.kinds import ZIP_START
 from .reading.persistent_ids import StorageFeed
+from .reading.refusals import refusal
 from .strided_reads import fill, memory_of, span_of
 from .tensor_names import flat_tensors
 from .unpickling import DeferredTensor, ZipReader, can_defer, can_rebind, swaps_bytes, torch_load
@@ -25,6 +27,11 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 # What unpickling raises where a kind that is made of tensors, parameters among them, meets one that is deferred. Not
 # OSError: the disk's, or the TimeoutError of a signal's handler.
 _WANTS_A_TENSOR = (AttributeError, LookupError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError)
+
+_CURE = (
+    "load it with statedict_io.load(..., weights_only=False), or allow what it needs with "
+    "torch.serialization.add_safe_globals"
+)
 
 
 @dataclass(frozen=True)
@@ -48,11 +55,19 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         self._exit = contextlib.ExitStack()
         self._records: Records = self._exit.enter_context(opened(path, backend, random_access=True))
         try:
+            check_kind(self._records)
             self._swap = swaps_bytes(self._records)
-            self._tensors, self._others = flat_tensors(self._outline(), (torch.Tensor, DeferredTensor))
+            self._tensors, self._others = self._named()
         except BaseException:
             self.close()
             raise
+
+    def _named(self) -> tuple[dict[str, Any], list[str]]:
+        try:
+            outline = self._outline()
+        except pickle.UnpicklingError as e:
+            raise refusal(self.path, e, _CURE) from None
+        return flat_tensors(outline, (torch.Tensor, DeferredTensor))
 
     def _outline(self) -> Any:
         """What was saved, with placeholders for tensors."""

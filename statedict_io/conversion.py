@@ -16,9 +16,10 @@ from .backends import fallback, formats, stock
 from .backends.file_range import FileRange
 from .backends.protocol import Contents
 from .checkpoint import Checkpoint, open_checkpoint
-from .errors import StateDictIOError
+from .errors import FileKindError, StateDictIOError
 from .pickling import pickle_object
 from .progress import ProgressCallback
+from .reading import kinds
 from .replacement import Replacement
 from .strided_reads import memory_of
 from .targets import FileTarget, resolve
@@ -113,6 +114,7 @@ def _to_pt(source: str, target: FileTarget, progress: ProgressCallback | None) -
     fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     try:
         file_nbytes = os.fstat(fd).st_size
+        _check_is_safetensors(os.pread(fd, kinds.START_NBYTES, 0), source)
         tensors, _ = safetensors_format.parse(
             lambda offset, nbytes: FileRange(fd, offset, nbytes, source).read(), file_nbytes, source
         )
@@ -137,6 +139,14 @@ def _to_pt(source: str, target: FileTarget, progress: ProgressCallback | None) -
         raise
     finally:
         os.close(fd)
+
+
+def _check_is_safetensors(start: bytes, source: str) -> None:
+    if start.startswith(kinds.ZIP_START):
+        raise FileKindError(f"{source}: is a zip archive, as torch.save writes them: give it a name that ends in .pt")
+    kind = kinds.of_start(start, source)
+    if kind not in (None, kinds.SAFETENSORS, kinds.UNKNOWN):
+        raise FileKindError(f"{source}: {kind}")
 
 
 def _save(

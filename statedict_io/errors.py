@@ -7,6 +7,7 @@ raises for bad arguments is raised here too.
 from __future__ import annotations
 
 import functools
+import pickle
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,6 +24,18 @@ class CorruptCheckpointError(StateDictIOError):
 
 class CorruptArchiveError(CorruptCheckpointError, RuntimeError):
     """What :func:`statedict_io.load` raises: also the :class:`RuntimeError` that ``torch.load`` raises there."""
+
+
+class FileKindError(StateDictIOError, ValueError):
+    """A file of a kind that is not read or written here; names the kind, and what does."""
+
+
+class UnknownKindError(FileKindError, CorruptCheckpointError):
+    """No kind is recognized: it may be a checkpoint whose beginning is damaged."""
+
+
+class LoadedKindError(FileKindError, RuntimeError, pickle.UnpicklingError):
+    """What :func:`statedict_io.load` raises there: also the errors that ``torch.load`` raises for such files."""
 
 
 def corrupt(path: str, problem: str, records: Iterable[str] = ()) -> CorruptCheckpointError:

@@ -5,6 +5,7 @@ and :func:`~statedict_io.patch_torch` do. Where the names were bound to somethin
 functions are looked for behind it, and what is bound there is taken only where they are not found.
 """
 
+import inspect
 from typing import Any
 
 import torch
@@ -26,3 +27,9 @@ def _own(name: str) -> Any:
 
 torch_save = _own("save")
 torch_load = _own("load")
+
+
+def save_is_rebound() -> bool:
+    """Whether something that does not call itself a wrapper of torch's own is bound to ``torch.save``, under either of
+    its names, as ``torch.save = sio.save`` or a lambda in its place; a patch of ours does call itself one."""
+    return any(inspect.unwrap(module.save) is not torch_save for module in (torch, torch.serialization))

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io
 import os
+import pickle
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -15,12 +16,13 @@ import torch.serialization
 
 from . import backends, installed
 from . import progress as progress_module
-from .archives import DATA_PKL, Records, is_legacy, of_ranges
+from .archives import DATA_PKL, Records, archive_at, check_kind, of_ranges
 from .backends.fallback_reader import FallbackReader
 from .backends.protocol import Backend, LeanPickle
-from .errors import CorruptArchiveError, CorruptCheckpointError, corrupt
+from .errors import CorruptArchiveError, CorruptCheckpointError, FileKindError, LoadedKindError, corrupt
 from .progress import Progress, ProgressCallback
 from .readahead import ReadAhead
+from .reading import kinds
 from .reading.persistent_ids import StorageFeed
 from .remote import ranges
 from .remote.stores import is_url
@@ -66,6 +68,8 @@ def load(
     Raises:
         CorruptCheckpointError: the file is no sound archive, or a checksum does not match; names the record and the
             tensors in it. It is a :class:`RuntimeError` too, which ``torch.load`` raises.
+        FileKindError: it is a file of another kind, and torch.load cannot read it; names the kind. It is also what
+            ``torch.load`` raises there.
         ValueError: ``verify=True`` for a file without checksums.
         OSError: what the system reported.
         NativeUnavailableError: ``backend="native"`` and the extension cannot be used.
@@ -99,6 +103,29 @@ def load(
             return torch_load(archive.open, archive.finish)(f, map_location, pickle_module, **options)
         except CorruptCheckpointError as e:
             raise _as_torch_error(e) from None
+        except FileKindError as e:
+            raise LoadedKindError(*e.args) from None
+        except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
+            kind = _foreign_kind(f)
+            if kind is None:
+                raise
+            raise LoadedKindError(f"{os.fsdecode(name)}: {kind}") from None
+
+
+def _foreign_kind(f: Any) -> kinds.FileKind | None:
+    """The kind of a file that torch.load cannot read and does not say why; None for others and for objects."""
+    if not isinstance(f, (str, os.PathLike)) or os.fsdecode(f).endswith(".safetensors"):
+        return None
+    try:
+        with open(f, "rb") as file:
+            kind = kinds.of_start(file.read(kinds.START_NBYTES), os.fsdecode(f))
+    except OSError:
+        return None
+    return None if kind in _TORCH_EXPLAINS else kind
+
+
+# torch.load reads the first two, refuses some of what is in them, and says so.
+_TORCH_EXPLAINS = (kinds.LEGACY, kinds.TAR, kinds.UNKNOWN)
 
 
 #: as :meth:`~statedict_io.backends.protocol.Backend.lean_pickle`
@@ -140,6 +167,7 @@ class _Archive:
             if self._verify and records is not None:
                 check(records, range(len(records.entries)), self._progress)
             return torch.serialization._open_zipfile_reader(file)
+        check_kind(records)
         _check_made_by_torch(records)
         self._records = records
         if self._verify:
@@ -183,7 +211,7 @@ class _Archive:
             return of_ranges(self._source, self._backend)
         if isinstance(self._f, (str, os.PathLike)):
             name = os.fsdecode(self._name)
-            return Records(self._backend.open_archive(file.fileno(), name), name)
+            return Records(archive_at(file.fileno(), name, self._backend), name)
         if not self._verify:
             return None
         source = _ObjectSource(file)
@@ -247,7 +275,7 @@ def _check_has_checksums(f: Any, name: Any) -> None:
     try:
         with torch.serialization._open_file_like(f, "rb") as file:
             start = file.tell()
-            legacy = is_legacy(file.read(16))
+            legacy = kinds.is_legacy(file.read(kinds.START_NBYTES))
             file.seek(start)
     except (OSError, AttributeError, TypeError, ValueError):
         return  # torch.load will say it

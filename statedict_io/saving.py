@@ -23,6 +23,7 @@ from .remote.uploads import Upload
 from .replacement import Replacement
 from .targets import FileTarget, PathStreamTarget, Target, URLTarget, resolve
 from .writing.full_writes import full_writer
+from .writing.suffixes import check_suffix
 
 
 def save(
@@ -60,6 +61,9 @@ def save(
     Raises:
         OSError: what the system reported, with its ``errno`` and the path; the old file is whole and nothing is left
             behind.
+        FileKindError: the path ends in ``.safetensors``, which promises another format: save to a ``.pt``, and convert
+            that with ``statedict-io convert``. Where ``save`` is bound to the name ``torch.save`` it writes under any
+            name, as ``torch.save`` does.
         NativeUnavailableError: ``backend="native"`` and the extension cannot be used.
         Exception: for bad arguments and objects that cannot be pickled, what ``torch.save`` raises, before the target
             is touched.
@@ -69,6 +73,7 @@ def save(
         >>> torch.load("checkpoint.pt")["step"]
         100
     """
+    check_suffix(f)
     with pending.Call():
         planned = plan(
             obj,

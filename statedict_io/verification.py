@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from . import progress as progress_module
-from .archives import DATA_PKL, Records, opened
+from .archives import DATA_PKL, Records, check_kind, opened
 from .backends.protocol import RecordEntry
-from .errors import CorruptCheckpointError
+from .errors import CorruptCheckpointError, UnknownKindError
 from .progress import Progress, ProgressCallback
+from .reading import kinds
 
 Status = Literal["ok", "corrupt", "crc-not-recorded"]
 
@@ -31,6 +32,9 @@ class VerifyReport:
     path: str  #: as given
     records: list[RecordReport]  #: in file order; empty where the file is no archive
     problems: list[str]  #: a line each, for people; names the tensors that live in a corrupt record
+    is_known: bool = (
+        True  #: False: nothing tells what kind of file it is, so whether it is a damaged checkpoint is open
+    )
 
     @property
     def ok(self) -> bool:
@@ -42,7 +46,7 @@ def verify(path: Any, *, backend: str = "auto", progress: Progress = None) -> Ve
     """Reads the whole file and compares the CRC-32 of each record with the recorded one.
 
     Args:
-        path: of a file in torch's zip format, or a URL of fsspec (``str``).
+        path: of a file in torch's zip format (a TorchScript archive is one too), or a URL of fsspec (``str``).
         backend: ``"auto"``, ``"native"`` or ``"torch"``, as for :func:`load`.
         progress: ``True`` for a bar on stderr (needs ``tqdm``), or a callable taking (bytes_done, bytes_total).
 
@@ -51,7 +55,8 @@ def verify(path: Any, *, backend: str = "auto", progress: Progress = None) -> Ve
 
     Raises:
         OSError: the file cannot be read.
-        StateDictIOError: it is in torch's legacy format, which records no checksums.
+        FileKindError: it is no archive of ``torch.save`` but a file of another kind, such as torch's legacy format or
+            safetensors, which record no checksums; names the kind.
         NativeUnavailableError: ``backend="native"`` and the extension cannot be used.
 
     Example:
@@ -62,9 +67,10 @@ def verify(path: Any, *, backend: str = "auto", progress: Progress = None) -> Ve
     progress_module.check(progress)
     try:
         with opened(path, backend) as records, progress_module.reporting(progress, "verify") as callback:
+            check_kind(records, allowed=(kinds.TORCHSCRIPT, kinds.MOBILE))  # whose records are checked like others
             return _verify(records, callback)
     except CorruptCheckpointError as e:
-        return VerifyReport(str(path), [], [str(e)])
+        return VerifyReport(str(path), [], [str(e)], is_known=not isinstance(e, UnknownKindError))
 
 
 def _verify(records: Records, progress: ProgressCallback | None) -> VerifyReport:

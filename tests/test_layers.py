@@ -41,7 +41,7 @@ ROWS = [
     {"archives"},
     {"unpickling", "outline", "tensor_names", "strided_reads", "safetensors_format"},
     {"reading.persistent_ids"},
-    {"reading"},
+    {"reading", "reading.kinds", "reading.refusals"},
     {"backends"},
     {"backends.stock", "backends.fallback", "backends.native", "backends.formats"},
     {"backends.strips"},
@@ -50,13 +50,13 @@ ROWS = [
     {"backends.inflate", "backends.file_range", "backends.tasks"},
     {"backends.protocol", "backends.archive", "backends.arenas", "backends.crc32"},
     {"replacement"},
-    {"targets", "pickling", "pending"},
+    {"targets", "pickling", "pending", "writing.suffixes"},
     {"remote.uploads", "remote.ranges"},
     {"remote.stores"},
     {"remote"},
     {"progress", "errors", "installed", "pacing", "host_memory", "device_room", "processes", "_build_info", "_native"},
     {"writing", "writing.full_writes"},
-    {"escaping"},
+    {"escaping", "version"},
 ]
 
 

@@ -1,4 +1,5 @@
-"""``statedict-io verify FILE...``: exit code 0 if all are sound, 1 if one is corrupt, else 2 if one cannot be read."""
+"""``statedict-io verify FILE...``: exit code 0 if all are sound, 1 if one is corrupt, else 2 if one cannot be read or
+is no checkpoint."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ def run(paths: list[str], *, as_json: bool) -> int:
             codes.add(2)
             found.append({"path": path, "ok": False, "error": str(e)})
             continue
-        codes.add(0 if report.ok else 1)
+        codes.add(0 if report.ok else 1 if report.is_known else 2)
         found.append({**dataclasses.asdict(report), "ok": report.ok})
         if not as_json:
             _print(path, report)

@@ -18,6 +18,7 @@ from ..archives import DATA_PKL, Records
 from ..backends.fallback_reader import storage_memory
 from ..errors import StateDictIOError, corrupt
 from ..installed import torch_save
+from ..reading.refusals import refusal
 from ..remote.stores import is_url, locate
 from ..unpickling import ZipReader, can_rebind, swaps_bytes, torch_load
 from .boxes import Rows
@@ -62,6 +63,7 @@ class FileSource:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             self._resources.callback(os.close, self._fd)
             self._pool = self._resources.enter_context(ThreadPoolExecutor(_NUM_THREADS))
+            archives.check_kind(self._records)
             state = self._unpickle(weights_only)
         except BaseException:
             self.close()
@@ -146,7 +148,12 @@ class FileSource:
         self.bytes_read += os.fstat(self._fd).st_size - last.header_offset - last.stored_nbytes  # the directory
         self.bytes_read += records.entry(DATA_PKL).stored_nbytes if DATA_PKL in records else 0
         load = torch_load(lambda _: contextlib.nullcontext(ZipReader(records, self)))
-        return load(self.path, map_location=lambda storage, _: storage, weights_only=weights_only)
+        try:
+            return load(self.path, map_location=lambda storage, _: storage, weights_only=weights_only)
+        except pickle.UnpicklingError as e:
+            if not weights_only:
+                raise
+            raise refusal(self.path, e, "pass weights_only=False") from None
 
     def take(self, name: str, nbytes: int) -> torch.UntypedStorage:
         """For :class:`~statedict_io.unpickling.ZipReader`: a storage without data."""

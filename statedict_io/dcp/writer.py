@@ -21,6 +21,7 @@ from .. import backends
 from ..backends import formats
 from ..errors import StateDictIOError
 from ..targets import FileTarget, resolve
+from ..writing.suffixes import check_suffix
 from .global_plan import GlobalState, LocalItems
 from .shared_save import SharedSave, failure_notice
 from .shares import ShareWriter, WorkOrder, Written
@@ -55,6 +56,7 @@ class SingleFileWriter(StorageWriter):  # type: ignore[misc]
         progress: Callable[[int, int], Any] | None = None,
     ) -> None:
         super().__init__()
+        check_suffix(path)
         self.path = os.fspath(path)
         self.durable = durable
         self.backend = backend
@@ -70,6 +72,7 @@ class SingleFileWriter(StorageWriter):  # type: ignore[misc]
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         self._abandon()
         if checkpoint_id:
+            check_suffix(checkpoint_id)
             self.path = os.fspath(checkpoint_id)
         self._save_id = str(uuid.uuid4())
 
