@@ -47,7 +47,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     convert_.add_argument("source", metavar="SRC")
     convert_.add_argument("destination", metavar="DST")
-    convert_.set_defaults(run=lambda a: convert.run(a.source, a.destination))
+    convert_.add_argument(
+        "--trust",
+        action="store_true",
+        help="unpickle whatever SRC needs: its author can run code here; without it that is refused",
+    )
+    convert_.set_defaults(run=lambda a: convert.run(a.source, a.destination, trust=a.trust))
 
     bench = commands.add_parser("bench", help="time torch.save and statedict_io here, side by side")
     bench.add_argument(

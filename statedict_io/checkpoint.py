@@ -29,7 +29,7 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _WANTS_A_TENSOR = (AttributeError, LookupError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError)
 
 _CURE = (
-    "load it with statedict_io.load(..., weights_only=False), or allow what it needs with "
+    "pass weights_only=False (`statedict-io convert --trust`), or allow what it needs with "
     "torch.serialization.add_safe_globals"
 )
 
@@ -51,7 +51,8 @@ class Checkpoint(Mapping[str, torch.Tensor]):
     saved do not share it here.
     """
 
-    def __init__(self, path: Any, *, backend: str = "auto") -> None:
+    def __init__(self, path: Any, *, backend: str = "auto", weights_only: bool = True) -> None:
+        self._weights_only = weights_only
         self._exit = contextlib.ExitStack()
         self._records: Records = self._exit.enter_context(opened(path, backend, random_access=True))
         try:
@@ -66,6 +67,8 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         try:
             outline = self._outline()
         except pickle.UnpicklingError as e:
+            if not self._weights_only:
+                raise
             raise refusal(self.path, e, _CURE) from None
         return flat_tensors(outline, (torch.Tensor, DeferredTensor))
 
@@ -229,7 +232,9 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         if not can_rebind():
             raise corrupt(self.path, f"torch {torch.__version__} cannot be made to read it lazily")
         with io.BytesIO(ZIP_START) as file:  # all that torch looks at before it asks the reader
-            return torch_load(lambda _: contextlib.nullcontext(reader))(file, "cpu", weights_only=True, mmap=False)
+            return torch_load(lambda _: contextlib.nullcontext(reader))(
+                file, "cpu", weights_only=self._weights_only, mmap=False
+            )
 
     def _record_of(self, tensor: torch.Tensor) -> int | None:
         """The one record that a plain tensor lies in."""
@@ -316,7 +321,7 @@ class TensorSlice:
         return self._checkpoint._read_view(self._name, self._placeholder.detach()[index])
 
 
-def open_checkpoint(path: Any, *, backend: str = "auto") -> Checkpoint:
+def open_checkpoint(path: Any, *, backend: str = "auto", weights_only: bool = True) -> Checkpoint:
     """Opens a file of ``torch.save`` as a mapping of flat names to tensors, reading nothing but the names.
 
     Nested mappings, lists and tuples are named by dotted path, nothing is escaped: ``{"model": {"w": t}}`` has
@@ -330,6 +335,8 @@ def open_checkpoint(path: Any, *, backend: str = "auto") -> Checkpoint:
         path: of a file in torch's zip format, also one that was zipped again; or a URL of fsspec (``str``), of which
             only the ranges that are needed are requested.
         backend: ``"auto"``, ``"native"`` or ``"torch"``, as for :func:`load`.
+        weights_only: unpickle with torch's restricted unpickler: the security boundary. Open with ``False`` only what
+            you trust.
 
     Returns:
         A mapping that holds the file open, and a context manager that closes it.
@@ -337,7 +344,7 @@ def open_checkpoint(path: Any, *, backend: str = "auto") -> Checkpoint:
     Raises:
         OSError: the file cannot be read.
         CorruptCheckpointError: it is no sound archive.
-        StateDictIOError: it is in torch's legacy format.
+        FileKindError: it is of another kind, such as torch's legacy format.
         pickle.UnpicklingError: it holds what torch's restricted unpickler refuses.
 
     Example:
@@ -346,7 +353,7 @@ def open_checkpoint(path: Any, *, backend: str = "auto") -> Checkpoint:
         ...     list(ckpt), ckpt.info("model.w").nbytes, ckpt.get_slice("model.w")[1:, 0]
         (['model.w'], 24, tensor([2., 4.]))
     """
-    return Checkpoint(path, backend=backend)
+    return Checkpoint(path, backend=backend, weights_only=weights_only)
 
 
 class _PlaceholderFeed:

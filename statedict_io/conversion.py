@@ -40,14 +40,21 @@ class Conversion:
     untied: list[str]  #: names of tensors that shared a record with one before, now written out
 
 
-def convert(source: str, destination: str, *, progress: ProgressCallback | None = None) -> Conversion:
+def convert(
+    source: str, destination: str, *, weights_only: bool = True, progress: ProgressCallback | None = None
+) -> Conversion:
     """Converts by the names' suffixes: one has to end in ``.safetensors``. The destination is replaced atomically.
+
+    Args:
+        weights_only: unpickle with torch's restricted unpickler: the security boundary. Use ``False`` only for what you
+            trust.
 
     Raises:
         OSError: what the system reported.
         ValueError: not one of the two names ends in ``.safetensors``, or the destination is no file.
         StateDictIOError: there are tensors that the other format cannot hold; names them.
         CorruptCheckpointError: the source is not sound.
+        pickle.UnpicklingError: it needs a class that is refused; names it.
     """
     to_safetensors = destination.endswith(_SAFETENSORS)
     if to_safetensors == source.endswith(_SAFETENSORS):
@@ -56,7 +63,7 @@ def convert(source: str, destination: str, *, progress: ProgressCallback | None 
     if not isinstance(target, FileTarget):
         raise ValueError(f"{destination}: is no regular file, which convert needs to replace it as a whole")
     if to_safetensors:
-        with open_checkpoint(source) as checkpoint:
+        with open_checkpoint(source, weights_only=weights_only) as checkpoint:
             return _to_safetensors(checkpoint, target, progress)
     return _to_pt(source, target, progress)
 

@@ -1,4 +1,4 @@
-"""``statedict-io convert SRC DST``."""
+"""``statedict-io convert [--trust] SRC DST``."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from ..progress import reporting
 from .printing import bar_wanted, complain, nbytes_text, say
 
 
-def run(source: str, destination: str) -> int:
+def run(source: str, destination: str, *, trust: bool) -> int:
     """Returns the exit code.
+
+    Args:
+        trust: unpickle without restriction.
 
     Raises:
         OSError, ValueError, StateDictIOError, pickle.UnpicklingError: as :func:`statedict_io.conversion.convert`.
     """
     if os.path.isdir(source) or _names_directory(source, destination):
-        return _run_dcp(source, destination)
+        return _run_dcp(source, destination, trust=trust)
     with reporting(True if bar_wanted() else None, "convert") as progress:
-        done = convert(source, destination, progress=progress)
+        done = convert(source, destination, weights_only=not trust, progress=progress)
     say(f"{destination}: {done.num_tensors} tensors, {nbytes_text(done.nbytes)}")
     _note("left out, safetensors holds tensors only", done.left_out)
     _note("shared memory with another and now have their own copy", done.untied)
@@ -32,14 +35,14 @@ def _names_directory(source: str, destination: str) -> bool:
     return destination.endswith(os.sep) or os.path.isdir(destination) or not os.path.splitext(destination)[1]
 
 
-def _run_dcp(source: str, destination: str) -> int:
+def _run_dcp(source: str, destination: str, *, trust: bool) -> int:
     from ..dcp.conversion import dcp_to_file, file_to_dcp  # imports torch.distributed
 
     if os.path.isdir(source):
         with reporting(True if bar_wanted() else None, "convert") as progress:
-            dcp_to_file(source, destination, progress=progress)
+            dcp_to_file(source, destination, weights_only=not trust, progress=progress)
     else:
-        file_to_dcp(source, destination)
+        file_to_dcp(source, destination, weights_only=not trust)
     say(f"{destination}: converted from {source}")
     return 0
 

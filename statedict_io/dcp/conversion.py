@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -29,8 +31,11 @@ from torch.distributed.checkpoint.planner import (
     WriteItemType,
 )
 
+from ..installed import torch_load
+from ..reading.refusals import refusal
 from .reader import read_view
 from .source import FileSource
+from .stored_metadata import CURE, DirectoryReader
 from .writer import SingleFileWriter
 
 _CHUNK_NBYTES = 64 << 20
@@ -40,28 +45,33 @@ def dcp_to_file(
     directory: str | os.PathLike[str],
     path: str | os.PathLike[str],
     *,
+    weights_only: bool = True,
     durable: bool = True,
     backend: str = "auto",
     progress: Callable[[int, int], Any] | None = None,
 ) -> None:
     """Writes what a checkpoint directory of ``dcp.save`` holds into a file that ``torch.load`` reads.
 
-    Memory: some of the directory's largest shards. The directory's metadata is a pickle of DCP's: convert only what you
-    trust.
+    Memory: some of the directory's largest shards.
 
     Args:
         directory: as given to ``dcp.save``.
         path: replaced atomically.
+        weights_only: unpickle the directory's metadata and its values that are no tensors with torch's restricted
+            unpickler, of the metadata DCP's own classes: the security boundary. Use ``False`` only for what you trust.
         durable, backend, progress: as for :class:`~statedict_io.dcp.SingleFileWriter`.
 
     Raises:
         OSError: what the system reported; the file at ``path`` is as it was.
+        pickle.UnpicklingError: something needs a class that is refused; names both.
+        CorruptCheckpointError: the metadata is not sound.
         ValueError: shards that do not make up their tensor.
     """
-    reader = FileSystemReader(os.fspath(directory))
+    reader = DirectoryReader(os.fspath(directory), weights_only=weights_only)
     metadata = reader.read_metadata()
     reader.set_up_storage_reader(metadata, is_coordinator=True)
-    writer = SingleFileWriter(path, durable=durable, backend=backend, progress=progress)
+    unpickle = functools.partial(_unpickled, os.fspath(directory), weights_only=weights_only)
+    writer = _ConvertingWriter(path, unpickle, durable=durable, backend=backend, progress=progress)
     writer.set_up_storage_writer(is_coordinator=True)
     plan = SavePlan(_items_of(metadata), planner_data=metadata.planner_data)
     (plan,) = writer.prepare_global_plan([writer.prepare_local_plan(plan)])
@@ -159,6 +169,21 @@ class _LazyPlanner(SavePlanner):  # type: ignore[misc]
 
     def finish_plan(self, new_plan: SavePlan) -> SavePlan:
         raise NotImplementedError
+
+
+class _ConvertingWriter(SingleFileWriter):
+    """``unpickle``: for values that are no tensors, which come from a file here."""
+
+    def __init__(self, path: str | os.PathLike[str], unpickle: Callable[[str, bytes], Any], **options: Any) -> None:
+        super().__init__(path, **options)
+        self._unpickle = unpickle
+
+
+def _unpickled(directory: str, name: str, data: bytes, *, weights_only: bool) -> Any:
+    try:
+        return torch_load(io.BytesIO(data), map_location="cpu", weights_only=weights_only)
+    except pickle.UnpicklingError as e:
+        raise refusal(f"{directory}: {name!r}", e, CURE) if weights_only else e from None
 
 
 class _FromDirectory(_LazyPlanner):

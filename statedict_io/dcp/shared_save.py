@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import sys
 import threading
 import uuid
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
@@ -17,7 +16,6 @@ import torch.serialization
 
 from ..backends import formats
 from ..backends.strips import bytes_of, preallocate
-from ..installed import torch_load
 from ..pickling import PickledObject, PythonStorageTable
 from ..replacement import Replacement
 from ..targets import FileTarget
@@ -43,9 +41,13 @@ class SharedSave:
         target: what to replace.
         state: of all ranks.
         durable: fsync the file and its directory.
+        unpickle: what an opaque value is, given its name and what ``torch.save`` has made of it.
     """
 
-    def __init__(self, target: FileTarget, state: GlobalState, *, durable: bool) -> None:
+    def __init__(
+        self, target: FileTarget, state: GlobalState, *, durable: bool, unpickle: Callable[[str, bytes], Any]
+    ) -> None:
+        self._unpickle = unpickle
         self._target = target
         self._state = state
         self._alignment = formats.storage_alignment()
@@ -121,7 +123,7 @@ class SharedSave:
         return ArchiveFrame(self._target.archive_name, head, nbytes, tail, self._alignment)
 
     def _frame_with_opaque(self, written: Sequence[Written]) -> ArchiveFrame:
-        opaque = {name: _unpickled(data) for part in written for name, data in part.opaque.items()}
+        opaque = {name: self._unpickle(name, data) for part in written for name, data in part.opaque.items()}
         tensors = self._state.tensors
         values = [(name, tensors[name] if name in tensors else opaque[name]) for name in self._state.names]
         pickled = pickle_structure(nested(values, self._state.paths), self._pickled.entries)
@@ -175,8 +177,3 @@ def _end_with_call(replacement: Replacement, over: threading.Event) -> None:
     # Without a thread to be had, the temporary lives until the writer does another save or is gone.
     with contextlib.suppress(RuntimeError):
         threading.Thread(target=watch, name="statedict_io.dcp", daemon=True).start()
-
-
-def _unpickled(data: bytes) -> Any:
-    """A value that a rank of this job pickled for this save: DCP passes its own messages the same way."""
-    return torch_load(io.BytesIO(data), map_location="cpu", weights_only=False)

@@ -153,7 +153,7 @@ class FileSource:
         except pickle.UnpicklingError as e:
             if not weights_only:
                 raise
-            raise refusal(self.path, e, "pass weights_only=False") from None
+            raise refusal(self.path, e, "pass weights_only=False (on the command line --trust)") from None
 
     def take(self, name: str, nbytes: int) -> torch.UntypedStorage:
         """For :class:`~statedict_io.unpickling.ZipReader`: a storage without data."""

@@ -20,6 +20,7 @@ from torch.futures import Future
 from .. import backends
 from ..backends import formats
 from ..errors import StateDictIOError
+from ..installed import torch_load
 from ..targets import FileTarget, resolve
 from ..writing.suffixes import check_suffix
 from .global_plan import GlobalState, LocalItems
@@ -64,6 +65,7 @@ class SingleFileWriter(StorageWriter):  # type: ignore[misc]
         self.bytes_written = 0
         self._save_id = str(uuid.uuid4())
         self._save: SharedSave | None = None  #: of the coordinator
+        self._unpickle: Callable[[str, bytes], Any] = _unpickled
 
     @property
     def checkpoint_id(self) -> str:
@@ -109,7 +111,7 @@ class SingleFileWriter(StorageWriter):  # type: ignore[misc]
         if formats.skip_data():
             raise ValueError("torch.serialization.skip_data: a file without data needs one rank only; use torch.save")
         self._abandon()
-        save = self._save = SharedSave(target, GlobalState(plans), durable=self.durable)
+        save = self._save = SharedSave(target, GlobalState(plans), durable=self.durable, unpickle=self._unpickle)
         orders = []
         for work in save.work:
             order = WorkOrder(
@@ -163,6 +165,12 @@ class SingleFileWriter(StorageWriter):  # type: ignore[misc]
         assert save is not None, "finish comes after prepare_global_plan, in the coordinator"
         save.finish([result.storage_data for of_rank in results for result in of_rank])
         metadata.storage_meta = self.storage_meta()
+
+
+def _unpickled(name: str, data: bytes) -> Any:
+    """A value that a rank of this job pickled for this save: DCP passes its own messages the same way."""
+    del name
+    return torch_load(io.BytesIO(data), map_location="cpu", weights_only=False)
 
 
 @contextlib.contextmanager
