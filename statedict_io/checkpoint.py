@@ -58,12 +58,12 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         try:
             check_kind(self._records)
             self._swap = swaps_bytes(self._records)
-            self._tensors, self._others = self._named()
+            self._tensors, self._others, self._hidden = self._named()
         except BaseException:
             self.close()
             raise
 
-    def _named(self) -> tuple[dict[str, Any], list[str]]:
+    def _named(self) -> tuple[dict[str, Any], list[str], list[str]]:
         try:
             outline = self._outline()
         except pickle.UnpicklingError as e:
@@ -178,6 +178,12 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         return list(self._others)
 
     @property
+    def hidden(self) -> list[str]:
+        """A sentence for each tensor of the file that has no name here: another is spelled alike, or it is in an object
+        that is no mapping, list or tuple."""
+        return list(self._hidden)
+
+    @property
     def path(self) -> str:
         """As given to :func:`open_checkpoint`."""
         return self._records.path
@@ -260,7 +266,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         if type(found) in _PLAIN and found.is_meta and not self._feed.records:
             return found
         plain = {self._record_of(self._placeholder(other)) for other in self._tensors}
-        again, _ = flat_tensors(self._unpickle(_RealFeed(self._records, placeholders=plain)), (torch.Tensor,))
+        again, _, _ = flat_tensors(self._unpickle(_RealFeed(self._records, placeholders=plain)), (torch.Tensor,))
         return again[name]
 
     def _read_view(self, name: str, view: torch.Tensor) -> torch.Tensor:

@@ -38,6 +38,7 @@ class Conversion:
     nbytes: int  #: of the tensors
     left_out: list[str]  #: names of values that are no tensors, which safetensors cannot hold
     untied: list[str]  #: names of tensors that shared a record with one before, now written out
+    metadata_left_out: list[str]  #: of a safetensors file; not "format", which says that torch wrote it
 
 
 def convert(
@@ -75,6 +76,7 @@ def _to_safetensors(checkpoint: Checkpoint, target: FileTarget, progress: Progre
     header = safetensors_format.header(
         ((name, infos[name].dtype, tuple(infos[name].shape)) for name in names), {"format": "pt"}
     )
+    safetensors_format.check_header(header, checkpoint.path)
     total = sum(info.nbytes for info in infos.values())
     source_nbytes = checkpoint.file_nbytes
     if total > _MAX_GROWTH * source_nbytes + (64 << 20):
@@ -100,10 +102,19 @@ def _to_safetensors(checkpoint: Checkpoint, target: FileTarget, progress: Progre
         if record in seen:
             untied.append(name)
         seen.add(record)
-    return Conversion(len(names), total, checkpoint.others, untied)
+    return Conversion(len(names), total, checkpoint.others, untied, [])
 
 
 def _check_can_be_held(checkpoint: Checkpoint) -> None:
+    if checkpoint.hidden:
+        shown = "; ".join(checkpoint.hidden[:8])
+        more = f"; and {len(checkpoint.hidden) - 8} more" if len(checkpoint.hidden) > 8 else ""
+        raise StateDictIOError(
+            f"{checkpoint.path}: not all tensors can be converted: {shown}{more}; rename what is spelled alike, take "
+            "tensors out of what is no mapping, list or tuple, and save it again"
+        )
+    for name in checkpoint:
+        safetensors_format.check_name(name, checkpoint.path)
     wrong = [
         f"{name} ({checkpoint.info(name).dtype})" if checkpoint.record(name) else f"{name} (no plain tensor with data)"
         for name in checkpoint
@@ -122,7 +133,7 @@ def _to_pt(source: str, target: FileTarget, progress: ProgressCallback | None) -
     try:
         file_nbytes = os.fstat(fd).st_size
         _check_is_safetensors(os.pread(fd, kinds.START_NBYTES, 0), source)
-        tensors, _ = safetensors_format.parse(
+        tensors, metadata = safetensors_format.parse(
             lambda offset, nbytes: FileRange(fd, offset, nbytes, source).read(), file_nbytes, source
         )
         # Memory that is never touched: the pickler asks storages only for their sizes and addresses.
@@ -135,11 +146,12 @@ def _to_pt(source: str, target: FileTarget, progress: ProgressCallback | None) -
                 storage, 0, tensor.shape, _contiguous_strides(tensor.shape)
             )
             ranges[storage._cdata] = FileRange(fd, tensor.begin, tensor.nbytes, source)
+        left_out = [key for key, value in metadata.items() if (key, value) != ("format", "pt")]
         if backends.choose("torch") is None:
             stock.save_zip(obj, target, durable=True)
         else:
             _save(obj, lambda storage: ranges[storage._cdata], target, progress)
-        return Conversion(len(tensors), sum(tensor.nbytes for tensor in tensors), [], [])
+        return Conversion(len(tensors), sum(tensor.nbytes for tensor in tensors), [], [], left_out)
     except OSError as e:
         if e.errno is not None and e.filename is None:
             e.filename = source

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from .errors import corrupt
+from .errors import StateDictIOError, corrupt
 
 _LENGTH_NBYTES = 8
+_METADATA = "__metadata__"
 _MAX_HEADER_NBYTES = 100_000_000  # as the safetensors package
 _DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
@@ -49,7 +51,7 @@ def in_order(tensors: Iterable[tuple[str, torch.dtype]]) -> list[str]:
 
 def header(tensors: Iterable[tuple[str, torch.dtype, tuple[int, ...]]], metadata: dict[str, str]) -> bytes:
     """Everything before the first tensor; ``tensors`` in file order."""
-    described: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    described: dict[str, Any] = {_METADATA: metadata} if metadata else {}
     offset = 0
     for name, dtype, shape in tensors:
         end = offset + math.prod(shape) * dtype.itemsize
@@ -58,6 +60,35 @@ def header(tensors: Iterable[tuple[str, torch.dtype, tuple[int, ...]]], metadata
     text = json.dumps(described, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(_LENGTH_NBYTES, "little") + text
+
+
+def check_name(name: str, path: str) -> None:
+    """
+    Raises:
+        StateDictIOError: no tensor can be called ``name`` in a safetensors file.
+    """
+    if name == _METADATA:
+        raise StateDictIOError(
+            f"{path}: a tensor is called {name!r}, which is not the name of a tensor in a safetensors file: rename it"
+        )
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise StateDictIOError(
+            f"{path}: the name {name!r} cannot be expressed in UTF-8, as names in a safetensors file are: rename it"
+        ) from None
+
+
+def check_header(header: bytes, path: str) -> None:
+    """
+    Raises:
+        StateDictIOError: the safetensors package would not read a file that begins so.
+    """
+    if len(header) - _LENGTH_NBYTES > _MAX_HEADER_NBYTES:
+        raise StateDictIOError(
+            f"{path}: its names and shapes take {len(header)} bytes; the header of a safetensors file has at most "
+            f"{_MAX_HEADER_NBYTES}: convert its parts one by one"
+        )
 
 
 def parse(read_at: Any, file_nbytes: int, path: str) -> tuple[list[StoredTensor], dict[str, str]]:
@@ -75,8 +106,8 @@ def parse(read_at: Any, file_nbytes: int, path: str) -> tuple[list[StoredTensor]
     if nbytes > min(_MAX_HEADER_NBYTES, file_nbytes - _LENGTH_NBYTES):
         raise corrupt(path, f"a safetensors header of {nbytes} bytes in a file of {file_nbytes}")
     try:
-        described = json.loads(read_at(_LENGTH_NBYTES, nbytes))
-        metadata = dict(described.pop("__metadata__", None) or {})
+        described = json.loads(read_at(_LENGTH_NBYTES, nbytes), object_pairs_hook=_without_doubles)
+        metadata = dict(described.pop(_METADATA, None) or {})
         tensors = [_tensor(name, entry, _LENGTH_NBYTES + nbytes) for name, entry in described.items()]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
         raise corrupt(path, f"its safetensors header cannot be read: {e!r}") from None
@@ -89,6 +120,14 @@ def parse(read_at: Any, file_nbytes: int, path: str) -> tuple[list[StoredTensor]
     if at != file_nbytes:
         raise corrupt(path, f"its tensors end at byte {at}, the file at byte {file_nbytes}")
     return tensors, metadata
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        counts = Counter(name for name, _ in pairs)
+        raise ValueError(f"{next(name for name, count in counts.items() if count > 1)!r} is there twice")
+    return found
 
 
 def _tensor(name: str, entry: dict[str, Any], data_offset: int) -> StoredTensor:

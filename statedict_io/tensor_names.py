@@ -6,17 +6,20 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from .errors import StateDictIOError
+from .reading.spellings import clash, holds_tensor
 
 # Containers that share parts can have billions of paths in a file of a few hundred bytes.
 _MAX_VISITED = 4_000_000
 _MAX_CHARACTERS = 128 << 20
+_MAX_CLASHES = 8  # that are looked up
 
 
 _T = TypeVar("_T")
 
 
-def flat_tensors(root: Any, kinds: tuple[type[_T], ...]) -> tuple[dict[str, _T], list[str]]:
-    """The tensors, instances of ``kinds``, in ``root`` by dotted path, in order, and the names of everything else.
+def flat_tensors(root: Any, kinds: tuple[type[_T], ...]) -> tuple[dict[str, _T], list[str], list[str]]:
+    """The tensors, instances of ``kinds``, in ``root`` by dotted path, in order, the names of everything else, and a
+    sentence for each tensor that is among neither.
 
     Keys and indices are joined with dots, nothing is escaped: ``{"a": {"b": t}}`` and ``{"a.b": t}`` both have
     ``a.b``. Where two paths are spelled alike the one with fewer parts wins, so a literal dotted key does. A tensor
@@ -25,6 +28,8 @@ def flat_tensors(root: Any, kinds: tuple[type[_T], ...]) -> tuple[dict[str, _T],
     tensors: dict[str, _T] = {}
     depths: dict[str, int] = {}
     others: list[str] = []
+    clashing: set[str] = set()
+    hidden: list[str] = []
     pending: list[tuple[str, Any, tuple[int, ...]]] = [("", root, ())]
     visited = characters = 0
     while pending:
@@ -37,6 +42,8 @@ def flat_tensors(root: Any, kinds: tuple[type[_T], ...]) -> tuple[dict[str, _T],
                 f"{_MAX_CHARACTERS} characters; load it with statedict_io.load"
             )
         if isinstance(value, kinds):
+            if name in tensors:
+                clashing.add(name)
             if name not in tensors or len(inside) < depths[name]:
                 tensors[name] = value
                 depths[name] = len(inside)
@@ -49,4 +56,6 @@ def flat_tensors(root: Any, kinds: tuple[type[_T], ...]) -> tuple[dict[str, _T],
             pending.extend(reversed(parts))
         else:
             others.append(name)
-    return tensors, others
+            if holds_tensor(value, kinds):
+                hidden.append(f"{name!r} is a {type(value).__name__} with tensors in it")
+    return tensors, others, [clash(name, root) for name in sorted(clashing)[:_MAX_CLASHES]] + hidden

@@ -8,6 +8,8 @@ from ..conversion import convert
 from ..progress import reporting
 from .printing import bar_wanted, complain, nbytes_text, say
 
+_UNTIED = "shared memory with another and now have their own copy"
+
 
 def run(source: str, destination: str, *, trust: bool) -> int:
     """Returns the exit code.
@@ -24,7 +26,8 @@ def run(source: str, destination: str, *, trust: bool) -> int:
         done = convert(source, destination, weights_only=not trust, progress=progress)
     say(f"{destination}: {done.num_tensors} tensors, {nbytes_text(done.nbytes)}")
     _note("left out, safetensors holds tensors only", done.left_out)
-    _note("shared memory with another and now have their own copy", done.untied)
+    _note(_UNTIED, done.untied)
+    _note("left out, a file of torch.save has no place for metadata", done.metadata_left_out)
     return 0
 
 
@@ -42,7 +45,9 @@ def _run_dcp(source: str, destination: str, *, trust: bool) -> int:
         with reporting(True if bar_wanted() else None, "convert") as progress:
             dcp_to_file(source, destination, weights_only=not trust, progress=progress)
     else:
-        file_to_dcp(source, destination, weights_only=not trust)
+        done = file_to_dcp(source, destination, weights_only=not trust)
+        _note("keys that are no strings have become strings, in", done.renamed)
+        _note(_UNTIED, done.untied)
     say(f"{destination}: converted from {source}")
     return 0
 

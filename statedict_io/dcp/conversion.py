@@ -8,10 +8,10 @@ import os
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter, filesystem
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, create_default_global_save_plan
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -33,12 +33,20 @@ from torch.distributed.checkpoint.planner import (
 
 from ..installed import torch_load
 from ..reading.refusals import refusal
+from .directory_replacement import DirectoryReplacement
 from .reader import read_view
 from .source import FileSource
 from .stored_metadata import CURE, DirectoryReader
 from .writer import SingleFileWriter
 
 _CHUNK_NBYTES = 64 << 20
+
+
+class DirectoryConversion(NamedTuple):
+    """What :func:`file_to_dcp` could not keep as it was, by flat name."""
+
+    renamed: list[str]  #: values below a mapping's key that was no string, as all keys are in such a directory
+    untied: list[str]  #: tensors that shared a storage with one before, now written out
 
 
 def dcp_to_file(
@@ -85,7 +93,7 @@ def file_to_dcp(
     *,
     weights_only: bool = True,
     backend: str = "auto",
-) -> None:
+) -> DirectoryConversion:
     """Writes what a file of ``torch.save`` holds into a checkpoint directory that ``dcp.load`` reads, tensors in chunks
     of at most 64 MiB.
 
@@ -93,12 +101,14 @@ def file_to_dcp(
 
     Args:
         path: of the file.
-        directory: made where it is missing. Its ``.metadata`` is written last.
+        directory: made where it is missing. A checkpoint that is there is replaced as a whole: its ``.metadata`` is
+            exchanged last, and its data files are removed then.
         weights_only: unpickle with torch's restricted unpickler: the security boundary.
         backend: that parses the file's directory.
 
     Raises:
-        OSError, CorruptCheckpointError, StateDictIOError: the file cannot be read, is damaged, or holds no mapping.
+        OSError, CorruptCheckpointError, StateDictIOError: the file cannot be read, is damaged, holds no mapping, or two
+            paths in it would have one name. The directory is as it was.
     """
     source = FileSource(os.fspath(path), weights_only=weights_only, backend=backend)
     try:
@@ -109,14 +119,32 @@ def file_to_dcp(
             else:
                 items.append(WriteItem(MetadataIndex(name), WriteItemType.BYTE_IO))
         (plan,), metadata = create_default_global_save_plan([SavePlan(items)])
-        metadata = replace(metadata, planner_data=source.paths)
-        writer = FileSystemWriter(os.fspath(directory))
-        writer.set_up_storage_writer(is_coordinator=True)
-        (plan,) = writer.prepare_global_plan([writer.prepare_local_plan(plan)])
-        results = writer.write_data(plan, _FromFile(source)).wait()
-        writer.finish(metadata, [results])
+        with DirectoryReplacement(os.fspath(directory)) as replacement:
+            writer = FileSystemWriter(os.fspath(directory))
+            writer.set_up_storage_writer(is_coordinator=True)
+            plan = replace(plan, storage_data=filesystem._StoragePrefix(replacement.prefix))
+            results = writer.write_data(plan, _FromFile(source)).wait()
+            stored = {result.index: result.storage_data for result in results}
+            meta = writer.storage_meta()
+            metadata = replace(metadata, planner_data=source.paths, storage_data=stored, storage_meta=meta)
+            if hasattr(filesystem, "CURRENT_DCP_VERSION"):
+                metadata.version = filesystem.CURRENT_DCP_VERSION
+            replacement.commit(metadata)
+        return DirectoryConversion(source.renamed, _untied(source))
     finally:
         source.close()
+
+
+def _untied(source: FileSource) -> list[str]:
+    names = []
+    seen: set[str] = set()
+    for name, value in source.values.items():
+        if source.is_plain(value):
+            record = source.record_of(value)
+            if record in seen:
+                names.append(name)
+            seen.add(record)
+    return names
 
 
 def _items_of(metadata: Metadata) -> list[WriteItem]:

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint._nested_dict import flatten_state_dict
 
 from .. import archives
 from ..archives import DATA_PKL, Records
@@ -22,6 +21,7 @@ from ..reading.refusals import refusal
 from ..remote.stores import is_url, locate
 from ..unpickling import ZipReader, can_rebind, swaps_bytes, torch_load
 from .boxes import Rows
+from .flat_state import flat_state
 
 _NUM_THREADS = 4
 _PIECE_NBYTES = 8 << 20
@@ -71,8 +71,13 @@ class FileSource:
         if not isinstance(state, Mapping):
             self.close()
             raise StateDictIOError(f"{path}: holds a {type(state).__name__}; DCP loads mappings of names to values")
-        #: flat name -> value, and flat name -> path, as DCP flattens a state
-        self.values, self.paths = flatten_state_dict(state)
+        try:
+            flat = flat_state(state)
+        except StateDictIOError as e:
+            self.close()
+            raise StateDictIOError(f"{path}: {e}") from None
+        #: as in FlatState
+        self.values, self.paths, self.renamed = flat
 
     def close(self) -> None:
         self._resources.close()
@@ -88,6 +93,10 @@ class FileSource:
             and not value.is_neg()
             and value.untyped_storage()._cdata in self._storages
         )
+
+    def record_of(self, tensor: torch.Tensor) -> str:
+        """Where a plain tensor lies."""
+        return self._storages[tensor.untyped_storage()._cdata][0]
 
     def read_rows(self, tensor: torch.Tensor, rows: list[Rows], destination: torch.UntypedStorage, offset: int) -> None:
         """Reads rows of the storage of a tensor of :attr:`values`, one after the other, into a CPU storage.
