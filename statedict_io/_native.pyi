@@ -205,6 +205,7 @@ def abridged_pickle(
 def simd() -> str:
     """Name of the CRC-32 implementation in use."""
 
+def forget_fixed_storages() -> None: ...
 def num_slots_allocated() -> int:
     """Staging slots allocated since the process started; a second save adds none."""
 

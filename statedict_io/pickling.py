@@ -202,6 +202,7 @@ def _is_stock(pickle_module: Any) -> bool:
         and Parameter not in copyreg.dispatch_table
         and not _num_function_modes()
         and not _num_dispatch_modes()
+        and not torch.jit.is_tracing()  # sizes are tensors then, and so pickled
     )
 
 

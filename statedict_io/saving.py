@@ -41,7 +41,8 @@ def save(
     """Saves ``obj`` as :func:`torch.save` would, byte for byte, faster and safely.
 
     May be called while the same thread is inside another save, by a signal handler or a progress callback: where both
-    write one file, that of the call which began later stands at the end.
+    write one file, that of the call which began later stands at the end. While storages are written nobody can resize
+    them: ``resize_`` raises RuntimeError, or the save does.
 
     Args:
         obj: anything that ``torch.save`` takes.

@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -21,6 +22,7 @@
 #include "pipeline/packed_payloads.h"
 #include "pipeline/slot_pool.h"
 #include "staging/device_clones.h"
+#include "staging/fixed_storages.h"
 #include "staging/torch_device_source.h"
 
 namespace py = pybind11;
@@ -38,8 +40,9 @@ void make_room(SlotPool& pool, SlotPool& sibling, uint64_t needed_nbytes, uint64
 // An archive's bytes in memory, as a Python object.
 class Image {
  public:
-  Image(const ArchiveContent& content, SlotPool& slots)
+  Image(const ArchiveContent& content, const std::vector<c10::Storage>& storages, SlotPool& slots)
       : image_([&] {
+          const FixedStorages fixed(storages);
           ReleasedGil gil;
           return ArchiveImage(content, slots, [&](uint64_t) { watch(gil, py::none(), 0, 0); });
         }()) {}
@@ -77,7 +80,9 @@ class Archive {
  public:
   Archive(const std::string& archive_name, const py::list& head, const py::object& storages, const py::list& tail,
           uint64_t alignment, bool compute_crc32, bool skip_data, const std::vector<std::string>& device_types)
-      : literals_(py::make_tuple(py::tuple(head), py::tuple(tail))), storages_(storages_of(storages)) {
+      : literals_(py::make_tuple(py::tuple(head), py::tuple(tail))),
+        storages_(storages_of(storages)),
+        first_storage_record_(head.size()) {
     const size_t num_records = head.size() + storages_.size() + tail.size();
     specs_.reserve(num_records);
     payloads_.reserve(num_records);
@@ -95,6 +100,7 @@ class Archive {
   bool write_fd(int fd, const std::string& direct, const py::object& progress, size_t num_writers, size_t region_nbytes,
                 double bytes_per_second) const {
     const DirectIo direct_io = direct_io_from(direct);
+    const FixedStorages fixed(unchanged_storages());
     ReleasedGil gil;
     PositionalSink sink(fd, direct_io);
     WriteOptions options;
@@ -106,6 +112,7 @@ class Archive {
   }
 
   void write_stream(const py::object& write, const py::object& progress) const {
+    const FixedStorages fixed(unchanged_storages());
     ReleasedGil gil;
     const auto write_view = [&](const char* bytes, size_t size) {
       gil.with_gil([&] { write(py::memoryview::from_memory(bytes, static_cast<py::ssize_t>(size))); });
@@ -131,12 +138,13 @@ class Archive {
     SlotPool* sibling = &pinned_snapshot_slots();
     if (devices_ != nullptr) std::swap(pool, sibling);
     make_room(*pool, *sibling, image_nbytes(), max_nbytes);
-    return std::make_unique<Image>(*content_, *pool);
+    return std::make_unique<Image>(*content_, unchanged_storages(), *pool);
   }
 
   // From now on refers to copies: of the storages on devices there, of the others in snapshot slots. False, and
   // nothing has changed, where a device has no room.
   bool clone(uint64_t max_nbytes) {
+    const std::vector<c10::Storage>& storages = unchanged_storages();
     if (devices_ != nullptr) {
       std::optional<DeviceClones> clones = DeviceClones::queue(devices_->records());
       if (!clones) return false;
@@ -144,6 +152,7 @@ class Archive {
     }
     make_room(SlotPool::snapshots(), pinned_snapshot_slots(), packed_nbytes(), max_nbytes);
     {
+      const FixedStorages fixed(storages);
       ReleasedGil gil;
       packed_ = std::make_unique<PackedPayloads>(host_sources(), SlotPool::snapshots(),
                                                  [&](uint64_t) { watch(gil, py::none(), 0, 0); });
@@ -216,6 +225,25 @@ class Archive {
     }
   }
 
+  // The storages that writing reads; none when it reads copies. Throws where one was resized after the plan, for
+  // example by another thread while this save waited for memory.
+  const std::vector<c10::Storage>& unchanged_storages() const {
+    static const std::vector<c10::Storage> none;
+    if (packed_ != nullptr) return none;
+    for (size_t key = 0; key < storages_.size(); ++key) {
+      const size_t record = first_storage_record_ + key;
+      const Payload& payload = content_->payloads[record];
+      const uint64_t planned = content_->layout.placement(record).nbytes;
+      const bool moved = payload.kind == Payload::Kind::kMemory && payload.data != storages_[key].data();
+      if (moved || storages_[key].nbytes() != planned) {
+        throw std::runtime_error("the storage of record data/" + std::to_string(key) +
+                                 " was resized or moved while it was being saved: it had " + std::to_string(planned) +
+                                 " bytes, now it has " + std::to_string(storages_[key].nbytes()));
+      }
+    }
+    return storages_;
+  }
+
   std::vector<PackedSource> host_sources() const {
     std::vector<PackedSource> sources;
     sources.reserve(host_records_.size());
@@ -227,6 +255,7 @@ class Archive {
 
   py::object literals_;
   std::vector<c10::Storage> storages_;
+  const size_t first_storage_record_;
   std::vector<RecordSpec> specs_;     // until the layout takes them
   std::vector<Payload> payloads_;     // until content_ takes them
   std::vector<size_t> host_records_;  // the storages that are read where they lie

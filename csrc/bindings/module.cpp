@@ -12,6 +12,7 @@
 #include "pickle/memo.h"
 #include "pickle/tensor_calls.h"
 #include "pipeline/slot_pool.h"
+#include "staging/fixed_storages.h"
 #include "staging/profiler_steps.h"
 #include "staging/torch_device_source.h"
 
@@ -83,6 +84,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("abridged_pickle", &abridged_pickle_of, py::arg("data_pkl"));
   module.def("simd", &crc32_active_name);
   module.def("num_slots_allocated", [] { return SlotPool::host().num_allocated() + pinned_slots().num_allocated(); });
+  module.def("forget_fixed_storages", &FixedStorages::release_all);
   module.def("release_buffers", [] {
     for (SlotPool* pool : {&SlotPool::host(), &SlotPool::snapshots(), &pinned_slots(), &pinned_snapshot_slots()}) {
       pool->release_idle();

@@ -2,12 +2,14 @@
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/DispatchKeySet.h>
+#include <c10/util/Exception.h>
 #include <torch/csrc/Dtype.h>
 #include <torch/csrc/DynamicTypes.h>
 #include <torch/csrc/Storage.h>
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <memory>
+#include <new>
 #include <string>
 #include <unordered_map>
 #include <utility>
@@ -114,6 +116,19 @@ struct TensorReduction {
   const py::object no_hooks = pack(ordered_dict, owned(PyTuple_New(0)));  // an empty OrderedDict, reduced
 };
 
+// The address of the storage's memory, null where it has none and needs none. Raises what torch's data_ptr() raises,
+// for example of tensors under torch.func.functionalize.
+const void* data_of(const c10::Storage& storage) {
+  if (storage.device_type() == c10::DeviceType::Meta) return nullptr;
+  const void* data = nullptr;
+  try {
+    data = storage.data();
+  } catch (const c10::Error&) {
+  }
+  if (data == nullptr && storage.sym_nbytes() != 0) owned(THPStorage_Wrap(storage)).attr("data_ptr")();
+  return data;
+}
+
 // One per pickled object.
 class StorageTable {
  public:
@@ -172,7 +187,7 @@ class StorageTable {
   }
 
   py::object key_of(const c10::Storage& storage, PyObject* dtype) {
-    const void* const data = storage.device_type() == c10::DeviceType::Meta ? nullptr : storage.data();
+    const void* const data = data_of(storage);
     if (data != nullptr) {
       const auto [seen, is_new] = dtypes_.emplace(data, dtype);
       if (!is_new && seen->second != dtype) {
@@ -240,6 +255,8 @@ PyObject* call(PyObject* capsule, PyObject* obj) {
     return (static_cast<StorageTable*>(PyCapsule_GetPointer(capsule, kCapsuleName))->*method)(obj);
   } catch (py::error_already_set& e) {
     e.restore();
+  } catch (const std::bad_alloc&) {
+    PyErr_NoMemory();
   } catch (const std::exception& e) {
     PyErr_SetString(PyExc_RuntimeError, e.what());
   }
@@ -266,6 +283,7 @@ std::vector<c10::Storage> storages_of(const py::object& table_or_list) {
   for (const py::handle storage : table_or_list.cast<py::list>()) {
     if (!THPStorage_Check(storage.ptr())) throw py::type_error("expected torch.UntypedStorage");
     storages.push_back(THPStorage_Unpack(storage.ptr()));
+    data_of(storages.back());
   }
   return storages;
 }

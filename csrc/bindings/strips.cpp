@@ -14,6 +14,7 @@
 #include "bindings/watching.h"
 #include "file/positional_sink.h"
 #include "pipeline/strip_writer.h"
+#include "staging/fixed_storages.h"
 #include "staging/torch_device_source.h"
 
 namespace py = pybind11;
@@ -70,6 +71,7 @@ py::list write(const py::list& storage_list, const py::sequence& strip_list, int
   std::vector<StripResult> results;
   {
     const DirectIo wish = direct_io_from(direct);
+    const FixedStorages fixed(storages);
     ReleasedGil gil;
     PositionalSink direct_sink(direct_fd, wish);
     PositionalSink buffered_sink(fd, DirectIo::kOff);

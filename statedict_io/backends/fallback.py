@@ -58,7 +58,7 @@ class FallbackArchive:
         strips_module.preallocate(fd, self.nbytes)
         pace = WritePace(bytes_per_second)
         offset = 0
-        for chunk in self._chunks(progress):
+        for chunk in self._chunks(progress, calls_back=progress is not None):
             if isinstance(chunk, int):
                 offset += chunk
                 continue
@@ -73,7 +73,7 @@ class FallbackArchive:
         os.ftruncate(fd, self.nbytes)
 
     def write_stream(self, write: Callable[[memoryview], Any], *, progress: ProgressCallback | None) -> None:
-        for chunk in self._chunks(progress):
+        for chunk in self._chunks(progress, calls_back=True):
             if isinstance(chunk, int):
                 chunk = bytes(chunk)
             write(memoryview(chunk))
@@ -121,8 +121,13 @@ class FallbackArchive:
             raise
         return arena
 
-    def _chunks(self, progress: ProgressCallback | None) -> Iterator[bytes | bytearray | memoryview | int]:
-        """The file from front to back; an int is a hole of that many bytes."""
+    def _chunks(
+        self, progress: ProgressCallback | None, *, calls_back: bool
+    ) -> Iterator[bytes | bytearray | memoryview | int]:
+        """The file from front to back; an int is a hole of that many bytes.
+
+        ``calls_back``: a caller's code runs in ``progress`` or between two chunks.
+        """
         crcs = []
         serialization_id = SerializationId()
         small = bytearray()  # headers, descriptors and small payloads, to be handed out together
@@ -153,22 +158,29 @@ class FallbackArchive:
                     if progress is not None:
                         progress(record.payload_offset + done, self.nbytes)
             else:
-                payload = _payload(value)
-                serialization_id.fold_write_start(payload)
-                crc_of_payload = self._start_crc(payload)
-                try:
-                    if len(payload) < _GATHER_BELOW_NBYTES:
-                        small += payload
-                    else:
-                        yield small
-                        small = bytearray()
-                        for start in range(0, len(payload), _CHUNK_NBYTES):
-                            yield payload[start : start + _CHUNK_NBYTES]
-                            if progress is not None:
-                                done = min(start + _CHUNK_NBYTES, len(payload))
-                                progress(record.payload_offset + done, self.nbytes)
-                finally:  # also when a write failed: no thread outlives the save
-                    crc = crc_of_payload()
+                payload = _Payload(value, record.name, record.nbytes)
+                serialization_id.fold_write_start(payload.memory)
+                if record.nbytes < _GATHER_BELOW_NBYTES:
+                    small += payload.memory
+                    crc = zlib.crc32(payload.memory) if self._compute_crc32 else 0
+                else:
+                    yield small
+                    small = bytearray()
+                    crc = 0
+                    # A caller's code may free what a thread is reading.
+                    checked_nbytes = _CHUNK_NBYTES if calls_back else record.nbytes
+                    for start in range(0, record.nbytes, checked_nbytes):
+                        piece = payload.memory[start : start + checked_nbytes]
+                        crc_of_piece = self._start_crc(piece, crc)
+                        try:
+                            for at in range(0, len(piece), _CHUNK_NBYTES):
+                                yield piece[at : at + _CHUNK_NBYTES]
+                        finally:  # also when a write failed: no thread outlives the save
+                            crc = crc_of_piece()
+                        payload.check_unchanged()
+                        if progress is not None:
+                            progress(record.payload_offset + start + len(piece), self.nbytes)
+                            payload.check_unchanged()
             crcs.append(crc)
             if record.nbytes:
                 small += record.descriptor(crc)
@@ -180,25 +192,46 @@ class FallbackArchive:
         if progress is not None:
             progress(self.nbytes, self.nbytes)
 
-    def _start_crc(self, payload: memoryview) -> Callable[[], int]:
-        """Begins to checksum ``payload``, a large one beside its writing; the result waits for it."""
+    def _start_crc(self, piece: memoryview, crc: int) -> Callable[[], int]:
+        """Begins to extend ``crc`` by ``piece``, by a large one beside its writing; the result waits for it."""
         if not self._compute_crc32:
             return lambda: 0
-        if len(payload) < _CHUNK_NBYTES:
-            crc = zlib.crc32(payload)
-            return lambda: crc
         crcs: list[int] = []
-        thread = threading.Thread(target=lambda: crcs.append(zlib.crc32(payload)))
+        thread = threading.Thread(target=lambda: crcs.append(zlib.crc32(piece, crc)))
         try:
             thread.start()
         except RuntimeError:  # no more threads, or the interpreter is exiting
-            return lambda: zlib.crc32(payload)
+            return lambda: zlib.crc32(piece, crc)
 
         def wait() -> int:
             thread.join()
             return crcs[0]
 
         return wait
+
+
+class _Payload:
+    """A record's bytes in host memory, for as long as nobody resizes or moves the storage that they are of."""
+
+    def __init__(self, value: bytes | memoryview | torch.UntypedStorage, record: str, nbytes: int) -> None:
+        self._record = record
+        self._nbytes = nbytes
+        self._storage: torch.UntypedStorage | None = None
+        if isinstance(value, torch.UntypedStorage):
+            self._storage = value if value.device.type == "cpu" else value.cpu()
+            self.memory = storage_memory(self._storage)
+            self._address = self._storage.data_ptr()
+            self.check_unchanged()
+        else:
+            self.memory = memoryview(value)
+
+    def check_unchanged(self) -> None:
+        storage = self._storage
+        if storage is not None and (storage.nbytes() != self._nbytes or storage.data_ptr() != self._address):
+            raise RuntimeError(
+                f"the storage of record {self._record} was resized or moved while it was being saved: "
+                f"it had {self._nbytes} bytes, now it has {storage.nbytes()}"
+            )
 
 
 class FallbackSnapshot:
@@ -279,9 +312,3 @@ def _nbytes(value: _Value) -> int:
 
 def _is_on_device(value: _Value) -> bool:
     return isinstance(value, torch.UntypedStorage) and value.device.type != "cpu"
-
-
-def _payload(value: bytes | memoryview | torch.UntypedStorage) -> memoryview:
-    if not isinstance(value, torch.UntypedStorage):
-        return memoryview(value)
-    return storage_memory(value if value.device.type == "cpu" else value.cpu())

@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 
 from ..pickling import NativeTables
+from ..processes import in_forked_child
 from ..progress import ProgressCallback
 from .native_reader import NativeReader
 from .protocol import Contents, LeanPickle, Strip, TensorCall
@@ -190,6 +191,15 @@ def release_buffers() -> None:
     extension, _, _ = load()
     if extension is not None:
         extension.release_buffers()
+
+
+def _start_anew() -> None:
+    """In a forked child: storages that a thread of the parent was writing."""
+    if load.cache_info().currsize and (extension := load()[0]) is not None:
+        extension.forget_fixed_storages()
+
+
+in_forked_child(_start_anew)
 
 
 def write_strips(
