@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from . import host_memory, pending, saving
+from . import backends, host_memory, pending, saving
 from .backends.protocol import Archive, Snapshot
 from .device_room import DeviceRoom
 from .pending import Limits, PendingSave
@@ -55,8 +55,8 @@ def save_async(
         progress: as for :func:`save`; called in the thread that writes.
         max_in_flight: saves that may be in flight, this one included.
         max_snapshot_nbytes: of host memory that snapshots may take, those of all saves in flight together; None: half
-            of the memory that this process may use. A state larger than that is written in the call, without a
-            snapshot.
+            of the memory that this process may use (the machine's, or what control groups leave of it), and three
+            quarters of what is free at most. A state larger than that is written in the call, without a snapshot.
         when_full: what a call does that would exceed these two: ``"wait"`` for earlier saves, or ``"raise"``.
         max_device_snapshot_nbytes: of each device's memory that snapshots may take; 0: none; None: what is free, less
             the margin. Storages on a device with room are copied there, others to pinned host memory.
@@ -160,8 +160,8 @@ def _start_thread(write: Callable[..., None], snapshot: Snapshot, name: str) -> 
 
 
 def _take_snapshot(save: PendingSave, archive: Archive, limits: Limits, room: DeviceRoom) -> Snapshot | None:
-    """None, and ``save`` in flight without, where the state is larger than all snapshots may be: it has to be written
-    in the call."""
+    """None, and ``save`` in flight without, where the state is larger than all snapshots may be, or no memory is to be
+    had: it has to be written in the call."""
     devices = archive.device_nbytes
     on_devices = bool(devices) and room.is_there_for(devices, pending.device_nbytes_in_flight)
     nbytes = archive.snapshot_nbytes(on_devices=on_devices)
@@ -169,12 +169,17 @@ def _take_snapshot(save: PendingSave, archive: Archive, limits: Limits, room: De
         pending.admit(save, 0, {}, limits)
         return None
     pending.admit(save, nbytes, devices if on_devices else {}, limits)
-    snapshot = archive.snapshot(on_devices=on_devices, max_nbytes=limits.max_snapshot_nbytes)
-    if snapshot is None:  # a device had less room than it seemed
-        nbytes = archive.snapshot_nbytes(on_devices=False)
-        # It cannot wait for memory here: a later save to the path may hold it, and wait for this one.
-        if pending.resize(save, nbytes, limits):
-            snapshot = archive.snapshot(on_devices=False, max_nbytes=limits.max_snapshot_nbytes)
+    try:
+        snapshot = archive.snapshot(on_devices=on_devices, max_nbytes=limits.max_snapshot_nbytes)
+        if snapshot is None:  # a device had less room than it seemed
+            nbytes = archive.snapshot_nbytes(on_devices=False)
+            # It cannot wait for memory here: a later save to the path may hold it, and wait for this one.
+            if pending.resize(save, nbytes, limits):
+                snapshot = archive.snapshot(on_devices=False, max_nbytes=limits.max_snapshot_nbytes)
+    except MemoryError:  # the host had less, and the writing needs some
+        snapshot = None
+        backends.release_buffers()
+        pending.resize(save, 0, limits)
     save._snapshot = snapshot
     return snapshot
 
@@ -218,7 +223,9 @@ def _limits(max_in_flight: int, max_snapshot_nbytes: int | None, when_full: Lite
     if when_full not in ("wait", "raise"):
         raise ValueError(f"when_full must be 'wait' or 'raise', got {when_full!r}")
     if max_snapshot_nbytes is None:
-        max_snapshot_nbytes = host_memory.limit_nbytes() // 2
+        snapshots_nbytes = backends.snapshot_memory_nbytes()
+        free_nbytes = host_memory.available_nbytes() * 3 // 4  # what else the process does goes on taking memory
+        max_snapshot_nbytes = min(host_memory.limit_nbytes() // 2, snapshots_nbytes + free_nbytes)
     return Limits(max_in_flight, max_snapshot_nbytes, when_full)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import os
 import pickle
@@ -21,6 +20,7 @@ from .backends.fallback_reader import FallbackReader
 from .backends.protocol import Backend, LeanPickle
 from .errors import CorruptArchiveError, CorruptCheckpointError, FileKindError, LoadedKindError, corrupt
 from .progress import Progress, ProgressCallback
+from .proofs import proof
 from .readahead import ReadAhead
 from .reading import kinds
 from .reading.persistent_ids import StorageFeed
@@ -339,22 +339,9 @@ def _as_torch_error(error: CorruptCheckpointError) -> CorruptArchiveError:
     return described
 
 
-@functools.cache
+@proof
 def _agrees(lean_pickle: LeanPickling) -> bool:
     """The proof that the installed torch's loading works with our reader: the same small object both ways."""
-    result: list[bool] = []
-    thread = threading.Thread(
-        target=lambda: result.append(_loads_alike(lean_pickle))
-    )  # no mode of the caller's applies there
-    try:
-        thread.start()
-    except RuntimeError:  # the interpreter is exiting
-        return _loads_alike(lean_pickle)
-    thread.join()
-    return result[0]
-
-
-def _loads_alike(lean_pickle: LeanPickling) -> bool:
     base = torch.arange(1.0, 9.0, device="cpu")
     sample = {
         "a": base,
@@ -363,25 +350,22 @@ def _loads_alike(lean_pickle: LeanPickling) -> bool:
         "none": torch.empty(0, device="cpu"),
         "n": [1, "two"],
     }
-    try:
-        file = io.BytesIO()
-        installed.torch_save(sample, file)
-        for options in ({"weights_only": True}, {"weights_only": False}, {"map_location": lambda s, _: s}):
+    file = io.BytesIO()
+    installed.torch_save(sample, file)
+    for options in ({"weights_only": True}, {"weights_only": False}, {"map_location": lambda s, _: s}):
 
-            def open_reader(_: Any) -> Any:
-                records = Records(FallbackReader(_ObjectSource(io.BytesIO(file.getvalue())), "sample"), "sample")
-                feed = ReadAhead(records, stay=True, verify=True, progress=None)
-                return contextlib.nullcontext(ZipReader(records, feed, lean_pickle=lean_pickle))
+        def open_reader(_: Any) -> Any:
+            records = Records(FallbackReader(_ObjectSource(io.BytesIO(file.getvalue())), "sample"), "sample")
+            feed = ReadAhead(records, stay=True, verify=True, progress=None)
+            return contextlib.nullcontext(ZipReader(records, feed, lean_pickle=lean_pickle))
 
-            file.seek(0)
-            expected = installed.torch_load(file, **options)
-            file.seek(0)
-            found = torch_load(open_reader)(file, **options)
-            if not _alike(expected, found):
-                return False
-        return True
-    except Exception:  # whatever a future torch changed, its own load knows
-        return False
+        file.seek(0)
+        expected = installed.torch_load(file, **options)
+        file.seek(0)
+        found = torch_load(open_reader)(file, **options)
+        if not _alike(expected, found):
+            return False
+    return True
 
 
 def _alike(expected: dict[str, Any], found: dict[str, Any]) -> bool:

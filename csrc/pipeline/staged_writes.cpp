@@ -1,7 +1,10 @@
 #include "pipeline/staged_writes.h"
 
 #include <algorithm>
+#include <new>
 #include <utility>
+
+#include "pipeline/address_space.h"
 
 namespace sdio {
 namespace {
@@ -25,7 +28,7 @@ void StagedWrites::run(size_t count, size_t num_writers, const Watcher& watch) {
   count_ = count;
   num_writers_ = std::min(num_writers, count);
   const bool alone = num_writers_ <= 1;
-  num_slots_left_ = std::min(count, alone ? 1 : num_writers_ + kSlotsAhead);
+  num_slots_left_ = affordable(std::min(count, alone ? 1 : num_writers_ + kSlotsAhead), kSlotNbytes, 1);
   threads_.run(alone ? 0 : num_writers_ + 1, [this] { work(); }, [&] { watch(bytes_done_); });
 }
 
@@ -47,27 +50,43 @@ void StagedWrites::work() {
 }
 
 void StagedWrites::fill_one(std::unique_lock<std::mutex>& lock) {
-  const size_t index = next_++;
   ++num_filling_;
-  std::unique_ptr<StagedWrite> staged;
-  // While there is one, also where a used one is idle: how many are needed is chance, and the next save is to find all
-  // in the pool.
-  const bool takes_slot = num_slots_left_ > 0;
-  if (takes_slot) {
-    --num_slots_left_;
-  } else {
+  // While there is one to acquire, also where a used one is idle: how many are needed is chance, and the next save is
+  // to find all in the pool.
+  std::unique_ptr<StagedWrite> staged = num_slots_left_ > 0 ? acquire(lock) : nullptr;
+  if (staged == nullptr && !idle_.empty()) {
     staged = std::move(idle_.back());
     idle_.pop_back();
   }
-  lock.unlock();
-  // Beside the other threads' steps: pinning memory takes a while.
-  if (takes_slot) staged = std::make_unique<StagedWrite>(slots_.acquire());
-  staged->index = index;
-  staged->pieces.clear();
-  writer_.fill(*staged);
-  lock.lock();
+  if (staged != nullptr && next_ < count_) {
+    staged->index = next_++;
+    staged->pieces.clear();
+    lock.unlock();
+    writer_.fill(*staged);
+    lock.lock();
+    filled_.push_back(std::move(staged));
+  } else if (staged != nullptr) {
+    idle_.push_back(std::move(staged));
+  }
   --num_filling_;
-  filled_.push_back(std::move(staged));
+}
+
+// None where there is no memory for another slot and those that there are do the work.
+std::unique_ptr<StagedWrite> StagedWrites::acquire(std::unique_lock<std::mutex>& lock) {
+  --num_slots_left_;
+  ++num_slots_;
+  lock.unlock();  // beside the other threads' steps: pinning memory takes a while
+  std::unique_ptr<StagedWrite> staged;
+  try {
+    staged = std::make_unique<StagedWrite>(slots_.acquire());
+  } catch (const std::bad_alloc&) {
+    lock.lock();
+    num_slots_left_ = 0;
+    if (--num_slots_ == 0) throw;
+    return nullptr;
+  }
+  lock.lock();
+  return staged;
 }
 
 bool StagedWrites::can_fill() const {

@@ -61,6 +61,7 @@ class StagedWrites {
  private:
   void work();
   void fill_one(std::unique_lock<std::mutex>& lock);
+  std::unique_ptr<StagedWrite> acquire(std::unique_lock<std::mutex>& lock);
   void write_one(std::unique_lock<std::mutex>& lock);
   void cancel();
 
@@ -77,6 +78,7 @@ class StagedWrites {
   std::deque<std::unique_ptr<StagedWrite>> filled_;
   std::vector<std::unique_ptr<StagedWrite>> idle_;
   size_t num_slots_left_ = 0;  // not acquired yet
+  size_t num_slots_ = 0;       // acquired, or being acquired
   size_t num_filling_ = 0;
   size_t num_writing_ = 0;
   size_t next_ = 0;

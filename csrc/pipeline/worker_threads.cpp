@@ -3,14 +3,18 @@
 #include <pthread.h>
 #include <signal.h>
 
+#include <cstdint>
 #include <thread>
 #include <vector>
 
+#include "pipeline/address_space.h"
 #include "pipeline/profiled_step.h"
 
 namespace sdio {
 namespace {
 
+// A thread's stack, and the heap of its own that glibc's malloc reserves for it.
+constexpr uint64_t kThreadNbytes = (8u << 20) + (64u << 20);
 constexpr auto kWatchInterval = std::chrono::milliseconds(50);
 
 // Signals stay with the threads that the interpreter knows.
@@ -31,6 +35,7 @@ class AllSignalsBlocked {
 
 void WorkerThreads::run(size_t num_threads, const std::function<void()>& work, const std::function<void()>& watch) {
   std::vector<std::thread> threads;
+  num_threads = affordable(num_threads, kThreadNbytes, 0);
   try {
     threads.reserve(num_threads);
     const auto recorded_work = [&work, record = recording_for_another_thread()] {

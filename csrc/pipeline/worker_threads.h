@@ -23,7 +23,8 @@ class WorkerThreads {
   explicit WorkerThreads(std::function<void()> on_cancel = [] {}) : on_cancel_(std::move(on_cancel)) {}
 
   // Runs `work` in each of `num_threads` threads, which have all signals blocked, and `watch` in this one every 50 ms.
-  // With 0 threads both run in this one. Returns when every thread has; throws what was thrown first.
+  // With 0 threads, or where no more are to be had or to be afforded, both run in this one. Returns when every thread
+  // has; throws what was thrown first.
   void run(size_t num_threads, const std::function<void()>& work, const std::function<void()>& watch);
 
   // Between pieces of work: whether to begin the next one. Throws what `watch` does, where the caller does the work.

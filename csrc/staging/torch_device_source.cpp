@@ -8,6 +8,7 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <new>
 #include <optional>
 #include <utility>
 
@@ -125,10 +126,15 @@ void TorchDeviceSource::copy_from_device(c10::Device device, const std::vector<D
       host_bytes(piece.destination, piece.nbytes).copy_(source, /*non_blocking=*/true);
     }
   }
-  const bool batched = small.size() >= kBatchAtLeast;
+  if (small.size() >= kBatchAtLeast) {
+    try {
+      bounce.emplace(slots().acquire());
+    } catch (const std::bad_alloc&) {  // a copy each, then
+    }
+  }
+  const bool batched = bounce.has_value();
   if (batched) {
     gathered = at::cat(small);
-    bounce.emplace(slots().acquire());
     host_bytes(bounce->data(), static_cast<uint64_t>(gathered.numel())).copy_(gathered, /*non_blocking=*/true);
   } else {
     auto next = small.begin();

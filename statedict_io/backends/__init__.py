@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import NativeUnavailableError
+from ..proofs import Verdict
 from . import fallback, formats, native
 from .protocol import Backend
 
@@ -27,10 +28,10 @@ def backend_info() -> BackendInfo:
     extension, reason, built_for = native.load()
     simd = extension.simd() if extension is not None else None
     chosen = native.name if extension is not None else fallback.name
-    if chosen == native.name and not formats.reproduced_by(native):
-        chosen, reason = fallback.name, _not_reproduced()
-    elif chosen == fallback.name and not formats.reproduced_by(fallback):
-        reason = f"{reason}; {_not_reproduced()}"
+    if chosen == native.name and not (verdict := formats.reproduced_by(native)):
+        chosen, reason = fallback.name, _not_reproduced(verdict)
+    elif chosen == fallback.name and not (verdict := formats.reproduced_by(fallback)):
+        reason = f"{reason}; {_not_reproduced(verdict)}"
     return BackendInfo(chosen, reason, built_for, torch.__version__, simd)
 
 
@@ -44,10 +45,13 @@ def choose(wish: str) -> Backend | None:
     _check(wish)
     if wish != "torch":
         extension, reason, _ = native.load()
-        if extension is not None and formats.reproduced_by(native):
-            return native
+        if extension is not None:
+            verdict = formats.reproduced_by(native)
+            if verdict:
+                return native
+            reason = _not_reproduced(verdict)
         if wish == "native":
-            raise NativeUnavailableError(f"backend='native': {reason if extension is None else _not_reproduced()}")
+            raise NativeUnavailableError(f"backend='native': {reason}")
     return fallback if formats.reproduced_by(fallback) else None
 
 
@@ -84,5 +88,12 @@ def release_buffers() -> None:
         empty_host_cache()
 
 
-def _not_reproduced() -> str:
+def snapshot_memory_nbytes() -> int:
+    """Host memory that snapshots of asynchronous saves take, and that is kept for the next."""
+    return sum(backend.snapshot_memory_nbytes() for backend in (native, fallback))
+
+
+def _not_reproduced(verdict: Verdict) -> str:
+    if verdict.shortage is not None:
+        return f"whether it writes torch's format could not be tried out now ({verdict.shortage}); torch.save is used"
     return f"torch {torch.__version__} writes a format that statedict_io does not reproduce; its own torch.save is used"

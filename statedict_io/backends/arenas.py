@@ -47,6 +47,11 @@ def release(arena: mmap.mmap) -> None:
         _idle.append(arena)
 
 
+def total_nbytes() -> int:
+    """Of all arenas, idle or not."""
+    return _nbytes
+
+
 def release_idle() -> None:
     global _nbytes
     with _lock:
@@ -90,7 +95,10 @@ def copy(pieces: Sequence[tuple[int, int, int]]) -> None:
 def _map(nbytes: int) -> mmap.mmap:
     if not hasattr(mmap, "MAP_PRIVATE"):
         return mmap.mmap(-1, nbytes)
-    arena = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        arena = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as e:
+        raise MemoryError(f"no {nbytes} bytes of memory for a snapshot: {e}") from None
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without them
             arena.madvise(mmap.MADV_HUGEPAGE)

@@ -104,21 +104,23 @@ class FallbackArchive:
         on_host = self._storages_on_host()
         arena = arenas.acquire(sum(storage.nbytes() for _, storage in on_host), max_nbytes)
         try:
+            records = [*self._records]
             for i, (record_name, value) in enumerate(self._records):
                 if isinstance(value, torch.UntypedStorage) and _is_on_device(value):
-                    self._records[i] = (record_name, value.cpu())
+                    records[i] = (record_name, value.cpu())
             start = ctypes.addressof(ctypes.c_char.from_buffer(arena))
             offset = 0
             pieces = []
             for i, storage in on_host:
                 nbytes = storage.nbytes()
                 pieces.append((start + offset, storage.data_ptr(), nbytes))
-                self._records[i] = (self._records[i][0], memoryview(arena)[offset : offset + nbytes])
+                records[i] = (records[i][0], memoryview(arena)[offset : offset + nbytes])
                 offset += nbytes
             arenas.copy(pieces)
         except BaseException:
             arenas.release(arena)
             raise
+        self._records = records
         return arena
 
     def _chunks(
@@ -275,6 +277,10 @@ def native_tables() -> None:
 
 def release_buffers() -> None:
     arenas.release_idle()
+
+
+def snapshot_memory_nbytes() -> int:
+    return arenas.total_nbytes()
 
 
 def plan(archive_name: str, contents: Contents, *, alignment: int, compute_crc32: bool) -> FallbackArchive:

@@ -11,7 +11,6 @@ import functools
 import io
 import pickle
 import sys
-import threading
 import zipfile
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch.utils.serialization import config
 
 from ..installed import torch_save
 from ..pickling import PickledObject, pickle_object
+from ..proofs import in_clean_thread, proof
 from .protocol import Backend, Contents
 
 _FORMAT_RECORDS = (".format_version", ".storage_alignment", "byteorder")
@@ -68,12 +68,6 @@ def _format_records(
     return head, tail
 
 
-@functools.cache
-def reproduced_by(backend: Backend) -> bool:
-    """Whether ``backend`` writes the bytes of the installed torch's format."""
-    return _in_clean_thread(lambda: _reproduces(backend))
-
-
 def _sample_object() -> Any:
     return {"five": torch.arange(1, 6, dtype=torch.uint8, device="cpu"), "none": torch.empty(0, device="cpu")}
 
@@ -87,38 +81,24 @@ def _sample() -> tuple[dict[str, bytes], bytes]:
         torch_save(_sample_object(), buffer)
         return buffer.getvalue()
 
-    whole = _in_clean_thread(save)
+    whole = in_clean_thread(save)
     with zipfile.ZipFile(io.BytesIO(whole)) as archive:
         return {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}, whole
 
 
-def _reproduces(backend: Backend) -> bool:
-    try:
-        _, expected = _sample()
-        protocol = torch.serialization.DEFAULT_PROTOCOL
-        pickled = pickle_object(_sample_object(), pickle, protocol, backend.native_tables())
-        alignment = storage_alignment()
-        planned = backend.plan(
-            "archive",
-            contents(pickled, alignment),
-            alignment=alignment,
-            compute_crc32=compute_crc32(),
-        )
-        ours = bytearray()
-        planned.write_stream(ours.extend, progress=None)
-        return ours == expected
-    except Exception:  # whatever a future torch changed, it can save by itself
-        return False
-
-
-def _in_clean_thread(function: Any) -> Any:
-    """Runs ``function`` where no torch mode, ``skip_data`` or default device of the caller applies: those are per
-    thread."""
-    result = []
-    thread = threading.Thread(target=lambda: result.append(function()))
-    try:
-        thread.start()
-    except RuntimeError:  # the interpreter is exiting
-        return function()
-    thread.join()
-    return result[0]
+@proof
+def reproduced_by(backend: Backend) -> bool:
+    """Whether ``backend`` writes the bytes of the installed torch's format."""
+    _, expected = _sample()
+    protocol = torch.serialization.DEFAULT_PROTOCOL
+    pickled = pickle_object(_sample_object(), pickle, protocol, backend.native_tables())
+    alignment = storage_alignment()
+    planned = backend.plan(
+        "archive",
+        contents(pickled, alignment),
+        alignment=alignment,
+        compute_crc32=compute_crc32(),
+    )
+    ours = bytearray()
+    planned.write_stream(ours.extend, progress=None)
+    return ours == expected

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import os
 from collections.abc import Callable, Sequence
@@ -11,9 +10,11 @@ from typing import Any, cast
 
 import torch
 
+from .. import host_memory
 from ..pickling import NativeTables
 from ..processes import in_forked_child
 from ..progress import ProgressCallback
+from ..proofs import is_shortage
 from .native_reader import NativeReader
 from .protocol import Contents, LeanPickle, Strip, TensorCall
 from .strips import opened
@@ -29,25 +30,43 @@ _DIRECT_FROM_NBYTES = 4 << 20
 _BUFFERED_BELOW_NBYTES = 1 << 30
 
 
-@functools.cache
+_loaded: tuple[ModuleType | None, str, str | None] | None = None
+
+
 def load() -> tuple[ModuleType | None, str, str | None]:
-    """(the extension or None, why, the torch it was built for or None). Never raises."""
+    """(the extension or None, why, the torch it was built for or None). Never raises. Tried once, and again where it
+    failed for want of memory or file descriptors."""
+    global _loaded
+    if _loaded is not None:
+        return _loaded
+    shortage, found = _try_to_load()
+    if not shortage:
+        _loaded = found
+    return found
+
+
+def _try_to_load() -> tuple[bool, tuple[ModuleType | None, str, str | None]]:
+    """(whether it failed for want of something, as :func:`load`)."""
     try:
         built_for = str(importlib.import_module("statedict_io._build_info").TORCH_VERSION)
-    except ImportError:
-        return None, f"this installation has no compiled extension; to build it: {_REBUILD}", None
+    except ModuleNotFoundError:
+        return False, (None, f"this installation has no compiled extension; to build it: {_REBUILD}", None)
     except Exception as e:
-        return None, f"the extension's build record cannot be read ({e}); to rebuild it: {_REBUILD}", None
+        shortage = is_shortage(e)
+        cure = "" if shortage else f"; to rebuild it: {_REBUILD}"
+        return shortage, (None, f"the extension's build record cannot be read ({e}){cure}", None)
     if _release(built_for) != _release(torch.__version__):
         reason = (
             f"the extension was built for torch {built_for}, found torch {torch.__version__}; to rebuild it: {_REBUILD}"
         )
-        return None, reason, built_for
+        return False, (None, reason, built_for)
     try:
         extension = importlib.import_module("statedict_io._native")
     except Exception as e:  # a damaged file can raise nearly anything
-        return None, f"the extension cannot be loaded: {e}; to rebuild it: {_REBUILD}", built_for
-    return extension, f"the extension was built for torch {built_for}", built_for
+        shortage = is_shortage(e)
+        cure = "" if shortage else f"; to rebuild it: {_REBUILD}"
+        return shortage, (None, f"the extension cannot be loaded: {e}{cure}", built_for)
+    return False, (extension, f"the extension was built for torch {built_for}", built_for)
 
 
 def _release(version: str) -> list[str]:
@@ -123,24 +142,8 @@ def _write_fd(
     if durable:
         direct = source.nbytes >= _DIRECT_FROM_NBYTES
     else:
-        direct = source.nbytes > _BUFFERED_BELOW_NBYTES and source.nbytes > _unthrottled_nbytes()
+        direct = source.nbytes > _BUFFERED_BELOW_NBYTES and source.nbytes > host_memory.unthrottled_nbytes()
     source.write_fd(fd, direct="auto" if direct else "off", progress=progress, bytes_per_second=bytes_per_second or 0.0)
-
-
-def _unthrottled_nbytes() -> float:
-    """Dirty bytes that the kernel takes before it starts to write back and then to throttle writers
-    (Documentation/admin-guide/sysctl/vm.rst: dirty_background_ratio, a share of the available memory)."""
-    try:
-        with open("/proc/sys/vm/dirty_background_bytes") as file:
-            if nbytes := int(file.read()):
-                return nbytes
-        with open("/proc/sys/vm/dirty_background_ratio") as file:
-            share = int(file.read()) / 100
-        with open("/proc/meminfo") as file:
-            available = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable:"))
-        return share * available * 1024
-    except (OSError, ValueError, StopIteration):
-        return float("inf")
 
 
 def native_tables() -> NativeTables:
@@ -193,10 +196,15 @@ def release_buffers() -> None:
         extension.release_buffers()
 
 
+def snapshot_memory_nbytes() -> int:
+    extension, _, _ = load()
+    return 0 if extension is None else extension.snapshot_pool_nbytes()
+
+
 def _start_anew() -> None:
     """In a forked child: storages that a thread of the parent was writing."""
-    if load.cache_info().currsize and (extension := load()[0]) is not None:
-        extension.forget_fixed_storages()
+    if _loaded is not None and _loaded[0] is not None:
+        _loaded[0].forget_fixed_storages()
 
 
 in_forked_child(_start_anew)

@@ -220,3 +220,6 @@ class Backend(Protocol):
 
     def release_buffers(self) -> None:
         """Gives idle memory back to the system."""
+
+    def snapshot_memory_nbytes(self) -> int:
+        """Host memory of snapshots, in use or idle."""

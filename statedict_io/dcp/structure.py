@@ -19,6 +19,7 @@ import torch.serialization
 
 from ..errors import StateDictIOError
 from ..pickling import PythonStorageTable, pickle_object
+from ..proofs import proof
 from ..reading.spellings import spelled
 
 _MAX_GAP = 1_000_000  # of a list's items, which have no values
@@ -142,9 +143,20 @@ def _pickle(state: Any, entries: list[TensorEntry] | None) -> PickledStructure:
     return PickledStructure(stream.getvalue(), numbered, table.storages)
 
 
-@functools.cache
 def _check_reproduced() -> None:
-    """Proves on a sample that entries are pickled as the installed torch pickles tensors."""
+    verdict = _reproduced()
+    if verdict.shortage is not None:
+        raise MemoryError(f"whether torch's format is written could not be tried out: {verdict.shortage}")
+    if not verdict:
+        raise StateDictIOError(
+            f"torch {torch.__version__} pickles tensors in a way that SingleFileWriter does not know; "
+            "save with FileSystemWriter, or with the torch that this statedict_io was released for"
+        )
+
+
+@proof
+def _reproduced() -> bool:
+    """Whether entries are pickled as the installed torch pickles tensors: on a sample."""
     dtypes = [torch.float32, torch.bfloat16, torch.uint8, torch.float8_e4m3fn, torch.uint16]
     shapes = [(), (3,), (2, 0, 4), (4, 5)]
 
@@ -156,11 +168,7 @@ def _check_reproduced() -> None:
         return torch.empty(shape, dtype=dtype, device="cpu")
 
     theirs = pickle_object(sample(empty), pickle, torch.serialization.DEFAULT_PROTOCOL)
-    if _pickle(sample(TensorEntry), None).data_pkl != theirs.data_pkl:
-        raise StateDictIOError(
-            f"torch {torch.__version__} pickles tensors in a way that SingleFileWriter does not know; "
-            "save with FileSystemWriter, or with the torch that this statedict_io was released for"
-        )
+    return _pickle(sample(TensorEntry), None).data_pkl == theirs.data_pkl
 
 
 def nested(values: Iterable[tuple[str, Any]], paths: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
