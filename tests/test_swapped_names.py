@@ -1,10 +1,12 @@
 """``torch.load = sio.load`` and ``torch.save = sio.save`` in every form, a fresh process for each."""
 
 import pathlib
+import re
 import subprocess
 import sys
 
 import pytest
+from corpus import CORPUS
 
 FORMS = {
     "plainly": "torch.save, torch.load = sio.save, sio.load",
@@ -58,3 +60,27 @@ def test_everything_works_through_the_swapped_names(form, used, backend):
     program = PROGRAM.format(tests=tests, swap=FORMS[form], used=used, backend=backend)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
     assert done.stdout.endswith("all of it\n"), done.stderr[-2000:]
+
+
+def corpus_through(form, backend, tmp_path, *names):
+    program = pathlib.Path(__file__).parent / "swapped_corpus_process.py"
+    command = [sys.executable, program, FORMS[form], backend, tmp_path, *names]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [int(number) for number in re.findall(r"(\d+) saved, (\d+) refused", done.stdout)[0]]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_corpus_through_the_swapped_names(form, backend, tmp_path):
+    """The first save and the first load of the process are made through them, and all others."""
+    if form == "plainly" and backend == "torch":
+        pytest.skip("a function without options chooses the backend itself")
+    num_saved, num_refused = corpus_through(form, backend, tmp_path)
+    assert num_saved + num_refused == len(CORPUS)
+    assert num_saved > 200
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", CORPUS)
+def test_each_object_is_the_first_of_a_process(name, backend, tmp_path):
+    assert sum(corpus_through("both", backend, tmp_path, name)) == 1
