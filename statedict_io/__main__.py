@@ -13,7 +13,7 @@ import torch
 from . import benchmark
 from .backends import backend_info
 from .commands import convert, inspect, verify
-from .commands.printing import complain
+from .commands.printing import complain, say
 from .errors import StateDictIOError
 from .escaping import escaped
 from .version import VERSION
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     info = commands.add_parser("info", help="say which backend is active and why")
-    info.set_defaults(run=lambda _: print(backend_info()))
+    info.set_defaults(run=lambda _: say(str(backend_info())))
 
     inspect_ = commands.add_parser("inspect", help="list the tensors of a checkpoint without reading them")
     inspect_.add_argument("file", metavar="FILE")

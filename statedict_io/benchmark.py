@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 
+from .escaping import escaped
 from .installed import torch_save
 from .saving import save
 
@@ -164,9 +166,11 @@ def _matplotlib() -> Any:
 
 def _print_table(console: Any, results: list[Samples], nbytes: int, device: str, directory: str) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     rounds = len(results[0].until_return)
-    table = Table(title=f"{nbytes / 2**30:.2f} GiB on {device} to {os.path.abspath(directory)}, medians of {rounds}")
+    where = escaped(os.path.abspath(directory), sys.stdout.encoding)
+    table = Table(title=Text(f"{nbytes / 2**30:.2f} GiB on {device} to {where}, medians of {rounds}"))
     table.add_column("")
     for column in ("returns, s", "durable, s", "GB/s", "x torch.save", "x torch.save + fsync"):
         table.add_column(column, justify="right")

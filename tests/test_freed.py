@@ -9,8 +9,11 @@ import weakref
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 
 import statedict_io as sio
+from statedict_io.conversion import convert
+from statedict_io.dcp import SingleFileReader, SingleFileWriter
 
 NBYTES = 16 << 20
 OPTIONS = {
@@ -78,10 +81,90 @@ def test_load_frees(path, options, backend, no_collector):
     assert_frees(lambda: sio.load(path, backend=backend, **options))
 
 
+def refused_value(path, backend):
+    """An error with a traceback whose frames have seen all tensors."""
+    torch.save({"w": torch.zeros(NBYTES, dtype=torch.uint8), "value": pathlib.Path("x")}, path)
+    with pytest.raises(pickle.UnpicklingError):
+        sio.load(path, backend=backend)
+
+
+def verified(path, backend):
+    assert sio.verify(path).ok
+
+
+def through_a_url(path, backend):
+    pytest.importorskip("fsspec")
+    sio.load(pathlib.Path(path).as_uri(), backend=backend)
+
+
+def converted(path, backend):
+    convert(path, path + ".safetensors")
+    convert(path + ".safetensors", path + ".again.pt")
+
+
+def through_dcp(path, backend):
+    state = {"w0": torch.empty(NBYTES // 4, dtype=torch.uint8)}
+    dcp.load(state, storage_reader=SingleFileReader(path), no_dist=True)
+    dcp.save(state, storage_writer=SingleFileWriter(path + ".by_dcp.pt"), no_dist=True)
+
+
+def new_state():
+    return {"w": torch.full((NBYTES,), 7, dtype=torch.uint8)}
+
+
+def saved(path, backend):
+    sio.save(new_state(), path, backend=backend)
+    sio.save(new_state(), io.BytesIO(), backend=backend)
+
+
+def saved_asynchronously(path, backend):
+    sio.save_async(new_state(), path, backend=backend).result()
+
+
+def not_picklable(path, backend):
+    for save in (sio.save, sio.save_async):
+        with pytest.raises((AttributeError, pickle.PicklingError)):
+            save({**new_state(), "function": lambda: None}, path, backend=backend)
+
+
+def not_written(path, backend):
+    missing = os.path.join(path + ".missing", "model.pt")
+    with pytest.raises((OSError, RuntimeError)):
+        sio.save(new_state(), missing, backend=backend)
+
+
+WAYS = [
+    lazily,
+    dropped_error,
+    of_an_object,
+    refused_value,
+    verified,
+    through_a_url,
+    converted,
+    through_dcp,
+    saved,
+    saved_asynchronously,
+    not_picklable,
+    not_written,
+]
+
+
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")
-@pytest.mark.parametrize("action", [lazily, dropped_error, of_an_object])
-def test_other_ways_of_reading_free(path, action, backend, no_collector):
+@pytest.mark.parametrize("action", WAYS)
+def test_other_ways_free(path, action, backend, no_collector):
     assert_frees(lambda: action(path, backend))
+
+
+def test_an_error_that_is_kept_keeps_no_tensor(path, backend, no_collector):
+    """Of a save whose state the caller has dropped; where the error says where it came up."""
+    state = new_state()
+    tensor = weakref.ref(state["w"])
+    handle = sio.save_async(state, path, backend=backend, progress=lambda *_: 1 / 0)
+    error = handle.exception()
+    assert isinstance(error, ZeroDivisionError)
+    del state
+    assert tensor() is None
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)

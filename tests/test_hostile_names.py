@@ -75,6 +75,16 @@ def test_every_command_prints_names_safely(tmp_path, monkeypatch, encoding):
     assert_safe(text, "arguments")
 
 
+def test_the_benchmark_prints_its_directory_safely(tmp_path, monkeypatch):
+    pytest.importorskip("rich")
+    directory = tmp_path / "[red]\x1b[31mred\n"
+    directory.mkdir()
+    code, text = output("bench", "--size", "1MiB", "--rounds", "1", "--dir", str(directory), encoding="utf-8")
+    assert code == 0
+    assert_safe(text, "bench")
+    assert "[red]" in text.replace("\n", "")
+
+
 def test_names_in_problems_and_errors_are_escaped(tmp_path, backend):
     files(tmp_path)
     report = sio.verify(tmp_path / "damaged.pt", backend=backend)

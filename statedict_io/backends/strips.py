@@ -13,6 +13,7 @@ from typing import cast
 
 import torch
 
+from ..descriptors import open_file
 from ..progress import ProgressCallback
 from . import crc32
 from .fallback_reader import storage_memory
@@ -30,7 +31,7 @@ def opened(path: str) -> Iterator[int]:
     others write.
     """
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = open_file(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             yield fd
         except BaseException:

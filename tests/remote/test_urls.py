@@ -16,6 +16,7 @@ from corpus_case import filled
 from equality import difference
 
 import statedict_io as sio
+from statedict_io import proofs
 from statedict_io.__main__ import main
 from statedict_io.remote import uploads
 from statedict_io.remote.stores import is_url, locate
@@ -89,7 +90,7 @@ def test_the_bytes_of_torch_save(name, options, memory, backend, tmp_path):
 
 
 def test_the_bytes_of_a_torch_of_unknown_format(memory, tmp_path, monkeypatch):
-    monkeypatch.setattr(sio.backends.formats, "reproduced_by", lambda backend: False)
+    monkeypatch.setattr(sio.backends.formats, "reproduced_by", lambda backend: proofs.Verdict(False))
     sio.save(CORPUS["module_state_dict"](), "memory://a/model.pt")
     assert memory.cat("/a/model.pt") == torch_bytes(CORPUS["module_state_dict"](), tmp_path)
 
