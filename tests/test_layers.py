@@ -65,6 +65,7 @@ ROWS = [
         "device_room",
         "processes",
         "proofs",
+        "descriptors",
         "_build_info",
         "_native",
     },
