@@ -98,8 +98,9 @@ class ArchiveReader:
     def read_stored(self, record: int, offset: int, nbytes: int) -> bytes:
         """A range of the record as it lies in the file, compressed or not."""
 
-    def read_into(self, record: int, offset: int, destination: Buffer) -> None:
-        """The same into a writable, contiguous buffer."""
+    def read_into(self, record: int, offset: int, destination: Buffer, num_rows: int = 1, pitch: int = 0) -> None:
+        """The same into a writable, contiguous buffer: rows of one length, which begin ``pitch`` bytes after each
+        other in the record."""
 
     def load_storages(
         self,

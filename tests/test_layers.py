@@ -49,7 +49,7 @@ ROWS = [
     {"backends.strips"},
     {"backends.native_reader", "backends.fallback_reader"},
     {"backends.directory"},
-    {"backends.inflate", "backends.file_range", "backends.tasks"},
+    {"backends.inflate", "backends.file_range", "backends.tasks", "backends.record_rows"},
     {"backends.protocol", "backends.archive", "backends.arenas", "backends.crc32"},
     {"replacement"},
     {"targets", "pickling", "pending", "writing.suffixes"},

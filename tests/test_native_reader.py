@@ -148,6 +148,26 @@ def test_ranges(tmp_path, opened):
         reader.payload_offset(len(reader.records))
 
 
+def test_rows(tmp_path, opened):
+    tensors = filled(20 * MIB)
+    reader = opened(saved(tmp_path, tensors))
+    (record,) = data_records(reader)
+    expected = tensors["t0"].numpy().tobytes()
+    for offset, row_nbytes, num_rows, pitch in [
+        (0, 10, 1, 0), (3, 1, 7, 2), (5, 4096, 300, 60000), (0, 3 * MIB, 6, 3 * MIB + 1), (0, 0, 5, 9), (9, 8, 4, 0),
+        (20 * MIB - 100, 10, 10, 10), (100, 10, 20, 3), (0, 9 * MIB, 2, 11 * MIB),
+    ]:  # fmt: skip
+        destination = bytearray(row_nbytes * num_rows)
+        reader.read_range(record, offset, memoryview(destination), num_rows, pitch)
+        rows = [offset + row * pitch for row in range(num_rows)]
+        assert destination == b"".join(expected[at : at + row_nbytes] for at in rows)
+    for offset, row_nbytes, num_rows, pitch in [
+        (20 * MIB - 100, 10, 10, 11), (0, 10, 3, 1 << 62), (0, 10, 1 << 20, MIB), (0, 1, 2, -1), (0, 7, 0, 0),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match="no range of data/0"):
+            reader.read_range(record, offset, memoryview(bytearray(row_nbytes * max(num_rows, 1))), num_rows, pitch)
+
+
 def test_verify_names_every_record_that_is_wrong(tmp_path, opened):
     path = saved(tmp_path, filled(100, 200000, 300, 9 * MIB, 70000))
     reader = opened(path)

@@ -80,13 +80,16 @@ class ArchiveReader {
     return bytes;
   }
 
-  void read_into(size_t record, uint64_t offset, const py::buffer& destination) const {
+  void read_into(size_t record, uint64_t offset, const py::buffer& destination, uint64_t num_rows,
+                 uint64_t pitch) const {
     check(record);
     const py::buffer_info info = destination.request(/*writable=*/true);
     if (PyBuffer_IsContiguous(info.view(), 'C') == 0) throw py::value_error("the destination must be contiguous");
+    const auto nbytes = static_cast<uint64_t>(info.size * info.itemsize);
+    if (num_rows == 0 || nbytes % num_rows != 0) throw py::value_error("the destination must hold whole rows");
     const ReleasedGil gil;
-    read_stored(*directory_, *source_, record, offset, static_cast<uint64_t>(info.size * info.itemsize),
-                static_cast<char*>(info.ptr));
+    read_stored_rows(*directory_, *source_, record, {offset, nbytes / num_rows, num_rows, pitch},
+                     static_cast<char*>(info.ptr));
   }
 
   // (storages, records whose checksum is wrong): no storages if there are any.
@@ -175,7 +178,8 @@ void bind_archive_reader(py::module_& module) {
       .def("entries", &ArchiveReader::entries)
       .def("payload_offset", &ArchiveReader::payload_offset, py::arg("record"))
       .def("read_stored", &ArchiveReader::read_stored_bytes, py::arg("record"), py::arg("offset"), py::arg("nbytes"))
-      .def("read_into", &ArchiveReader::read_into, py::arg("record"), py::arg("offset"), py::arg("destination"))
+      .def("read_into", &ArchiveReader::read_into, py::arg("record"), py::arg("offset"), py::arg("destination"),
+           py::arg("num_rows") = 1, py::arg("pitch") = 0)
       .def("load_storages", &ArchiveReader::load_storages, py::arg("records"), py::kw_only(), py::arg("verify"),
            py::arg("progress") = py::none(), py::arg("num_threads") = 0, py::arg("span_nbytes") = 0)
       .def("load_storages_onto", &ArchiveReader::load_storages_onto, py::arg("device"), py::arg("records"),

@@ -37,12 +37,25 @@ uint64_t read_payload_offset(const Directory& directory, PositionalSource& sourc
 
 void read_stored(const Directory& directory, PositionalSource& source, size_t record, uint64_t offset, uint64_t nbytes,
                  char* destination) {
+  read_stored_rows(directory, source, record, {offset, nbytes, 1, 0}, destination);
+}
+
+void read_stored_rows(const Directory& directory, PositionalSource& source, size_t record, const RecordRows& rows,
+                      char* destination) {
+  if (rows.num_rows == 0) return;
   const uint64_t stored_nbytes = directory[record].stored_nbytes;
-  if (offset > stored_nbytes || nbytes > stored_nbytes - offset) {
-    throw std::out_of_range("bytes " + std::to_string(offset) + " to " + std::to_string(offset + nbytes) +
-                            " of a record of " + std::to_string(stored_nbytes));
+  const bool first_is_within = rows.offset <= stored_nbytes && rows.row_nbytes <= stored_nbytes - rows.offset;
+  // Of bytes behind the first row.
+  const uint64_t left = first_is_within ? stored_nbytes - rows.offset - rows.row_nbytes : 0;
+  if (!first_is_within || (rows.pitch != 0 && rows.num_rows - 1 > left / rows.pitch)) {
+    throw std::out_of_range(std::to_string(rows.num_rows) + " rows of " + std::to_string(rows.row_nbytes) +
+                            " bytes from byte " + std::to_string(rows.offset) + " of a record of " +
+                            std::to_string(stored_nbytes));
   }
-  source.read(read_payload_offset(directory, source, record) + offset, destination, nbytes);
+  const uint64_t start = read_payload_offset(directory, source, record) + rows.offset;
+  for (uint64_t row = 0; row < rows.num_rows; ++row) {
+    source.read(start + row * rows.pitch, destination + row * rows.row_nbytes, rows.row_nbytes);
+  }
 }
 
 }  // namespace sdio

@@ -21,4 +21,15 @@ uint64_t read_payload_offset(const Directory& directory, PositionalSource& sourc
 void read_stored(const Directory& directory, PositionalSource& source, size_t record, uint64_t offset, uint64_t nbytes,
                  char* destination);
 
+// Rows of one length and at one pitch in the record, the first at `offset`, one after the other into `destination`.
+// Throws std::out_of_range where the record is too short for them, or its length overflows.
+struct RecordRows {
+  uint64_t offset;
+  uint64_t row_nbytes;
+  uint64_t num_rows;
+  uint64_t pitch;  // from the start of one to the start of the next
+};
+void read_stored_rows(const Directory& directory, PositionalSource& source, size_t record, const RecordRows& rows,
+                      char* destination);
+
 }  // namespace sdio

@@ -20,6 +20,7 @@ from . import crc32
 from .directory import LOCAL_NBYTES, Directory, read_directory
 from .inflate import Damage, inflated
 from .protocol import RecordEntry
+from .record_rows import Piece, pieces
 from .tasks import Task, perform, task
 
 _PIECE_NBYTES = 8 << 20
@@ -121,16 +122,17 @@ class FallbackReader:
             return self._guarded(lambda: self._read_at(offset, entry.nbytes))
         return b"".join(self._guarded(lambda: list(self._inflated(record, offset))))
 
-    def read_range(self, record: int, offset: int, destination: memoryview) -> None:
-        entry = self.records[record]
-        if entry.compressed or offset < 0 or offset + destination.nbytes > entry.nbytes:
-            raise ValueError(f"no range of {entry.name}: bytes {offset} to {offset + destination.nbytes}")
-        start = self.payload_offset(record) + offset
+    def read_range(self, record: int, offset: int, destination: memoryview, num_rows: int = 1, pitch: int = 0) -> None:
+        parts = list(pieces(self.records[record], offset, destination, num_rows, pitch))
+        start = self.payload_offset(record)
 
-        tasks = [
-            task(0, self._source.read_into, destination[at : at + _PIECE_NBYTES], start + at)
-            for at in range(0, destination.nbytes, _PIECE_NBYTES)
-        ]
+        def read(piece: Piece) -> None:
+            row_nbytes = piece.destination.nbytes // piece.num_rows
+            for row in range(piece.num_rows):
+                into = piece.destination[row * row_nbytes : (row + 1) * row_nbytes]
+                self._source.read_into(into, start + piece.offset + row * pitch)
+
+        tasks = [task(0, read, piece) for piece in parts]
         self._guarded(lambda: self._perform([], tasks, destination.nbytes))
 
     def load_storages(

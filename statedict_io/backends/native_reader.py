@@ -17,6 +17,10 @@ from ..errors import corrupt
 from ..progress import ProgressCallback
 from .inflate import Damage, inflated
 from .protocol import RecordEntry
+from .record_rows import Piece, pieces
+from .tasks import perform, task
+
+_NUM_THREADS = 4  # of a range that is read in pieces
 
 
 class NativeReader:
@@ -39,12 +43,16 @@ class NativeReader:
                 return b"".join(self._inflated(record))
             return self._reader.read_stored(record, 0, entry.nbytes)
 
-    def read_range(self, record: int, offset: int, destination: memoryview) -> None:
-        entry = self.records[record]
-        if entry.compressed or offset < 0 or offset + destination.nbytes > entry.nbytes:
-            raise ValueError(f"no range of {entry.name}: bytes {offset} to {offset + destination.nbytes}")
+    def read_range(self, record: int, offset: int, destination: memoryview, num_rows: int = 1, pitch: int = 0) -> None:
+        def read(piece: Piece) -> None:
+            self._reader.read_into(record, piece.offset, piece.destination, piece.num_rows, pitch)
+
+        tasks = [task(0, read, piece) for piece in pieces(self.records[record], offset, destination, num_rows, pitch)]
         with self._naming_errors():
-            self._reader.read_into(record, offset, destination)
+            if len(tasks) > 1:
+                perform([], tasks, 0, None, _NUM_THREADS)
+            elif tasks:
+                tasks[0]()
 
     def load_storages(
         self, records: Sequence[int], *, verify: bool, progress: ProgressCallback | None

@@ -134,9 +134,10 @@ class LeanPickle(NamedTuple):
 class ArchiveReader(Protocol):
     """An open archive.
 
-    The descriptor is the caller's, stays open, and is only read positionally. Methods may be called from one thread at
-    a time. A structure that cannot be a sound archive raises :class:`~statedict_io.CorruptCheckpointError`; what the
-    system reports is an :class:`OSError` with ``errno`` and the path.
+    The descriptor is the caller's, stays open, and is only read positionally. :meth:`read_range` and
+    :meth:`load_storages` may be called from several threads at once, the other methods from one at a time. A structure
+    that cannot be a sound archive raises :class:`~statedict_io.CorruptCheckpointError`; what the system reports is an
+    :class:`OSError` with ``errno`` and the path.
     """
 
     @property
@@ -153,8 +154,17 @@ class ArchiveReader(Protocol):
     def read(self, record: int) -> bytes:
         """The whole payload, decompressed, its CRC not checked: for small records."""
 
-    def read_range(self, record: int, offset: int, destination: memoryview) -> None:
-        """Fills ``destination`` from the payload's byte ``offset`` on; of records that are not compressed."""
+    def read_range(self, record: int, offset: int, destination: memoryview, num_rows: int = 1, pitch: int = 0) -> None:
+        """Fills ``destination`` from the payload's byte ``offset`` on, of records that are not compressed; large ranges
+        from several threads.
+
+        Args:
+            num_rows: so many rows of one length are read, one after the other into ``destination``.
+            pitch: bytes from the start of one to the start of the next.
+
+        Raises:
+            ValueError: the record has no such bytes, or is compressed.
+        """
 
     def load_storages(
         self, records: Sequence[int], *, verify: bool, progress: ProgressCallback | None
