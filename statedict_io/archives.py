@@ -41,11 +41,15 @@ class Records:
         lean_pickle: Callable[[bytes], LeanPickle] = LeanPickle.unchanged,
         *,
         file_nbytes: int = 0,
+        mtime_ns: int | None = None,
+        descriptor: int | None = None,
         cheap_nbytes: int = 4 << 10,
     ) -> None:
         self.archive = archive
         self.path = path
         self.file_nbytes = file_nbytes
+        self.mtime_ns = mtime_ns  #: of the file when it was opened, ns since the epoch; None where there is no file
+        self.descriptor = descriptor  #: of the file, for reading; None where there is none
         self.cheap_nbytes = cheap_nbytes  #: a read of so many costs what a read of one byte does
         self.lean_pickle = lean_pickle
         self.entries = archive.records
@@ -145,10 +149,12 @@ def _key_order(name: str) -> tuple[int, int | str]:
 
 
 @contextmanager
-def opened(path: Any, backend: str = "auto", *, random_access: bool = False) -> Iterator[Records]:
+def opened(
+    path: Any, backend: str = "auto", *, random_access: bool = False, name: str | None = None
+) -> Iterator[Records]:
     """The records of the file at ``path``, or at a URL, which is open inside the block.
 
-    ``random_access`` tells the kernel not to read ahead.
+    ``random_access`` tells the kernel not to read ahead. ``name`` is what errors call the file, where not by its path.
 
     Raises:
         OSError: the file cannot be opened or read.
@@ -158,7 +164,7 @@ def opened(path: Any, backend: str = "auto", *, random_access: bool = False) -> 
     chosen = backends.for_reading(backend)
     if not is_url(path):
         given = os.fsdecode(path)
-        with _opened_file(given, given, chosen, random_access) as records:
+        with _opened_file(given, name or given, chosen, random_access) as records:
             yield records
         return
     with ranges.opened(path) as found:
@@ -243,9 +249,15 @@ def _opened_file(path: str, given: str, chosen: Backend, random_access: bool) ->
             for begin in (max(0, os.fstat(fd).st_size - _END_NBYTES), 0):
                 os.posix_fadvise(fd, begin, _END_NBYTES, os.POSIX_FADV_WILLNEED)
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-        file_nbytes = os.fstat(fd).st_size
-        archive = archive_at(fd, given, chosen)
-        yield Records(archive, given, chosen.lean_pickle, file_nbytes=file_nbytes)
+        found = os.fstat(fd)
+        yield Records(
+            archive_at(fd, given, chosen),
+            given,
+            chosen.lean_pickle,
+            file_nbytes=found.st_size,
+            mtime_ns=found.st_mtime_ns,
+            descriptor=fd,
+        )
     except OSError as e:
         if e.errno is not None and e.filename is None:
             e.filename = given

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import io
 import os
 import pickle
 from collections.abc import Iterator, Mapping
@@ -14,16 +12,14 @@ from typing import Any
 
 import torch
 
-from .archives import Records, check_kind, opened
-from .errors import CorruptCheckpointError, corrupt
-from .reading.kinds import ZIP_START
-from .reading.persistent_ids import StorageFeed
+from .archives import Records
+from .errors import CorruptCheckpointError
+from .reading.lazy.lazy_file import LazyFile
+from .reading.lazy.placeholders import PLAIN_TYPES, DataFeed
 from .reading.refusals import refusal
-from .strided_reads import fill, memory_of, span_of
 from .tensor_names import flat_tensors
-from .unpickling import DeferredTensor, ZipReader, can_defer, can_rebind, swaps_bytes, torch_load
+from .unpickling import DeferredTensor, can_defer
 
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
 # What unpickling raises where a kind that is made of tensors, parameters among them, meets one that is deferred. Not
 # OSError: the disk's, or the TimeoutError of a signal's handler.
 _WANTS_A_TENSOR = (AttributeError, LookupError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError)
@@ -53,11 +49,8 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     def __init__(self, path: Any, *, backend: str = "auto", weights_only: bool = True) -> None:
         self._weights_only = weights_only
-        self._exit = contextlib.ExitStack()
-        self._records: Records = self._exit.enter_context(opened(path, backend, random_access=True))
+        self._file = LazyFile(path, backend=backend, random_access=True, max_overhead=2, keeps_inflated=False)
         try:
-            check_kind(self._records)
-            self._swap = swaps_bytes(self._records)
             self._tensors, self._others, self._hidden = self._named()
         except BaseException:
             self.close()
@@ -77,18 +70,16 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         self._lazy = True
         if can_defer():
             # Most names are never asked for, and a placeholder costs as much as the rest of opening.
-            self._feed = _PlaceholderFeed(self._records)
             with contextlib.suppress(*_WANTS_A_TENSOR):
-                return self._unpickle(self._feed, defers=True)
-        self._feed = _PlaceholderFeed(self._records)
+                return self._file.unpickle(weights_only=self._weights_only, defers=True)
         try:
-            return self._unpickle(self._feed)
+            return self._file.unpickle(weights_only=self._weights_only)
         except (NotImplementedError, RuntimeError, ValueError, TypeError) as e:
             # Some kinds of tensors cannot be rebuilt without their data: quantized and nested ones, DTensor.
             if isinstance(e, CorruptCheckpointError):
                 raise
             self._lazy = False
-            return self._unpickle(_RealFeed(self._records))
+            return self._file.unpickle(weights_only=self._weights_only, feed=DataFeed(self._file.records))
 
     def _placeholder(self, name: str) -> torch.Tensor:
         """A tensor on the meta device with all that is known of ``name``; where kinds need their data, it itself."""
@@ -106,24 +97,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             ValueError: the checkpoint is closed.
         """
         found = self._placeholder(name)
-        record = self._record_of(found)
-        if record is None:
-            return self._rebuilt(name)
-        isize = found.element_size()
-        begin = found.storage_offset() * isize
-        nbytes = span_of(found.shape, found.stride()) * isize
-        entry = self._records.entries[record]
-        if entry.compressed or (begin == 0 and nbytes == entry.nbytes):
-            storage = self._archive().load_storages([record], verify=False, progress=None)[0]
-            offset = found.storage_offset()
-        else:
-            part = torch.empty(nbytes, dtype=torch.uint8, device="cpu")
-            self._archive().read_range(record, begin, memory_of(part))
-            storage, offset = part.untyped_storage(), 0
-        if self._swap:
-            storage.byteswap(found.dtype)
-        tensor = torch.empty(0, dtype=found.dtype, device="cpu").set_(storage, offset, found.shape, found.stride())
-        return self._finished(tensor, found)
+        return self._rebuilt(name) if self._record_of(found) is None else self._file.tensor(found)
 
     def get_slice(self, name: str) -> TensorSlice:
         """``ckpt.get_slice(name)[a:b, c:d]`` reads what it returns, and at most as much again.
@@ -143,27 +117,23 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             KeyError: there is none of that name.
         """
         found = self._placeholder(name)
-        record = self._record_of(found)
-        offset = None
-        if record is not None and not self._records.entries[record].compressed:
-            offset = self._archive().payload_offset(record) + found.storage_offset() * found.element_size()
+        offset = self._file.offset_of(found) if self._lazy else None
         # What a strided nested tensor has instead of a shape is its data.
         shape = torch.Size([found.size(0)]) if found.is_nested else found.shape
         return TensorInfo(shape, found.dtype, offset, found.numel() * found.element_size())
 
     def blocks(self, name: str, max_nbytes: int) -> Iterator[torch.Tensor]:
         """The tensor's elements in row-major order, in pieces; see :meth:`record` for which tensors."""
-        record = self._record_of(self._placeholder(name))
-        assert record is not None
-        pending = [self._placeholder(name).detach()]
+        placeholder = self._placeholder(name)
+        pending = [placeholder.detach()]
         whole = None
-        if self._records.entries[record].compressed:
+        if self._file.is_compressed(placeholder):
             whole = self[name].detach()  # cannot be read in part
             pending = [whole]
         while pending:
             view = pending.pop()
             if view.numel() * view.element_size() <= max_nbytes:
-                yield view if whole is not None else self._read_view(name, view)
+                yield view if whole is not None else self._file.view(view)
             elif view.is_contiguous() and view.dim() > 1:
                 pending.append(view.view(-1))
             elif view.shape[0] == 1:
@@ -186,16 +156,17 @@ class Checkpoint(Mapping[str, torch.Tensor]):
     @property
     def path(self) -> str:
         """As given to :func:`open_checkpoint`."""
-        return self._records.path
+        return self._file.path
 
     @property
-    def file_nbytes(self) -> int:
-        return self._records.file_nbytes
+    def records(self) -> Records:
+        """Of the open file."""
+        return self._file.records
 
     def record(self, name: str) -> str | None:
         """The record that a tensor's bytes are in; None where they are in several or in none."""
         index = self._record_of(self._placeholder(name))
-        return None if index is None else self._records.entries[index].name
+        return None if index is None else self._file.records.entries[index].name
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
@@ -216,83 +187,23 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     def close(self) -> None:
         """Closes the file; what was read stays valid."""
-        self._closed = True
-        self._exit.close()
-
-    _closed = False
-
-    def _archive(self) -> Any:
-        if self._closed:
-            raise ValueError(f"{self.path}: the checkpoint is closed")
-        return self._records.archive
-
-    def _unpickle(self, feed: StorageFeed, *, defers: bool = False) -> Any:
-        reader = ZipReader(
-            self._records,
-            feed,
-            lean_pickle=self._records.lean_pickle,
-            assume_own_byteorder=True,
-            in_place=True,
-            defers=defers,
-        )
-        if not can_rebind():
-            raise corrupt(self.path, f"torch {torch.__version__} cannot be made to read it lazily")
-        with io.BytesIO(ZIP_START) as file:  # all that torch looks at before it asks the reader
-            return torch_load(lambda _: contextlib.nullcontext(reader))(
-                file, "cpu", weights_only=self._weights_only, mmap=False
-            )
+        self._file.close()
 
     def _record_of(self, tensor: torch.Tensor) -> int | None:
         """The one record that a plain tensor lies in."""
-        if not self._lazy or type(tensor) not in _PLAIN:
-            return None
-        if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized:
-            return None
-        record = self._feed.records.get(tensor.untyped_storage()._cdata)
-        if record is not None and tensor.numel():
-            end = (tensor.storage_offset() + span_of(tensor.shape, tensor.stride())) * tensor.element_size()
-            entry = self._records.entries[record]
-            if end > entry.nbytes:
-                raise corrupt(
-                    self.path, f"a tensor reaches to byte {end} of record {entry.name!r}, which has {entry.nbytes}"
-                )
-        return record
+        return self._file.record_of(tensor) if self._lazy else None
 
     def _rebuilt(self, name: str) -> torch.Tensor:
         """A tensor of a kind that consists of several storages, or is made with its data."""
         if not self._lazy:
             return self._placeholder(name)
         found = self._placeholder(name)
-        if type(found) in _PLAIN and found.is_meta and not self._feed.records:
+        if type(found) in PLAIN_TYPES and found.is_meta and not self._file.has_placeholders:
             return found
         plain = {self._record_of(self._placeholder(other)) for other in self._tensors}
-        again, _, _ = flat_tensors(self._unpickle(_RealFeed(self._records, placeholders=plain)), (torch.Tensor,))
+        feed = DataFeed(self._file.records, without_data=frozenset(index for index in plain if index is not None))
+        again, _, _ = flat_tensors(self._file.unpickle(weights_only=self._weights_only, feed=feed), (torch.Tensor,))
         return again[name]
-
-    def _read_view(self, name: str, view: torch.Tensor) -> torch.Tensor:
-        """``view``: of the tensor's placeholder."""
-        record = self._record_of(self._placeholder(name))
-        assert record is not None
-        out = torch.empty(view.shape, dtype=view.dtype, device="cpu")
-        archive = self._archive()
-        if self._records.entries[record].compressed:
-            storage = archive.load_storages([record], verify=False, progress=None)[0]
-            whole = torch.empty(0, dtype=view.dtype, device="cpu")
-            out.copy_(whole.set_(storage, view.storage_offset(), view.shape, view.stride()))
-        else:
-            read = functools.partial(archive.read_range, record)
-            fill(_bits(out), view.storage_offset(), view.stride(), read, self._records.cheap_nbytes)
-        if self._swap:
-            out.untyped_storage().byteswap(out.dtype)
-        return self._finished(out, view)
-
-    def _finished(self, tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        """With what is not in the bytes."""
-        if like.is_conj() or like.is_neg():
-            torch._utils.set_tensor_metadata(tensor, torch._utils.get_tensor_metadata(like))
-        if isinstance(like, torch.nn.Parameter):
-            return torch.nn.Parameter(tensor, requires_grad=like.requires_grad)
-        return tensor.requires_grad_(like.requires_grad) if like.is_leaf else tensor
 
 
 class TensorSlice:
@@ -324,7 +235,7 @@ class TensorSlice:
                 raise TypeError(f"get_slice takes integers, slices, ... and None, not {type(part).__name__}")
         if self._checkpoint._record_of(self._placeholder) is None:
             return self._checkpoint[self._name][index].clone()
-        return self._checkpoint._read_view(self._name, self._placeholder.detach()[index])
+        return self._checkpoint._file.view(self._placeholder.detach()[index])
 
 
 def open_checkpoint(path: Any, *, backend: str = "auto", weights_only: bool = True) -> Checkpoint:
@@ -360,44 +271,6 @@ def open_checkpoint(path: Any, *, backend: str = "auto", weights_only: bool = Tr
         (['model.w'], 24, tensor([2., 4.]))
     """
     return Checkpoint(path, backend=backend, weights_only=weights_only)
-
-
-class _PlaceholderFeed:
-    """Storages without data, and the records that they stand for."""
-
-    def __init__(self, records: Records) -> None:
-        self._records = records
-        self._storages: dict[str, torch.UntypedStorage] = {}
-        self.records: dict[int, int] = {}  #: by address of the storage, which lives as long as this
-
-    def take(self, name: str, nbytes: int) -> torch.UntypedStorage:
-        known = self._storages.get(name)
-        if known is not None and known.nbytes() == nbytes:
-            return known
-        index = self._records.sized(name, nbytes)
-        storage = self._storages[name] = torch.UntypedStorage(nbytes, device="meta")
-        self.records[storage._cdata] = index
-        return storage
-
-
-class _RealFeed:
-    """Storages read when they are asked for, those of ``placeholders`` excepted."""
-
-    def __init__(self, records: Records, placeholders: set[int | None] = frozenset()) -> None:  # type: ignore[assignment]
-        self._records = records
-        self._placeholders = placeholders
-
-    def take(self, name: str, nbytes: int) -> torch.UntypedStorage:
-        index = self._records.sized(name, nbytes)
-        if index in self._placeholders:
-            return torch.UntypedStorage(nbytes, device="meta")
-        return self._records.archive.load_storages([index], verify=False, progress=None)[0]
-
-
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    """``tensor`` as integers: copies of some dtypes are not supported, or not bit by bit."""
-    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
-    return tensor.view(integers[tensor.element_size()]) if tensor.numel() else tensor
 
 
 def _is_integer(part: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import pickle
 from collections.abc import Callable
@@ -20,8 +21,8 @@ from .errors import FileKindError, StateDictIOError
 from .pickling import pickle_object
 from .progress import ProgressCallback
 from .reading import kinds
+from .reading.lazy.strided_reads import memory_of
 from .replacement import Replacement
-from .strided_reads import memory_of
 from .targets import FileTarget, resolve
 
 _BLOCK_NBYTES = 8 << 20
@@ -78,7 +79,7 @@ def _to_safetensors(checkpoint: Checkpoint, target: FileTarget, progress: Progre
     )
     safetensors_format.check_header(header, checkpoint.path)
     total = sum(info.nbytes for info in infos.values())
-    source_nbytes = checkpoint.file_nbytes
+    source_nbytes = checkpoint.records.file_nbytes
     if total > _MAX_GROWTH * source_nbytes + (64 << 20):
         raise StateDictIOError(
             f"{checkpoint.path}: written out its tensors have {total} bytes, many times the {source_nbytes} of the "
@@ -137,7 +138,8 @@ def _to_pt(source: str, target: FileTarget, progress: ProgressCallback | None) -
             lambda offset, nbytes: FileRange(fd, offset, nbytes, source).read(), file_nbytes, source
         )
         # Memory that is never touched: the pickler asks storages only for their sizes and addresses.
-        mapped = torch.UntypedStorage.from_file(source, False, file_nbytes)
+        memory = mmap.mmap(fd, file_nbytes, access=mmap.ACCESS_COPY)
+        mapped = torch.frombuffer(memory, dtype=torch.uint8).untyped_storage()
         obj = {}
         ranges = {}
         for tensor in tensors:

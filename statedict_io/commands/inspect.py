@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ..archives import opened
 from ..checkpoint import open_checkpoint
 from .printing import nbytes_text, print_table, say
 
@@ -65,7 +64,7 @@ def describe(path: str) -> dict[str, Any]:
                 }
             )
         others = checkpoint.others
-    with opened(path) as records:
+        records = checkpoint.records
         entries = [entry for entry in records.entries if entry.nbytes]
         recorded = records.with_crc
         num_recorded = sum(entry.name in recorded for entry in entries)

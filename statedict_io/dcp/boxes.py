@@ -1,4 +1,4 @@
-"""A box of a tensor as runs of bytes: what a shard is in a file. Pure arithmetic, for the writer and the reader."""
+"""A box of a tensor as runs of bytes: what a shard is in a file. Pure arithmetic, for the writer."""
 
 from __future__ import annotations
 
@@ -88,28 +88,3 @@ def row_major_strides(shape: Sequence[int], itemsize: int) -> list[int]:
     for dim in range(len(shape) - 2, -1, -1):
         strides[dim] = strides[dim + 1] * max(shape[dim + 1], 1)
     return strides
-
-
-def rows_of_strided(sizes: Sequence[int], strides: Sequence[int], itemsize: int, offset: int = 0) -> Iterator[Rows]:
-    """Where a strided view's elements lie, in row-major order of the view.
-
-    Args:
-        sizes, strides: of the view, elements.
-        itemsize: bytes of an element.
-        offset: of the view's first element, bytes.
-    """
-    if math.prod(sizes) == 0:
-        return
-    merged: list[tuple[int, int]] = []  # (size, stride), neighbours that are one dimension in memory joined
-    for size, stride in zip(sizes, strides, strict=True):
-        if size == 1:
-            continue
-        if merged and merged[-1][1] == size * stride:
-            merged[-1] = (merged[-1][0] * size, stride)
-        else:
-            merged.append((size, stride))
-    run = merged.pop()[0] * itemsize if merged and merged[-1][1] == 1 else itemsize
-    count, pitch = merged.pop() if merged else (1, 0)
-    leading = itertools.product(*(range(0, size * stride, stride) for size, stride in merged))
-    for at in leading:
-        yield Rows(offset + sum(at) * itemsize, run, count, pitch * itemsize)

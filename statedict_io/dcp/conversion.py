@@ -34,9 +34,8 @@ from torch.distributed.checkpoint.planner import (
 from ..installed import torch_load
 from ..reading.refusals import refusal
 from .directory_replacement import DirectoryReplacement
-from .reader import read_view
-from .source import FileSource
 from .stored_metadata import CURE, DirectoryReader
+from .stored_state import StoredState
 from .writer import SingleFileWriter
 
 _CHUNK_NBYTES = 64 << 20
@@ -110,11 +109,11 @@ def file_to_dcp(
         OSError, CorruptCheckpointError, StateDictIOError: the file cannot be read, is damaged, holds no mapping, or two
             paths in it would have one name. The directory is as it was.
     """
-    source = FileSource(os.fspath(path), weights_only=weights_only, backend=backend)
+    stored = StoredState(os.fspath(path), weights_only=weights_only, backend=backend)
     try:
         items = []
-        for name, value in source.values.items():
-            if source.is_plain(value):
+        for name, value in stored.values.items():
+            if stored.is_plain(value):
                 items += [_write_item(name, value, chunk) for chunk in _chunks(value)]
             else:
                 items.append(WriteItem(MetadataIndex(name), WriteItemType.BYTE_IO))
@@ -123,24 +122,24 @@ def file_to_dcp(
             writer = FileSystemWriter(os.fspath(directory))
             writer.set_up_storage_writer(is_coordinator=True)
             plan = replace(plan, storage_data=filesystem._StoragePrefix(replacement.prefix))
-            results = writer.write_data(plan, _FromFile(source)).wait()
-            stored = {result.index: result.storage_data for result in results}
+            results = writer.write_data(plan, _FromFile(stored)).wait()
+            places = {result.index: result.storage_data for result in results}
             meta = writer.storage_meta()
-            metadata = replace(metadata, planner_data=source.paths, storage_data=stored, storage_meta=meta)
+            metadata = replace(metadata, planner_data=stored.paths, storage_data=places, storage_meta=meta)
             if hasattr(filesystem, "CURRENT_DCP_VERSION"):
                 metadata.version = filesystem.CURRENT_DCP_VERSION
             replacement.commit(metadata)
-        return DirectoryConversion(source.renamed, _untied(source))
+        return DirectoryConversion(stored.renamed, _untied(stored))
     finally:
-        source.close()
+        stored.close()
 
 
-def _untied(source: FileSource) -> list[str]:
+def _untied(stored: StoredState) -> list[str]:
     names = []
-    seen: set[str] = set()
-    for name, value in source.values.items():
-        if source.is_plain(value):
-            record = source.record_of(value)
+    seen: set[int | None] = set()
+    for name, value in stored.values.items():
+        if stored.is_plain(value):
+            record = stored.file.record_of(value)
             if record in seen:
                 names.append(name)
             seen.add(record)
@@ -246,17 +245,16 @@ class _Catcher(DefaultLoadPlanner):  # type: ignore[misc]
 
 
 class _FromFile(_LazyPlanner):
-    def __init__(self, source: FileSource) -> None:
-        self._source = source
+    def __init__(self, stored: StoredState) -> None:
+        self._stored = stored
 
     def resolve_data(self, write_item: WriteItem) -> torch.Tensor | io.BytesIO:
-        value = self._source.values[write_item.index.fqn]
         data = write_item.tensor_data
         if data is None:
-            return self._source.opaque(value)
-        view = value.detach()
+            return self._stored.opaque(write_item.index.fqn)
+        view = self._stored.values[write_item.index.fqn].detach()
         for dim, (offset, size) in enumerate(zip(data.chunk.offsets, data.chunk.sizes, strict=True)):
             view = view.narrow(dim, offset, size)
         tensor = torch.empty(view.size(), dtype=view.dtype, device="cpu")
-        read_view(self._source, view, tensor)
+        self._stored.file.read(view, tensor)
         return tensor

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
+import pickle
 import uuid
 from typing import Any
 
@@ -20,10 +23,9 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
-from .boxes import rows_of_strided
-from .source import FileSource
-
-_STAGING_NBYTES = 16 << 20
+from ..errors import StateDictIOError
+from . import agreement
+from .stored_state import StoredState
 
 
 class SingleFileReader(StorageReader):  # type: ignore[misc]
@@ -48,7 +50,7 @@ class SingleFileReader(StorageReader):  # type: ignore[misc]
         self.weights_only = weights_only
         self.backend = backend
         self.bytes_read = 0
-        self._source: FileSource | None = None
+        self._state: StoredState | None = None
         self._load_id = str(uuid.uuid4())
 
     @property
@@ -69,47 +71,84 @@ class SingleFileReader(StorageReader):  # type: ignore[misc]
         """What is in the file: each tensor as one chunk, from which DCP cuts what each rank needs."""
         self._close()
         self.bytes_read = 0
-        self._source = FileSource(self.path, weights_only=self.weights_only, backend=self.backend)
+        self._state = self._open(self.path)
         state: dict[str, STORAGE_TYPES] = {}
-        for name, value in self._source.values.items():
-            state[name] = _tensor_metadata(value) if self._source.is_plain(value) else BytesStorageMetadata()
+        for name, value in self._state.values.items():
+            state[name] = _tensor_metadata(value) if self._state.is_plain(value) else BytesStorageMetadata()
         meta = StorageMeta(checkpoint_id=self.path, load_id=self._load_id)
-        return Metadata(state, planner_data=self._source.paths, storage_meta=meta)
+        return Metadata(state, planner_data=self._state.paths, storage_meta=meta)
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         pass
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
-        return plan
+        return dataclasses.replace(plan, storage_data=agreement.described(self._opened().file))
 
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
-        return plans
+        return agreement.with_choices(plans)
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        source = self._source
-        if source is None:
-            raise RuntimeError("read_data comes after read_metadata")
+        choice = agreement.choice_of(plan)
+        self._switch_to(choice, plan.items)
+        stored = self._opened()
         try:
             for item in plan.items:
-                value = source.values[item.storage_index.fqn]
                 if item.type == LoadItemType.BYTE_IO:
-                    planner.load_bytes(item, source.opaque(value))
+                    planner.load_bytes(item, stored.opaque(item.storage_index.fqn))
                 else:
-                    _read_tensor(source, value, item, planner)
+                    _read_tensor(stored, item, planner)
         finally:
-            self.bytes_read = source.bytes_read
-            self._close()
+            self.bytes_read = stored.file.bytes_read
+            if not choice.keeps_open:  # others may still open it by this descriptor, until the call of DCP is over
+                self._close()
         future: Future[None] = Future()
         future.set_result(None)
         return future
 
+    def _opened(self) -> StoredState:
+        if self._state is None:
+            raise RuntimeError("read_metadata comes first")
+        return self._state
+
+    def _open(self, path: str) -> StoredState:
+        return StoredState(path, weights_only=self.weights_only, backend=self.backend, name=self.path)
+
+    def _switch_to(self, choice: agreement.Choice, items: list[ReadItem]) -> None:
+        """Opens the version that all ranks read, where this one has opened another.
+
+        Raises:
+            StateDictIOError: it cannot be had any more, or is not what was planned for.
+        """
+        planned = self._opened()
+        if planned.file.version == choice.version:
+            return
+        for way in choice.ways(self.path):
+            with contextlib.suppress(OSError, StateDictIOError, pickle.UnpicklingError):
+                found = self._open(way)
+                if found.file.version == choice.version:
+                    planned.close()
+                    self._state = found
+                    break
+                found.close()
+        else:
+            raise StateDictIOError(
+                f"{self.path}: it was replaced while the ranks opened it, and this rank cannot open the version that "
+                "the others have read: load it again"
+            )
+        wrong = [item.storage_index.fqn for item in items if not found.has_like(planned, item.storage_index.fqn)]
+        if wrong:
+            raise StateDictIOError(
+                f"{self.path}: it was replaced by a file of other tensors while the ranks opened it ({wrong[0]!r} "
+                "differs): load it again"
+            )
+
     def _close(self) -> None:
-        source, self._source = self._source, None
-        if source is not None:
-            source.close()
+        stored, self._state = self._state, None
+        if stored is not None:
+            stored.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_source", None) is not None:
+        if getattr(self, "_state", None) is not None:
             self._close()
 
 
@@ -119,8 +158,8 @@ def _tensor_metadata(tensor: torch.Tensor) -> TensorStorageMetadata:
     return TensorStorageMetadata(properties, tensor.size(), [whole])
 
 
-def _read_tensor(source: FileSource, value: torch.Tensor, item: ReadItem, planner: LoadPlanner) -> None:
-    view = value.detach()
+def _read_tensor(stored: StoredState, item: ReadItem, planner: LoadPlanner) -> None:
+    view = stored.values[item.storage_index.fqn].detach()
     for dim, (offset, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
         view = view.narrow(dim, offset, length)
     target = planner.resolve_tensor(item).detach()
@@ -128,44 +167,5 @@ def _read_tensor(source: FileSource, value: torch.Tensor, item: ReadItem, planne
         raise ValueError(
             f"{item.storage_index.fqn!r}: the planner asks for {list(view.size())} into {list(target.size())}"
         )
-    read_view(source, view, target)
+    stored.file.read(view, target)
     planner.commit_tensor(item, target)
-
-
-def read_view(source: FileSource, view: torch.Tensor, target: torch.Tensor) -> None:
-    """Fills ``target`` with what ``view``, a meta tensor of the file, stands for."""
-    if view.numel() == 0:
-        return
-    # In the order of the file; a dimension without a stride is read once.
-    order = sorted(range(view.dim()), key=lambda dim: -view.stride(dim))
-    view, target = view.permute(order), target.permute(order)
-    expanded = tuple(slice(0, 1) if view.stride(dim) == 0 else slice(None) for dim in range(view.dim()))
-    view = view[expanded]
-    in_place = (
-        target.device.type == "cpu"
-        and target.dtype == view.dtype
-        and target.size() == view.size()
-        and target.is_contiguous()
-        and not target.is_conj()
-        and not target.is_neg()
-    )
-    if in_place:
-        _read_contiguous(source, view, target)
-        return
-    nbytes = view.numel() * view.itemsize
-    if nbytes > _STAGING_NBYTES and view.dim():
-        dim = max(range(view.dim()), key=lambda d: (view.size(d) > 1, -d))
-        half = view.size(dim) // 2
-        for start, length in ((0, half), (half, view.size(dim) - half)):
-            narrowed = target.narrow(dim, start, length) if target.size(dim) == view.size(dim) else target
-            read_view(source, view.narrow(dim, start, length), narrowed)
-        return
-    staging = torch.empty(view.size(), dtype=view.dtype, device="cpu")
-    _read_contiguous(source, view, staging)
-    target.copy_(staging)
-
-
-def _read_contiguous(source: FileSource, view: torch.Tensor, target: torch.Tensor) -> None:
-    itemsize = view.itemsize
-    rows = list(rows_of_strided(view.size(), view.stride(), itemsize, view.storage_offset() * itemsize))
-    source.read_rows(view, rows, target.untyped_storage(), target.storage_offset() * itemsize)

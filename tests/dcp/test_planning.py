@@ -19,7 +19,7 @@ from statedict_io.backends import crc32
 from statedict_io.backends.protocol import Strip
 from statedict_io.dcp.archive_frame import ArchiveFrame
 from statedict_io.dcp.assignment import Box, share_out
-from statedict_io.dcp.boxes import rows_of_box, rows_of_strided
+from statedict_io.dcp.boxes import rows_of_box
 from statedict_io.dcp.shares import contiguous_pieces
 from statedict_io.dcp.structure import TensorEntry, nested, pickle_structure
 
@@ -54,20 +54,6 @@ def test_rows_of_a_box_are_its_elements(box, dtype):
     rows = list(rows_of_box(shape, offsets, sizes, tensor.itemsize, begin, end))
     assert taken(as_bytes(tensor), rows) == as_bytes(part.reshape(-1)[begin:end])
     assert len(rows) <= 3 * max(1, torch.Size(sizes[:-2]).numel())
-
-
-@given(boxes(), st.randoms(use_true_random=False))
-def test_rows_of_a_view_are_its_elements(box, rng):
-    shape, offsets, sizes, *_ = box
-    tensor = torch.arange(torch.Size(shape).numel(), dtype=torch.int16).reshape(shape)
-    view = tensor
-    for dim, (offset, size) in enumerate(zip(offsets, sizes, strict=True)):
-        view = view.narrow(dim, offset, size)
-    order = list(range(view.dim()))
-    rng.shuffle(order)
-    view = view.permute(order)
-    rows = list(rows_of_strided(view.size(), view.stride(), 2, view.storage_offset() * 2))
-    assert taken(as_bytes(tensor), rows) == as_bytes(view)
 
 
 @given(dimensions, st.randoms(use_true_random=False), st.integers(1, 200))

@@ -1,0 +1,144 @@
+"""Reading a strided view of a record without reading the whole record."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+
+#: a tile of a view is read in one piece, gaps included, if it is no larger
+MAX_TILE_NBYTES = 16 << 20
+# Rows below this are never worth a read each where the gaps between them are cheap.
+_SHORT_ROW_NBYTES = 32
+
+
+class ReadRows(Protocol):
+    """As :meth:`~statedict_io.backends.protocol.ArchiveReader.read_range`, of one record."""
+
+    def __call__(self, offset: int, destination: memoryview, num_rows: int = 1, pitch: int = 0) -> None: ...
+
+
+def span_of(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """Elements from the first to the last one of a view, both included."""
+    if 0 in shape:
+        return 0
+    return 1 + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
+
+
+def memory_of(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous CPU tensor, writable; the tensor must outlive it."""
+    nbytes = tensor.numel() * tensor.element_size()
+    if nbytes == 0:
+        return memoryview(bytearray())
+    return memoryview((ctypes.c_ubyte * nbytes).from_address(tensor.data_ptr())).cast("B")
+
+
+def as_bits(tensor: torch.Tensor) -> torch.Tensor:
+    """``tensor`` as integers: copies of some dtypes are not supported, or not bit by bit."""
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
+    return tensor.view(integers[tensor.element_size()]) if tensor.numel() else tensor
+
+
+def fill(
+    target: torch.Tensor, offset: int, strides: Sequence[int], read: ReadRows, *, cheap_nbytes: int, max_overhead: float
+) -> None:
+    """Fills a tensor from the view of a record with its shape, in the order of the record.
+
+    Args:
+        target: on the CPU, with any strides. Raw bits count: its dtype has only to have the right size, and to be one
+            that torch copies bit by bit where the strides are not those of the view (:func:`as_bits`).
+        offset: of the view's first element, in elements.
+        strides: of the view, in elements. Elements of dimensions without a stride are read once.
+        read: reads from the record.
+        cheap_nbytes: a piece that spans no more is read with its gaps: it takes as long as one byte.
+        max_overhead: larger ones, up to 16 MiB, are if they have at most so many times the bytes of their elements.
+    """
+    if target.numel() == 0:
+        return
+    order = sorted(range(target.dim()), key=lambda dim: -strides[dim])
+    target, strides = target.permute(order), [strides[dim] for dim in order]
+    once = [1 if stride == 0 else size for size, stride in zip(target.shape, strides, strict=True)]
+    for part, begin in _blocks(target, once, offset, strides):
+        _fill_block(part, begin, strides, read, cheap_nbytes, max_overhead)
+
+
+def _blocks(
+    target: torch.Tensor, once: list[int], offset: int, strides: list[int]
+) -> Iterator[tuple[torch.Tensor, int]]:
+    """Contiguous tensors to be filled, with the offsets of their first elements: the target itself, or one after the
+    other blocks of 16 MiB of which it gets copies when they come back."""
+    if target.is_contiguous() and list(target.shape) == once:
+        yield target, offset
+        return
+    pending = [(target, once, offset)]
+    while pending:
+        target, once, offset = pending.pop()
+        numel = 1
+        for size in once:
+            numel *= size
+        if numel * target.element_size() <= MAX_TILE_NBYTES:
+            block = torch.empty(once, dtype=target.dtype, device="cpu")
+            yield block, offset
+            target.copy_(block)
+            continue
+        dim = next(dim for dim, size in enumerate(once) if size > 1)
+        half = once[dim] // 2
+        for begin, size in ((half, once[dim] - half), (0, half)):
+            shape = [*once[:dim], size, *once[dim + 1 :]]
+            pending.append((target.narrow(dim, begin, size), shape, offset + begin * strides[dim]))
+
+
+def _fill_block(
+    block: torch.Tensor, offset: int, strides: list[int], read: ReadRows, cheap_nbytes: int, max_overhead: float
+) -> None:
+    """``block``: contiguous."""
+    itemsize = block.element_size()
+    pending = [(block, offset)]
+    while pending:
+        part, offset = pending.pop()
+        rows = _rows(part.shape, strides) if part.is_contiguous() else None
+        if rows is not None and rows.num_rows == 1:
+            read(offset * itemsize, memory_of(part))
+            continue
+        with_gaps = rows is not None and (
+            rows.pitch <= max_overhead * rows.run
+            or (rows.run * itemsize < _SHORT_ROW_NBYTES and (rows.pitch - rows.run) * itemsize <= cheap_nbytes)
+        )
+        span = span_of(part.shape, strides)
+        nbytes = span * itemsize
+        if nbytes <= cheap_nbytes or (nbytes <= MAX_TILE_NBYTES and (with_gaps or span <= max_overhead * part.numel())):
+            tile = torch.empty(span, dtype=part.dtype, device="cpu")
+            read(offset * itemsize, memory_of(tile))
+            part.copy_(tile.as_strided(part.shape, strides))
+        elif rows is not None and not with_gaps:
+            read(offset * itemsize, memory_of(part), rows.num_rows, rows.pitch * itemsize)
+        else:
+            # Halves of the dimension that reaches farthest.
+            reach = [(length - 1) * stride for length, stride in zip(part.shape, strides, strict=True)]
+            dim = reach.index(max(reach))
+            half = part.shape[dim] // 2
+            pending.append((part.narrow(dim, half, part.shape[dim] - half), offset + half * strides[dim]))
+            pending.append((part.narrow(dim, 0, half), offset))
+
+
+class _Rows(NamedTuple):
+    num_rows: int
+    run: int  #: elements of each
+    pitch: int  #: elements from the start of one to the start of the next
+
+
+def _rows(shape: Sequence[int], strides: Sequence[int]) -> _Rows | None:
+    """A view as rows at one pitch; None where it has more dimensions than that."""
+    merged: list[tuple[int, int]] = []  # (size, stride), neighbours that are one dimension in memory joined
+    for size, stride in zip(shape, strides, strict=True):
+        if size == 1:
+            continue
+        if merged and merged[-1][1] == size * stride:
+            merged[-1] = (merged[-1][0] * size, stride)
+        else:
+            merged.append((size, stride))
+    run = merged.pop()[0] if merged and merged[-1][1] == 1 else 1
+    num_rows, pitch = merged.pop() if merged else (1, run)
+    return None if merged else _Rows(num_rows, run, pitch)
