@@ -17,6 +17,7 @@ from .errors import CorruptCheckpointError
 from .reading.lazy.lazy_file import LazyFile
 from .reading.lazy.placeholders import PLAIN_TYPES, DataFeed
 from .reading.refusals import refusal
+from .reading.set_aside import Refused
 from .tensor_names import flat_tensors
 from .unpickling import DeferredTensor, can_defer
 
@@ -51,46 +52,64 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         self._weights_only = weights_only
         self._file = LazyFile(path, backend=backend, random_access=True, max_overhead=2, keeps_inflated=False)
         try:
-            self._tensors, self._others, self._hidden = self._named()
+            found, self._others, self._hidden = self._named()
         except BaseException:
             self.close()
             raise
+        self._tensors = {name: value for name, value in found.items() if not isinstance(value, Refused)}
+        self._refused = {name: value.names for name, value in found.items() if isinstance(value, Refused)}
 
     def _named(self) -> tuple[dict[str, Any], list[str], list[str]]:
         try:
-            outline = self._outline()
+            outline = self._file.unpickle_most(self._outline) if self._weights_only else self._outline()
         except pickle.UnpicklingError as e:
             if not self._weights_only:
                 raise
             raise refusal(self.path, e, _CURE) from None
-        return flat_tensors(outline, (torch.Tensor, DeferredTensor))
+        return flat_tensors(outline, (torch.Tensor, DeferredTensor, Refused))
 
-    def _outline(self) -> Any:
+    def _outline(self, *, sets_aside: bool = False) -> Any:
         """What was saved, with placeholders for tensors."""
+        self._sets_aside = sets_aside
         self._lazy = True
         if can_defer():
             # Most names are never asked for, and a placeholder costs as much as the rest of opening.
             with contextlib.suppress(*_WANTS_A_TENSOR):
-                return self._file.unpickle(weights_only=self._weights_only, defers=True)
+                return self._unpickle(sets_aside, defers=True)
         try:
-            return self._file.unpickle(weights_only=self._weights_only)
+            return self._unpickle(sets_aside)
         except (NotImplementedError, RuntimeError, ValueError, TypeError) as e:
             # Some kinds of tensors cannot be rebuilt without their data: quantized and nested ones, DTensor.
             if isinstance(e, CorruptCheckpointError):
                 raise
             self._lazy = False
-            return self._file.unpickle(weights_only=self._weights_only, feed=DataFeed(self._file.records))
+            return self._unpickle(sets_aside, feed=DataFeed(self._file.records))
+
+    def _unpickle(self, sets_aside: bool, **options: Any) -> Any:
+        return self._file.unpickle(weights_only=self._weights_only, sets_aside=sets_aside, **options)
 
     def _placeholder(self, name: str) -> torch.Tensor:
         """A tensor on the meta device with all that is known of ``name``; where kinds need their data, it itself."""
-        found = self._tensors[name]
+        found = self._tensors.get(name)
+        if found is None:
+            self._refuse(name)
+            raise KeyError(name)
         return found.tensor() if isinstance(found, DeferredTensor) else found
+
+    def _refuse(self, name: object) -> None:
+        """Raises where ``name`` is in something that was refused."""
+        for refused, names in self._refused.items():
+            if name == refused or (isinstance(name, str) and name.startswith(f"{refused}.")):
+                raise KeyError(
+                    f"{refused!r} needs {', '.join(names)}, which torch's restricted unpickler refuses; if you trust "
+                    f"{self.path}, {_CURE}"
+                )
 
     def __getitem__(self, name: str) -> torch.Tensor:
         """Reads one tensor, onto the CPU, with the strides that it was saved with.
 
         Raises:
-            KeyError: there is none of that name.
+            KeyError: there is none of that name, or it is one of :attr:`refused`.
             CorruptCheckpointError: the tensor reaches beyond its record, or the record is unsound. Checksums are not
                 looked at here: :func:`verify`.
             OSError: the file cannot be read.
@@ -144,7 +163,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     @property
     def others(self) -> list[str]:
-        """Names of the values that are not tensors."""
+        """Names of the values that are not tensors, those of :attr:`refused` apart."""
         return list(self._others)
 
     @property
@@ -152,6 +171,12 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         """A sentence for each tensor of the file that has no name here: another is spelled alike, or it is in an object
         that is no mapping, list or tuple."""
         return list(self._hidden)
+
+    @property
+    def refused(self) -> dict[str, tuple[str, ...]]:
+        """Names of the values that torch's restricted unpickler refuses, and for each the classes and functions, with
+        their modules, that it does not allow. Tensors may be in them."""
+        return dict(self._refused)
 
     @property
     def path(self) -> str:
@@ -202,7 +227,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             return found
         plain = {self._record_of(self._placeholder(other)) for other in self._tensors}
         feed = DataFeed(self._file.records, without_data=frozenset(index for index in plain if index is not None))
-        again, _, _ = flat_tensors(self._file.unpickle(weights_only=self._weights_only, feed=feed), (torch.Tensor,))
+        again, _, _ = flat_tensors(self._unpickle(self._sets_aside, feed=feed), (torch.Tensor,))
         return again[name]
 
 
@@ -262,7 +287,8 @@ def open_checkpoint(path: Any, *, backend: str = "auto", weights_only: bool = Tr
         OSError: the file cannot be read.
         CorruptCheckpointError: it is no sound archive.
         FileKindError: it is of another kind, such as torch's legacy format.
-        pickle.UnpicklingError: it holds what torch's restricted unpickler refuses.
+        pickle.UnpicklingError: torch's restricted unpickler refuses all of it. Where it refuses single values, the
+            rest is there, and they are in :attr:`Checkpoint.refused`.
 
     Example:
         >>> sio.save({"model": {"w": torch.arange(6.0).reshape(3, 2)}}, "checkpoint.pt")

@@ -107,6 +107,14 @@ def _to_safetensors(checkpoint: Checkpoint, target: FileTarget, progress: Progre
 
 
 def _check_can_be_held(checkpoint: Checkpoint) -> None:
+    if checkpoint.refused:  # there may be tensors in it
+        name, needs = next(iter(checkpoint.refused.items()))
+        more = f" and {len(checkpoint.refused) - 1} more" if len(checkpoint.refused) > 1 else ""
+        raise pickle.UnpicklingError(
+            f"{checkpoint.path}: {name!r}{more} cannot be converted: it needs {', '.join(needs)}, which torch's "
+            "restricted unpickler refuses; if you trust the file, pass weights_only=False (`statedict-io convert "
+            "--trust`)"
+        )
     if checkpoint.hidden:
         shown = "; ".join(checkpoint.hidden[:8])
         more = f"; and {len(checkpoint.hidden) - 8} more" if len(checkpoint.hidden) > 8 else ""

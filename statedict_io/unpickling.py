@@ -54,12 +54,14 @@ class ZipReader:
         assume_own_byteorder: bool = False,
         in_place: bool = False,
         defers: bool = False,
+        sets_aside: bool = False,
     ) -> None:
         self._records = records
         self.feed = feed
         self._lean_pickle = lean_pickle
         self._assume_own_byteorder = assume_own_byteorder
         self.in_place = in_place  #: storages stay where the feed puts them, whatever their location says
+        self.sets_aside = sets_aside  #: what the restricted unpickler refuses becomes a Refused
         self.defers = defers  #: what the lean pickle has taken out becomes a DeferredTensor each
         #: set where the unpickler takes long over each step, and understands what stands for a call
         self.abridges = False
@@ -192,7 +194,7 @@ def torch_load(open_reader: OpenReader, after: Callable[[], None] = lambda: None
         with _collector_paused:
             persistent_ids = _persistent_ids(zip_file, map_location, pickle_module)
             if persistent_ids is not None:
-                pickle_module = with_persistent_ids(pickle_module)
+                pickle_module = with_persistent_ids(pickle_module, sets_aside=zip_file.sets_aside)
                 options["persistent_ids"] = persistent_ids
             result = torch_unpickle(zip_file, map_location, pickle_module, **options)
         after()

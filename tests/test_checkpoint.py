@@ -67,12 +67,6 @@ def test_every_tensor_of_the_corpus(name, backend, tmp_path):
                 assert info.shape == tensor.shape
 
 
-def test_what_is_refused_is_refused(backend, tmp_path):
-    torch.save({"a": filled(3), "q": collections.deque()}, tmp_path / "model.pt")
-    with pytest.raises(pickle.UnpicklingError, match="deque"):
-        sio.open_checkpoint(tmp_path / "model.pt", backend=backend)
-
-
 def test_names(backend, tmp_path):
     obj = {
         "model": {"a.b": filled(1), "c": [filled(2), (filled(3), {"d": filled(4)})], 5: filled(5), None: filled(6)},

@@ -41,6 +41,8 @@ def run(path: str, *, as_json: bool) -> int:
         shown = ", ".join(name or "the object itself" for name in found["others"][:8])
         more = f" and {len(found['others']) - 8} more" if len(found["others"]) > 8 else ""
         say(f"other values: {shown}{more}")
+    for name, needs in found["refused"].items():
+        say(f"refused by torch's restricted unpickler: {name} (needs {', '.join(needs)})")
     say("format: " + ", ".join(f"{key.replace('_', ' ')} {v}" for key, v in found["format"].items()))
     return 0
 
@@ -89,4 +91,5 @@ def describe(path: str) -> dict[str, Any]:
         "tensors": tensors,
         "totals": {"tensors": len(tensors), "nbytes": sum(t["nbytes"] for t in tensors), "by_dtype": by_dtype},
         "others": others,
+        "refused": checkpoint.refused,
     }

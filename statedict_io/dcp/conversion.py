@@ -109,13 +109,14 @@ def file_to_dcp(
         OSError, CorruptCheckpointError, StateDictIOError: the file cannot be read, is damaged, holds no mapping, or two
             paths in it would have one name. The directory is as it was.
     """
-    stored = StoredState(os.fspath(path), weights_only=weights_only, backend=backend)
+    stored = StoredState(os.fspath(path), weights_only=weights_only, backend=backend, cure=CURE)
     try:
         items = []
         for name, value in stored.values.items():
             if stored.is_plain(value):
                 items += [_write_item(name, value, chunk) for chunk in _chunks(value)]
             else:
+                stored.check_allowed(name)  # before anything is written
                 items.append(WriteItem(MetadataIndex(name), WriteItemType.BYTE_IO))
         (plan,), metadata = create_default_global_save_plan([SavePlan(items)])
         with DirectoryReplacement(os.fspath(directory)) as replacement:

@@ -34,8 +34,9 @@ class SingleFileReader(StorageReader):  # type: ignore[misc]
 
     Args:
         path: of the file, visible to all ranks.
-        weights_only: unpickle with torch's restricted unpickler: the security boundary. Use ``False`` only for what you
-            trust.
+        weights_only: unpickle with torch's restricted unpickler: the security boundary. A load that asks for a value
+            that it refuses raises ``pickle.UnpicklingError``; one that does not ask for it works. Use ``False`` only
+            for what you trust.
         backend: ``"auto"``, ``"native"`` or ``"torch"``, as for :func:`statedict_io.load`.
 
     Attributes:
@@ -111,7 +112,13 @@ class SingleFileReader(StorageReader):  # type: ignore[misc]
         return self._state
 
     def _open(self, path: str) -> StoredState:
-        return StoredState(path, weights_only=self.weights_only, backend=self.backend, name=self.path)
+        return StoredState(
+            path,
+            weights_only=self.weights_only,
+            backend=self.backend,
+            cure="read it with SingleFileReader(path, weights_only=False)",
+            name=self.path,
+        )
 
     def _switch_to(self, choice: agreement.Choice, items: list[ReadItem]) -> None:
         """Opens the version that all ranks read, where this one has opened another.

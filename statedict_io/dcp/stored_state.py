@@ -13,6 +13,7 @@ from ..errors import StateDictIOError
 from ..installed import torch_save
 from ..reading.lazy.lazy_file import LazyFile
 from ..reading.refusals import refusal
+from ..reading.set_aside import Refused
 from ..remote.stores import is_url, locate
 from .flat_state import FlatState, flat_state
 
@@ -27,14 +28,26 @@ class StoredState:
         weights_only: unpickle with torch's restricted unpickler.
         backend: that reads the file.
         name: what errors call the file, where not by its path.
+        cure: what errors advise for a file that is trusted, where ``weights_only`` refuses something.
 
     Raises:
         OSError, CorruptCheckpointError, StateDictIOError: the file cannot be read, is damaged, or holds no mapping.
         ValueError: a URL that is not this machine's.
-        Exception: what ``torch.load`` raises for what it will not unpickle.
+        pickle.UnpicklingError: the restricted unpickler refuses all of it. What it refuses of the values has names like
+            others, and raises where it is asked for.
+        Exception: what else ``torch.load`` raises for what it will not unpickle.
     """
 
-    def __init__(self, path: str, *, weights_only: bool, backend: str, name: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        weights_only: bool,
+        backend: str,
+        cure: str,
+        name: str | None = None,
+    ) -> None:
+        self._cure = cure
         if is_url(path):
             place = locate(path)
             if place.local_path is None:
@@ -57,12 +70,12 @@ class StoredState:
             raise
 
     def _unpickle(self, weights_only: bool) -> Any:
+        if not weights_only:
+            return self.file.unpickle(weights_only=False)
         try:
-            return self.file.unpickle(weights_only=weights_only)
+            return self.file.unpickle_most(self.file.unpickle)
         except pickle.UnpicklingError as e:
-            if not weights_only:
-                raise
-            raise refusal(self.file.path, e, "pass weights_only=False (on the command line --trust)") from None
+            raise refusal(self.file.path, e, self._cure) from None
 
     def _flat(self, state: Mapping[Any, Any]) -> FlatState:
         try:
@@ -86,35 +99,62 @@ class StoredState:
             return not other.is_plain(theirs)
         return other.is_plain(theirs) and ours.shape == theirs.shape and ours.dtype == theirs.dtype
 
+    def check_allowed(self, name: str) -> None:
+        """
+        Raises:
+            pickle.UnpicklingError: the restricted unpickler refuses some of the value.
+        """
+        self._pickled(name)
+
     def opaque(self, name: str) -> io.BytesIO:
-        """What ``torch.save`` makes of a value, with the tensors in it read."""
+        """What ``torch.save`` makes of a value, with the tensors in it read.
+
+        Raises:
+            pickle.UnpicklingError: the restricted unpickler refuses some of it.
+        """
         stream = io.BytesIO()
-        torch_save(self._with_data(self.values[name]), stream)
+        torch_save(self._with_data(name), stream)
         stream.seek(0)
         return stream
 
-    def _with_data(self, value: Any) -> Any:
-        """``value`` with tensors that have their data in place of the placeholders, wherever they are in it."""
-        met: list[Any] = []
-
-        class Pickler(pickle.Pickler):
-            def persistent_id(self, obj: Any) -> int | None:
-                if not isinstance(obj, torch.Tensor):
-                    return None
-                met.append(obj)
-                return len(met) - 1
+    def _with_data(self, name: str) -> Any:
+        """A value with tensors that have their data in place of the placeholders, wherever they are in it."""
+        stream, met = self._pickled(name)
+        if not met:
+            return self.values[name]
+        filled = [self._filled(tensor) for tensor in met]
 
         class Unpickler(pickle.Unpickler):
             def persistent_load(self, index: int) -> Any:
                 return filled[index]
 
-        stream = io.BytesIO()
-        Pickler(stream).dump(value)
-        if not met:
-            return value
-        filled = [self._filled(tensor) for tensor in met]
-        stream.seek(0)
         return Unpickler(stream).load()
+
+    def _pickled(self, name: str) -> tuple[io.BytesIO, list[torch.Tensor]]:
+        """A pickle of the value with the numbers of the tensors that are in it, and these."""
+        met: list[torch.Tensor] = []
+        refused: list[Refused] = []
+
+        class Pickler(pickle.Pickler):
+            def persistent_id(self, obj: Any) -> int | None:
+                if isinstance(obj, Refused):
+                    refused.append(obj)
+                    return -1
+                if not isinstance(obj, torch.Tensor):
+                    return None
+                met.append(obj)
+                return len(met) - 1
+
+        stream = io.BytesIO()
+        Pickler(stream).dump(self.values[name])
+        if refused:
+            needs = ", ".join(dict.fromkeys(needed for each in refused for needed in each.names))
+            raise pickle.UnpicklingError(
+                f"{self.file.path}: {name!r} needs {needs}, which torch's restricted unpickler refuses; if you trust "
+                f"the file, {self._cure}"
+            )
+        stream.seek(0)
+        return stream, met
 
     def _filled(self, tensor: torch.Tensor) -> torch.Tensor:
         if not self.file.is_plain(tensor):

@@ -11,6 +11,7 @@ import torch
 import torch.serialization
 
 from ..backends.protocol import TensorCall
+from .set_aside import SetsAside
 
 #: makes what :meth:`PersistentIds.load` returns for a tensor call, given what makes the tensor
 Defer = Callable[[TensorCall, Callable[[TensorCall], torch.Tensor]], Any]
@@ -103,11 +104,14 @@ class PersistentIds:
         return typed
 
 
-def with_persistent_ids(pickle_module: Any) -> Any:
+def with_persistent_ids(pickle_module: Any, *, sets_aside: bool = False) -> Any:
     """``pickle_module`` as far as ``_load`` uses it. Its ``Unpickler`` takes :class:`PersistentIds` as a further
-    keyword argument, ``persistent_ids``, and asks them for what its ids stand for."""
+    keyword argument, ``persistent_ids``, and asks them for what its ids stand for.
+
+    ``sets_aside``: torch's restricted one gives :class:`~statedict_io.reading.set_aside.Refused` for what it refuses.
+    """
     if pickle_module is torch._weights_only_unpickler:
-        return types.SimpleNamespace(Unpickler=_RestrictedUnpickler)
+        return types.SimpleNamespace(Unpickler=_SettingAsideUnpickler if sets_aside else _RestrictedUnpickler)
     # ``_load`` derives a class of its own for each call too. What a call holds is held by instances alone: a class is
     # part of a cycle.
     unpickler = type("Unpickler", (_AsksPersistentIds, pickle_module.Unpickler), {})
@@ -144,6 +148,10 @@ class _RestrictedUnpickler(torch._weights_only_unpickler.Unpickler):  # type: ig
     @persistent_load.setter
     def persistent_load(self, value: Any) -> None:
         self._persistent_ids.torch_load = value
+
+
+class _SettingAsideUnpickler(SetsAside, _RestrictedUnpickler):
+    pass
 
 
 @functools.cache

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import pickle
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from ...errors import corrupt
 from ...unpickling import ZipReader, can_rebind, swaps_bytes, torch_load
 from ..kinds import ZIP_START
 from ..persistent_ids import StorageFeed
+from ..set_aside import Refused
 from .placeholders import PlaceholderFeed
 from .strided_reads import MAX_TILE_NBYTES, as_bits, fill, memory_of, span_of
 
@@ -118,11 +120,19 @@ class LazyFile:
         self._closed = True
         self._exit.close()
 
-    def unpickle(self, *, weights_only: bool = True, defers: bool = False, feed: StorageFeed | None = None) -> Any:
+    def unpickle(
+        self,
+        *,
+        weights_only: bool = True,
+        sets_aside: bool = False,
+        defers: bool = False,
+        feed: StorageFeed | None = None,
+    ) -> Any:
         """What was saved, with placeholders for tensors. Those of earlier calls are placeholders no more.
 
         Args:
             weights_only: with torch's restricted unpickler.
+            sets_aside: what that refuses becomes a :class:`~statedict_io.reading.set_aside.Refused`.
             defers: plain tensors become :class:`~statedict_io.unpickling.DeferredTensor`.
             feed: of storages that are no placeholders.
 
@@ -138,12 +148,37 @@ class LazyFile:
             assume_own_byteorder=True,
             in_place=True,
             defers=defers,
+            sets_aside=sets_aside,
         )
         if not can_rebind():
             raise corrupt(self.path, f"torch {torch.__version__} cannot be made to read it lazily")
         with io.BytesIO(ZIP_START) as file:  # all that torch looks at before it asks the reader
             load = torch_load(lambda _: contextlib.nullcontext(reader))
             return load(file, "cpu", weights_only=weights_only, mmap=False)
+
+    def unpickle_most(self, unpickle: Callable[..., Any]) -> Any:
+        """What ``unpickle()`` gives, or ``unpickle(sets_aside=True)`` where something is refused.
+
+        Raises:
+            pickle.UnpicklingError: all of it is refused, or what is allowed cannot do without what is not.
+        """
+        try:
+            return unpickle()
+        except pickle.UnpicklingError as e:
+            refusal = e
+        found: Any = Refused(())
+        try:
+            try:
+                found = unpickle(sets_aside=True)
+            except (OSError, MemoryError):
+                raise
+            except Exception:  # whatever an object that can do nothing leads to
+                pass
+            if isinstance(found, Refused):
+                raise refusal
+            return found
+        finally:
+            del refusal  # whose traceback refers to this frame
 
     @property
     def has_placeholders(self) -> bool:
