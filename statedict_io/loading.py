@@ -7,7 +7,7 @@ import io
 import os
 import pickle
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,16 +18,26 @@ from . import progress as progress_module
 from .archives import DATA_PKL, Records, archive_at, check_kind, of_ranges
 from .backends.fallback_reader import FallbackReader
 from .backends.protocol import Backend, LeanPickle
-from .errors import CorruptArchiveError, CorruptCheckpointError, FileKindError, LoadedKindError, corrupt
+from .errors import (
+    CorruptArchiveError,
+    CorruptCheckpointError,
+    FileKindError,
+    LoadedKindError,
+    StateDictIOError,
+    corrupt,
+)
 from .progress import Progress, ProgressCallback
 from .proofs import proof
 from .readahead import ReadAhead
 from .reading import kinds
+from .reading.opened_again import Replaced, opened_again
 from .reading.persistent_ids import StorageFeed
 from .remote import ranges
 from .remote.stores import is_url
 from .unpickling import ZipReader, can_rebind, swaps_bytes, torch_load
 from .verification import check
+
+_MAX_ATTEMPTS = 100  # to map a file that is replaced while torch opens it by its path
 
 
 def load(
@@ -90,26 +100,38 @@ def load(
             f, name = found.content, found.url
             if not isinstance(f, str):
                 source, f = f, exit_stack.enter_context(f.stream())
-        if verify:
-            _check_has_checksums(f, name)
+        if verify and isinstance(f, (str, os.PathLike)) and os.fsdecode(f).endswith(".safetensors"):
+            raise ValueError(_without_checksums(name, "a safetensors file"))
         quick = can_rebind() and _agrees(chosen.lean_pickle)
         callback = exit_stack.enter_context(progress_module.reporting(progress, "load"))
-        archive = _Archive(f, source, name, map_location, mmap, verify, chosen, callback, hand_over=not quick)
         options: dict[str, Any] = {"weights_only": weights_only, "mmap": mmap, **pickle_load_args}
-        try:
-            if not quick:
-                archive.verify_alone()
-                return installed.torch_load(f, map_location, pickle_module, **options)
-            return torch_load(archive.open, archive.finish)(f, map_location, pickle_module, **options)
-        except CorruptCheckpointError as e:
-            raise _as_torch_error(e) from None
-        except FileKindError as e:
-            raise LoadedKindError(*e.args) from None
-        except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
-            kind = _foreign_kind(f)
-            if kind is None:
-                raise
-            raise LoadedKindError(f"{os.fsdecode(name)}: {kind}") from None
+        for _ in range(_MAX_ATTEMPTS):
+            archive = _Archive(f, source, name, map_location, mmap, verify, chosen, callback)
+            try:
+                if not quick:
+                    with archive.verified() as content:
+                        return installed.torch_load(content, map_location, pickle_module, **options)
+                load_quickly = torch_load(
+                    archive.open,
+                    archive.finish,
+                    before_stock=archive.before_stock,
+                    before_legacy=archive.before_legacy,
+                )
+                return load_quickly(f, map_location, pickle_module, **options)
+            except Replaced:
+                continue
+            except CorruptCheckpointError as e:
+                raise _as_torch_error(e) from None
+            except FileKindError as e:
+                raise LoadedKindError(*e.args) from None
+            except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
+                kind = _foreign_kind(f)
+                if kind is None:
+                    raise
+                raise LoadedKindError(f"{os.fsdecode(name)}: {kind}") from None
+        raise StateDictIOError(
+            f"{name}: was replaced each of the {_MAX_ATTEMPTS} times that it was mapped; load it with mmap=False"
+        )
 
 
 def _foreign_kind(f: Any) -> kinds.FileKind | None:
@@ -145,8 +167,6 @@ class _Archive:
         verify: bool,
         backend: Backend,
         progress: ProgressCallback | None,
-        *,
-        hand_over: bool,
     ) -> None:
         self._f = f  #: as torch takes it
         self._source = source  #: where it came as a URL
@@ -156,16 +176,19 @@ class _Archive:
         self._verify = verify
         self._backend = backend
         self._progress = progress
-        self._hand_over = hand_over
         self._feed: ReadAhead | None = None
         self._records: Records | None = None
+        self._unchecked: Records | None = None  #: an archive that torch reads by itself, to be verified before
+        self._settle: Callable[[], None] = lambda: None  #: of :func:`opened_again`
 
     def open(self, file: Any) -> contextlib.AbstractContextManager[Any]:
         """Called by torch's code with the opened file, once it has seen that it begins like an archive."""
         records = self._open_records(file)
         if records is None or self._is_for_torch(records):
-            if self._verify and records is not None:
-                check(records, range(len(records.entries)), self._progress)
+            self._unchecked = records if self._verify else None
+            if records is not None and self._is_mapped() and not _is_torchscript(records):
+                return self._open_to_map(file)
+            self._check_all()
             return torch.serialization._open_zipfile_reader(file)
         check_kind(records)
         _check_made_by_torch(records)
@@ -193,23 +216,69 @@ class _Archive:
             unread = self._records.storages() if self._feed is None else self._feed.unread()
             check(self._records, unread)
 
-    def verify_alone(self) -> None:
-        """For a torch whose code cannot be used in part."""
+    @contextlib.contextmanager
+    def _open_to_map(self, file: Any) -> Iterator[Any]:
+        with torch.serialization._open_zipfile_reader(file) as reader, opened_again(file, self._f) as self._settle:
+            yield reader
+
+    def before_stock(self) -> None:
+        """Called before torch unpickles an archive that it reads by itself, when it has mapped what is to be mapped.
+
+        Raises:
+            Replaced: that may be another file.
+        """
+        self._settle()
+        self._check_all()
+
+    def before_legacy(self, file: Any) -> None:
+        """Called with the opened file where torch takes it for no archive.
+
+        Raises:
+            ValueError: it is to be verified, and has nothing to do that by.
+        """
         if not self._verify:
             return
-        opener = torch.serialization._open_file_like(self._f, "rb")
-        with opener as file:
+        start = file.tell()
+        legacy = kinds.is_legacy(file.read(kinds.START_NBYTES))
+        file.seek(start)
+        if legacy:
+            raise ValueError(_without_checksums(self._name, "in torch's legacy format", " and save it again"))
+
+    @contextlib.contextmanager
+    def verified(self) -> Iterator[Any]:
+        """What to load instead of ``f``, for a torch whose code cannot be used in part: verified where that is wanted.
+
+        Raises:
+            Replaced: as :meth:`before_stock`, at the end.
+        """
+        if not self._verify:
+            yield self._f
+            return
+        with torch.serialization._open_file_like(self._f, "rb") as file:
             start = file.tell()
-            records = self._open_records(file)
-            if records is not None:
-                check(records, range(len(records.entries)), self._progress)
+            self.before_legacy(file)
+            self._unchecked = self._open_records(file)
+            self._check_all()
             file.seek(start)
+            if not self._is_path():
+                yield self._f
+            elif not self._is_mapped():
+                yield file
+            else:
+                with opened_again(file, self._f):
+                    yield self._f
+
+    def _check_all(self) -> None:
+        """Checks the archive that torch reads, if that has not been done and is wanted."""
+        records, self._unchecked = self._unchecked, None
+        if records is not None:
+            check(records, range(len(records.entries)), self._progress)
 
     def _open_records(self, file: Any) -> Records | None:
         """None where nobody needs them."""
         if self._source is not None:
             return of_ranges(self._source, self._backend)
-        if isinstance(self._f, (str, os.PathLike)):
+        if self._is_path():
             name = os.fsdecode(self._name)
             return Records(archive_at(file.fileno(), name, self._backend), name)
         if not self._verify:
@@ -220,18 +289,28 @@ class _Archive:
         finally:
             file.seek(source.start)
 
-    def _is_for_torch(self, records: Records) -> bool:
+    def _is_path(self) -> bool:
+        return isinstance(self._f, (str, os.PathLike))
+
+    def _is_mapped(self) -> bool:
         from torch.utils.serialization import config
 
-        mmap = getattr(getattr(config, "load", None), "mmap", False) if self._mmap is None else self._mmap
+        if self._mmap is None:
+            return self._is_path() and bool(getattr(getattr(config, "load", None), "mmap", False))
+        return self._is_path() and bool(self._mmap)
+
+    def _is_for_torch(self, records: Records) -> bool:
         return (
-            self._hand_over
-            or bool(mmap)
-            or not (isinstance(self._f, (str, os.PathLike)) or self._source is not None)
-            or "constants.pkl" in records  # TorchScript
+            not (self._is_path() or self._source is not None)
+            or self._is_mapped()
+            or _is_torchscript(records)
             or torch._guards.detect_fake_mode(None) is not None
             or torch.serialization._serialization_tls.skip_data
         )
+
+
+def _is_torchscript(records: Records) -> bool:
+    return "constants.pkl" in records
 
 
 class _MetaFeed:
@@ -267,23 +346,8 @@ class _ObjectSource:
             self._file.seek(before)
 
 
-def _check_has_checksums(f: Any, name: Any) -> None:
-    if isinstance(f, (str, os.PathLike)) and os.fsdecode(f).endswith(".safetensors"):
-        raise ValueError(
-            f"verify=True: {name} is a safetensors file, which has no checksums; load it with verify=False"
-        )
-    try:
-        with torch.serialization._open_file_like(f, "rb") as file:
-            start = file.tell()
-            legacy = kinds.is_legacy(file.read(kinds.START_NBYTES))
-            file.seek(start)
-    except (OSError, AttributeError, TypeError, ValueError):
-        return  # torch.load will say it
-    if legacy:
-        raise ValueError(
-            f"verify=True: {name} is in torch's legacy format, which has no checksums; load it with verify=False, "
-            "and save it again to have them"
-        )
+def _without_checksums(name: Any, kind: str, cure: str = "") -> str:
+    return f"verify=True: {name} is {kind}, which has no checksums; load it with verify=False{cure}"
 
 
 def _check_made_by_torch(records: Records) -> None:

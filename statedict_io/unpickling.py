@@ -175,21 +175,37 @@ def can_rebind() -> bool:
     return (
         isinstance(load, types.FunctionType)
         and load.__closure__ is None
-        and {"_open_zipfile_reader", "_load"} <= set(load.__code__.co_names)
+        and {"_open_zipfile_reader", "_load", "_legacy_load"} <= set(load.__code__.co_names)
     )
 
 
-def torch_load(open_reader: OpenReader, after: Callable[[], None] = lambda: None) -> Callable[..., Any]:
-    """``torch.load`` whose archives are opened by ``open_reader``; to be called directly, once, by the function that
-    the user called: its warnings point there.
+def torch_load(
+    open_reader: OpenReader,
+    after: Callable[[], None] = lambda: None,
+    *,
+    before_stock: Callable[[], None] = lambda: None,
+    before_legacy: Callable[[Any], None] = lambda _: None,
+) -> Callable[..., Any]:
+    """``torch.load`` with steps of it exchanged; to be called directly, once, by the function that the user called: its
+    warnings point there.
 
-    ``after`` runs when an archive read through a :class:`ZipReader` has been unpickled, before it is closed.
+    Args:
+        open_reader: opens archives.
+        after: runs when an archive read through a :class:`ZipReader` has been unpickled, before it is closed.
+        before_stock: runs before an archive read by torch's own reader is unpickled, when torch has mapped it if it is
+            to be mapped.
+        before_legacy: is called with the opened file before one that is no archive is unpickled.
     """
     module = vars(torch.serialization)
-    torch_unpickle = module["_load"]
+    torch_unpickle, torch_unpickle_legacy = module["_load"], module["_legacy_load"]
+
+    def unpickle_legacy(file: Any, *arguments: Any, **options: Any) -> Any:
+        before_legacy(file)
+        return torch_unpickle_legacy(file, *arguments, **options)
 
     def unpickle(zip_file: Any, map_location: Any, pickle_module: Any, **options: Any) -> Any:
         if not isinstance(zip_file, ZipReader):
+            before_stock()
             return torch_unpickle(zip_file, map_location, pickle_module, **options)
         with _collector_paused:
             persistent_ids = _persistent_ids(zip_file, map_location, pickle_module)
@@ -204,6 +220,7 @@ def torch_load(open_reader: OpenReader, after: Callable[[], None] = lambda: None
         **module,
         "_open_zipfile_reader": open_reader,
         "_load": unpickle,
+        "_legacy_load": unpickle_legacy,
         "warnings": _WarningsAbove,
         # Where Python keeps what it has warned of already.
         "__warningregistry__": module.setdefault("__warningregistry__", {}),

@@ -45,7 +45,7 @@ ROWS = [
     {"archives"},
     {"unpickling", "outline", "tensor_names", "reading.lazy.strided_reads", "safetensors_format"},
     {"reading.persistent_ids"},
-    {"reading.restricted", "reading.set_aside"},
+    {"reading.restricted", "reading.set_aside", "reading.opened_again"},
     {"reading", "reading.kinds", "reading.protocol_2", "reading.refusals", "reading.spellings"},
     {"backends"},
     {"backends.stock", "backends.fallback", "backends.native", "backends.formats"},

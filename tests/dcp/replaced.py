@@ -8,6 +8,7 @@ import io
 import os
 import random
 import shutil
+import sys
 import time
 import traceback
 
@@ -90,6 +91,14 @@ def versions_in(value):
     return {float(value)}
 
 
+def _loaded_by_dcp(directory, backend):
+    found = {name: torch.full(size, -1.0) for name, size in _SIZES.items()}
+    found["step"] = -1
+    reader = SingleFileReader(os.path.join(directory, "model.pt"), backend=backend)
+    dcp.load(found, storage_reader=reader, no_dist=True)
+    return found
+
+
 def _opened_lazily(directory, backend):
     with sio.open_checkpoint(os.path.join(directory, "model.pt"), backend=backend) as checkpoint:
         return {name: checkpoint[name] for name in checkpoint}
@@ -135,11 +144,15 @@ def _converted(source, target):
 
 
 READERS = {
+    "dcp.load": _loaded_by_dcp,
     "open_checkpoint": _opened_lazily,
     "inspect": _inspected,
     "load": lambda directory, backend: sio.load(os.path.join(directory, "model.pt"), backend=backend),
     "load verify": lambda directory, backend: sio.load(
         os.path.join(directory, "model.pt"), backend=backend, verify=True
+    ),
+    "load mmap": lambda directory, backend: sio.load(
+        os.path.join(directory, "model.pt"), backend=backend, mmap=True, verify=True
     ),
     "convert to a directory": _converted_to_directory,
     "convert to .safetensors": _converted("model.pt", "converted.safetensors"),
@@ -161,3 +174,19 @@ def read_alone(rank, world_size, directory, seconds, backend, name):
         except Exception:
             raised.append(traceback.format_exc())
     return num_reads, mixed, raised
+
+
+def count_opens(rank, world_size, directory, backend, name):
+    """How often one of :data:`READERS` opens the file that it reads, where Python sees it."""
+    source = os.path.join(directory, "model.safetensors" if name == "convert to .pt" else "model.pt")
+    READERS[name](directory, backend)  # whatever is done at first use
+    opened = []
+
+    def see(event, arguments):
+        if event == "open" and arguments[0] == source:
+            opened.append(arguments)
+
+    sys.addaudithook(see)
+    with contextlib.redirect_stdout(io.StringIO()):
+        READERS[name](directory, backend)
+    return len(opened)

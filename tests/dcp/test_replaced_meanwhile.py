@@ -44,3 +44,11 @@ def test_one_process_reads_one_version(directory, backend, reader, seconds, repo
     report_counts(f"{reader} beside a saver, {backend}: {num_reads}, mixed {mixed}, raised {len(raised)}")
     assert (mixed, raised[:1]) == (0, [])
     assert num_reads > 0
+
+
+@pytest.mark.parametrize("reader", replaced.READERS)
+def test_a_reader_opens_its_file_once(tmp_path, backend, reader):
+    if "safetensors" in reader:
+        pytest.importorskip("safetensors")
+    replaced.write_versions(tmp_path)
+    assert all_well(run_ranks(1, replaced.count_opens, str(tmp_path), backend, reader)) == [1]
