@@ -32,7 +32,7 @@ ROWS = [
     {"dcp.conversion"},
     {"dcp.directory_replacement"},
     {"dcp.reader", "dcp.stored_metadata", "dcp.writer"},
-    {"dcp.agreement", "dcp.stored_state", "dcp.shared_save"},
+    {"dcp.agreement", "dcp.stored_state", "dcp.shared_save", "dcp.refused_values"},
     {"dcp.shares", "dcp.global_plan"},
     {"dcp.archive_frame", "dcp.assignment", "dcp.boxes", "dcp.flat_state", "dcp.structure"},
     {"async_saving", "patching"},

@@ -202,6 +202,8 @@ class _LazyPlanner(SavePlanner):  # type: ignore[misc]
 class _ConvertingWriter(SingleFileWriter):
     """``unpickle``: for values that are no tensors, which come from a file here."""
 
+    _warns_of_refused = False  # what is refused raises here, unless the caller said that he trusts it
+
     def __init__(self, path: str | os.PathLike[str], unpickle: Callable[[str, bytes], Any], **options: Any) -> None:
         super().__init__(path, **options)
         self._unpickle = unpickle

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import os
 import pickle
 import uuid
@@ -112,13 +113,20 @@ class SingleFileReader(StorageReader):  # type: ignore[misc]
         return self._state
 
     def _open(self, path: str) -> StoredState:
-        return StoredState(
-            path,
-            weights_only=self.weights_only,
-            backend=self.backend,
-            cure="read it with SingleFileReader(path, weights_only=False)",
-            name=self.path,
-        )
+        try:
+            return StoredState(
+                path,
+                weights_only=self.weights_only,
+                backend=self.backend,
+                cure="read it with SingleFileReader(path, weights_only=False)",
+                name=self.path,
+            )
+        except OSError:
+            if not os.path.isdir(path):
+                raise
+            raise IsADirectoryError(
+                errno.EISDIR, "SingleFileReader reads one file: name it. FileSystemReader reads directories", path
+            ) from None
 
     def _switch_to(self, choice: agreement.Choice, items: list[ReadItem]) -> None:
         """Opens the version that all ranks read, where this one has opened another.

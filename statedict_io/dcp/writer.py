@@ -21,9 +21,11 @@ from .. import backends
 from ..backends import formats
 from ..errors import StateDictIOError
 from ..installed import torch_load
+from ..remote.stores import is_url, locate
 from ..targets import FileTarget, resolve
 from ..writing.suffixes import check_suffix
 from .global_plan import GlobalState, LocalItems
+from .refused_values import warn_of_refused
 from .shared_save import SharedSave, failure_notice
 from .shares import ShareWriter, WorkOrder, Written
 
@@ -40,6 +42,12 @@ class SingleFileWriter(StorageWriter):  # type: ignore[misc]
         durable: on return the file is on the device, whichever rank wrote what.
         backend: ``"auto"``, ``"native"`` or ``"torch"``, as for :func:`statedict_io.save`.
         progress: a callable taking (bytes_done, bytes_total) of this rank, or None.
+        overwrite: ``False`` raises :class:`FileExistsError` where there is a file: before anything is written, and
+            again before the file would be replaced.
+        thread_count: ignored; ``FileSystemWriter`` has it, and code that was written for that one passes it.
+
+    Missing directories above the file are made. Values that a reader refuses unless it has ``weights_only=False`` are
+    named in a warning, in the coordinator.
 
     Attributes:
         bytes_written: payload bytes that this rank wrote in the last save.
@@ -48,6 +56,8 @@ class SingleFileWriter(StorageWriter):  # type: ignore[misc]
     (as ``CheckpointException``).
     """
 
+    _warns_of_refused = True
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -55,10 +65,14 @@ class SingleFileWriter(StorageWriter):  # type: ignore[misc]
         durable: bool = True,
         backend: str = "auto",
         progress: Callable[[int, int], Any] | None = None,
+        overwrite: bool = True,
+        thread_count: int | None = None,
     ) -> None:
+        del thread_count
         super().__init__()
         check_suffix(path)
         self.path = os.fspath(path)
+        self.overwrite = overwrite
         self.durable = durable
         self.backend = backend
         self.progress = progress
@@ -100,9 +114,6 @@ class SingleFileWriter(StorageWriter):  # type: ignore[misc]
         return dataclasses.replace(plan, storage_data=LocalItems(tuple(plan.items)))
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        target = resolve(self.path)
-        if not isinstance(target, FileTarget):
-            raise OSError(errno.ESPIPE, "many ranks can write into a regular file only", target.given)
         if backends.choose(self.backend) is None:
             raise StateDictIOError(
                 f"torch {torch.__version__} writes a format that statedict_io does not reproduce, and cannot write "
@@ -110,6 +121,11 @@ class SingleFileWriter(StorageWriter):  # type: ignore[misc]
             )
         if formats.skip_data():
             raise ValueError("torch.serialization.skip_data: a file without data needs one rank only; use torch.save")
+        self._check_may_replace()
+        os.makedirs(os.path.dirname(self._file_path() or "") or os.curdir, exist_ok=True)
+        target = resolve(self.path)
+        if not isinstance(target, FileTarget):
+            raise OSError(errno.ESPIPE, "many ranks can write into a regular file only", target.given)
         self._abandon()
         save = self._save = SharedSave(target, GlobalState(plans), durable=self.durable, unpickle=self._unpickle)
         orders = []
@@ -141,6 +157,25 @@ class SingleFileWriter(StorageWriter):  # type: ignore[misc]
         future.set_result([WriteResult(MetadataIndex(self.path), written.nbytes, written)])
         return future
 
+    def _check_may_replace(self) -> None:
+        """
+        Raises:
+            IsADirectoryError, FileExistsError: the path may not be replaced.
+        """
+        path = self._file_path()
+        if not path:
+            return  # which resolving it says
+        if os.path.isdir(path) or not os.path.basename(path):
+            raise IsADirectoryError(
+                errno.EISDIR, "SingleFileWriter writes one file: name it, such as model.pt in that directory", self.path
+            )
+        if not self.overwrite and os.path.exists(path):
+            raise FileExistsError(errno.EEXIST, "there is a file, and overwrite=False", self.path)
+
+    def _file_path(self) -> str | None:
+        """None where it is that of an object in a store."""
+        return locate(self.path).local_path if is_url(self.path) else self.path
+
     def _abandon(self) -> None:
         if self._save is not None:
             self._save.abandon()
@@ -163,7 +198,15 @@ class SingleFileWriter(StorageWriter):  # type: ignore[misc]
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         save, self._save = self._save, None
         assert save is not None, "finish comes after prepare_global_plan, in the coordinator"
-        save.finish([result.storage_data for of_rank in results for result in of_rank])
+        written: list[Written] = [result.storage_data for of_rank in results for result in of_rank]
+        try:
+            if self._warns_of_refused:
+                warn_of_refused(self.path, written)  # which raises where the caller makes errors of warnings
+            self._check_may_replace()
+        except BaseException:
+            save.abandon()
+            raise
+        save.finish(written)
         metadata.storage_meta = self.storage_meta()
 
 

@@ -115,8 +115,8 @@ def save_async(rank, world_size, path, backend):
     future = dcp.async_save(state, storage_writer=SingleFileWriter(path, backend=backend))
     state["big"].fill_(-1)
     future.result()
-    missing = os.path.join(os.path.dirname(path), "missing", "model.pt")
-    failed = dcp.async_save(state, storage_writer=SingleFileWriter(missing, backend=backend))
+    below_a_file = os.path.join(path, "missing", "model.pt")
+    failed = dcp.async_save(state, storage_writer=SingleFileWriter(below_a_file, backend=backend))
     try:
         failed.result()
     except BaseException as e:  # CheckpointException is none of Exception
