@@ -62,7 +62,7 @@ def test_what_is_filled_is_the_view(view, rng, cheap_nbytes, max_overhead, tile_
     targets.append(
         torch.full([2 * size for size in view.shape], 77, dtype=view.dtype)[(slice(None, None, 2),) * view.dim()]
     )
-    before, strided_reads.MAX_TILE_NBYTES = strided_reads.MAX_TILE_NBYTES, tile_nbytes
+    before, strided_reads._MAX_TILE_NBYTES = strided_reads._MAX_TILE_NBYTES, tile_nbytes
     try:
         for target in targets:
             fill(
@@ -71,7 +71,7 @@ def test_what_is_filled_is_the_view(view, rng, cheap_nbytes, max_overhead, tile_
             )  # fmt: skip
             assert torch.equal(target, view)
     finally:
-        strided_reads.MAX_TILE_NBYTES = before
+        strided_reads._MAX_TILE_NBYTES = before
 
 
 def amounts(view, *, max_overhead):

@@ -7,7 +7,7 @@ import functools
 import io
 import pickle
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from ..kinds import ZIP_START
 from ..persistent_ids import StorageFeed
 from ..set_aside import Refused
 from .placeholders import PlaceholderFeed
-from .strided_reads import MAX_TILE_NBYTES, as_bits, fill, memory_of, span_of
+from .strided_reads import Copy, as_bits, fill, memory_of, span_of
 
 _SERIALIZATION_ID = ".data/serialization_id"
 _MAX_ID_NBYTES = 4096
@@ -279,11 +279,7 @@ class LazyFile:
         ):
             self._fill(record, view, as_bits(target))
         else:
-            once = view[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in view.stride())]
-            for part, into in _blocks(once, target):
-                block = torch.empty(part.shape, dtype=part.dtype, device="cpu")
-                self._fill(record, part, as_bits(block))
-                self._copy(block, into, fresh=True)
+            self._fill(record, view, target, copy=functools.partial(self._copy, fresh=True))
 
     def _copy(self, elements: torch.Tensor, target: torch.Tensor, *, fresh: bool) -> None:
         """``fresh``: nobody needs ``elements`` afterwards, which fill their storage."""
@@ -294,7 +290,7 @@ class LazyFile:
             elements, target = as_bits(elements), as_bits(target)
         target.copy_(elements)
 
-    def _fill(self, record: int, view: torch.Tensor, target: torch.Tensor) -> None:
+    def _fill(self, record: int, view: torch.Tensor, target: torch.Tensor, copy: Copy | None = None) -> None:
         fill(
             target,
             view.storage_offset(),
@@ -302,6 +298,8 @@ class LazyFile:
             functools.partial(self._read, record),
             cheap_nbytes=self._records.cheap_nbytes,
             max_overhead=self._max_overhead,
+            dtype=view.dtype if copy is not None else None,
+            copy=copy,
         )
 
     def _read(self, record: int, offset: int, destination: memoryview, num_rows: int = 1, pitch: int = 0) -> None:
@@ -330,24 +328,6 @@ class LazyFile:
         entries = self._records.entries
         end = max((entry.header_offset + entry.stored_nbytes for entry in entries), default=0)
         return self.nbytes - end + (self._records.entry(DATA_PKL).stored_nbytes if DATA_PKL in self._records else 0)
-
-
-def _blocks(view: torch.Tensor, target: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Parts of both, of 16 MiB at most, in the order of the file.
-
-    Args:
-        view: its size is 1 where the target repeats elements.
-    """
-    pending = [(view, target)]
-    while pending:
-        view, target = pending.pop()
-        if view.numel() * view.element_size() <= MAX_TILE_NBYTES:
-            yield view, target
-            continue
-        dim = max(range(view.dim()), key=lambda d: (view.size(d) > 1, view.stride(d)))
-        half = view.size(dim) // 2
-        pending.append((view.narrow(dim, half, view.size(dim) - half), target.narrow(dim, half, view.size(dim) - half)))
-        pending.append((view.narrow(dim, 0, half), target.narrow(dim, 0, half)))
 
 
 def _finished(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

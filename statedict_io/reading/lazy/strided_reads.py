@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
 #: a tile of a view is read in one piece, gaps included, if it is no larger
-MAX_TILE_NBYTES = 16 << 20
+_MAX_TILE_NBYTES = 16 << 20
 # Rows below this are never worth a read each where the gaps between them are cheap.
 _SHORT_ROW_NBYTES = 32
 
@@ -41,53 +42,69 @@ def as_bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(integers[tensor.element_size()]) if tensor.numel() else tensor
 
 
+#: puts elements into a part of the target that may have another dtype, device or byte order
+Copy = Callable[[torch.Tensor, torch.Tensor], Any]
+
+
 def fill(
-    target: torch.Tensor, offset: int, strides: Sequence[int], read: ReadRows, *, cheap_nbytes: int, max_overhead: float
+    target: torch.Tensor,
+    offset: int,
+    strides: Sequence[int],
+    read: ReadRows,
+    *,
+    cheap_nbytes: int,
+    max_overhead: float,
+    dtype: torch.dtype | None = None,
+    copy: Copy | None = None,
 ) -> None:
     """Fills a tensor from the view of a record with its shape, in the order of the record.
 
     Args:
-        target: on the CPU, with any strides. Raw bits count: its dtype has only to have the right size, and to be one
-            that torch copies bit by bit where the strides are not those of the view (:func:`as_bits`).
+        target: with any strides. Without ``copy`` on the CPU, and raw bits count: its dtype has only to have the right
+            size, and to be one that torch copies bit by bit where the strides are not those of the view
+            (:func:`as_bits`).
         offset: of the view's first element, in elements.
         strides: of the view, in elements. Elements of dimensions without a stride are read once.
         read: reads from the record.
         cheap_nbytes: a piece that spans no more is read with its gaps: it takes as long as one byte.
         max_overhead: larger ones, up to 16 MiB, are if they have at most so many times the bytes of their elements.
+        dtype: of the view; that of the target by default.
+        copy: is given blocks of the view, on the CPU, and their places in the target.
     """
     if target.numel() == 0:
         return
     order = sorted(range(target.dim()), key=lambda dim: -strides[dim])
     target, strides = target.permute(order), [strides[dim] for dim in order]
     once = [1 if stride == 0 else size for size, stride in zip(target.shape, strides, strict=True)]
-    for part, begin in _blocks(target, once, offset, strides):
-        _fill_block(part, begin, strides, read, cheap_nbytes, max_overhead)
-
-
-def _blocks(
-    target: torch.Tensor, once: list[int], offset: int, strides: list[int]
-) -> Iterator[tuple[torch.Tensor, int]]:
-    """Contiguous tensors to be filled, with the offsets of their first elements: the target itself, or one after the
-    other blocks of 16 MiB of which it gets copies when they come back."""
-    if target.is_contiguous() and list(target.shape) == once:
-        yield target, offset
+    if copy is None and target.is_contiguous() and list(target.shape) == once:
+        _fill_block(target, offset, strides, read, cheap_nbytes, max_overhead)
         return
+    dtype = dtype or target.dtype
+    for part, sizes, begin in _parts(target, once, offset, strides, dtype.itemsize):
+        block = torch.empty(sizes, dtype=dtype, device="cpu")
+        _fill_block(as_bits(block), begin, strides, read, cheap_nbytes, max_overhead)
+        if copy is None:
+            part.copy_(block)
+        else:
+            copy(block, part)
+
+
+def _parts(
+    target: torch.Tensor, once: list[int], offset: int, strides: list[int], itemsize: int
+) -> Iterator[tuple[torch.Tensor, list[int], int]]:
+    """Parts of the target, one after the other, of at most 16 MiB, with the sizes and the offset of what to read for
+    each."""
     pending = [(target, once, offset)]
     while pending:
         target, once, offset = pending.pop()
-        numel = 1
-        for size in once:
-            numel *= size
-        if numel * target.element_size() <= MAX_TILE_NBYTES:
-            block = torch.empty(once, dtype=target.dtype, device="cpu")
-            yield block, offset
-            target.copy_(block)
+        if math.prod(once) * itemsize <= _MAX_TILE_NBYTES:
+            yield target, once, offset
             continue
         dim = next(dim for dim, size in enumerate(once) if size > 1)
         half = once[dim] // 2
         for begin, size in ((half, once[dim] - half), (0, half)):
-            shape = [*once[:dim], size, *once[dim + 1 :]]
-            pending.append((target.narrow(dim, begin, size), shape, offset + begin * strides[dim]))
+            sizes = [*once[:dim], size, *once[dim + 1 :]]
+            pending.append((target.narrow(dim, begin, size), sizes, offset + begin * strides[dim]))
 
 
 def _fill_block(
@@ -108,7 +125,9 @@ def _fill_block(
         )
         span = span_of(part.shape, strides)
         nbytes = span * itemsize
-        if nbytes <= cheap_nbytes or (nbytes <= MAX_TILE_NBYTES and (with_gaps or span <= max_overhead * part.numel())):
+        if nbytes <= cheap_nbytes or (
+            nbytes <= _MAX_TILE_NBYTES and (with_gaps or span <= max_overhead * part.numel())
+        ):
             tile = torch.empty(span, dtype=part.dtype, device="cpu")
             read(offset * itemsize, memory_of(tile))
             part.copy_(tile.as_strided(part.shape, strides))
