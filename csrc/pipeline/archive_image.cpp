@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <memory>
 #include <thread>
-#include <utility>
 
 namespace sdio {
 namespace {
@@ -60,10 +59,9 @@ uint64_t ArchiveImage::nbytes_of(const ArchiveContent& content) {
   return nbytes;
 }
 
-std::optional<SlotPool::Handle> ArchiveImage::take(uint64_t begin) {
-  std::optional<SlotPool::Handle> taken;
-  taken.swap(regions_[begin / kSlotNbytes]);
-  return taken;
+char* ArchiveImage::memory(uint64_t begin) {
+  std::optional<SlotPool::Handle>& slot = regions_[begin / kSlotNbytes];
+  return slot ? slot->data() : nullptr;
 }
 
 }  // namespace sdio

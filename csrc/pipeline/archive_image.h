@@ -1,8 +1,9 @@
 // An archive assembled in memory: every byte of the file, checksums included, in slots that belong to nobody else.
 //
 // The snapshot of an asynchronous save. Copying a payload into its place in the file costs no more than copying it
-// anywhere else, and leaves nothing but writes for later. The constructor takes one thread's time; take() may be called
-// from several threads for different regions. Nothing of the content is referred to after construction.
+// anywhere else, and leaves nothing but writes for later: as often as it takes, where a mount refuses the first try. The
+// constructor takes one thread's time; memory() may be called from several threads, and the memory of different regions
+// used by them. Nothing of the content is referred to after construction.
 #pragma once
 
 #include <cstdint>
@@ -26,9 +27,9 @@ class ArchiveImage {
 
   uint64_t file_nbytes() const { return file_nbytes_; }
 
-  // The region that begins at `begin`, a multiple of kSlotNbytes, for good: its slot is back in the pool when the
-  // caller is done with it. None where it is a hole.
-  std::optional<SlotPool::Handle> take(uint64_t begin);
+  // kSlotNbytes that begin with the region at `begin`, a multiple of kSlotNbytes; what follows the file's end may be
+  // overwritten. nullptr where the region is a hole.
+  char* memory(uint64_t begin);
 
  private:
   const uint64_t file_nbytes_;

@@ -97,10 +97,10 @@ class WriteImage final : public RegionWorker {
   WriteImage(ArchiveImage& image, Writing& writing) : image_(image), writing_(writing) {}
 
   void work(uint64_t begin, uint64_t nbytes) override {
-    const std::optional<SlotPool::Handle> slot = image_.take(begin);
-    if (!slot) return;
-    pieces_.assign(1, {slot->data(), nbytes});
-    if (writing_.sink.direct()) pad_to_blocks(slot->data(), pieces_.front(), writing_.sink.alignment());
+    char* const memory = image_.memory(begin);
+    if (memory == nullptr) return;
+    pieces_.assign(1, {memory, nbytes});
+    if (writing_.sink.direct()) pad_to_blocks(memory, pieces_.front(), writing_.sink.alignment());
     writing_.write(begin, nbytes, pieces_);
   }
 
@@ -164,8 +164,8 @@ void stream_image(ArchiveImage& image, const StreamWrite& write, const Watcher& 
   const uint64_t file_nbytes = image.file_nbytes();
   for (uint64_t begin = 0; begin < file_nbytes; begin += kSlotNbytes) {
     const uint64_t nbytes = std::min<uint64_t>(kSlotNbytes, file_nbytes - begin);
-    if (const std::optional<SlotPool::Handle> slot = image.take(begin)) {
-      write(slot->data(), nbytes);
+    if (const char* const memory = image.memory(begin)) {
+      write(memory, nbytes);
     } else {
       const std::vector<char> zeros(nbytes);
       write(zeros.data(), nbytes);
