@@ -52,7 +52,13 @@ def main(argv: list[str] | None = None) -> int:
         action="store_true",
         help="unpickle whatever SRC needs: its author can run code here; without it that is refused",
     )
-    convert_.set_defaults(run=lambda a: convert.run(a.source, a.destination, trust=a.trust))
+    convert_.add_argument(
+        "--in-place",
+        action="store_true",
+        help="write into the file DST (of a directory: its .metadata) itself, where it cannot be replaced as a whole; "
+        "if that fails, it is damaged",
+    )
+    convert_.set_defaults(run=lambda a: convert.run(a.source, a.destination, trust=a.trust, in_place=a.in_place))
 
     bench = commands.add_parser("bench", help="time torch.save and statedict_io here, side by side")
     bench.add_argument(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from . import backends
@@ -247,8 +247,8 @@ def _opened_file(path: str, given: str, chosen: Backend, random_access: bool) ->
         if random_access and hasattr(os, "posix_fadvise"):
             # The directory is at the end and data.pkl at the beginning: the disk fetches both at once.
             for begin in (max(0, os.fstat(fd).st_size - _END_NBYTES), 0):
-                os.posix_fadvise(fd, begin, _END_NBYTES, os.POSIX_FADV_WILLNEED)
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+                _advise(fd, begin, _END_NBYTES, os.POSIX_FADV_WILLNEED)
+            _advise(fd, 0, 0, os.POSIX_FADV_RANDOM)
         found = os.fstat(fd)
         yield Records(
             archive_at(fd, given, chosen),
@@ -264,3 +264,8 @@ def _opened_file(path: str, given: str, chosen: Backend, random_access: bool) ->
         raise
     finally:
         os.close(fd)
+
+
+def _advise(fd: int, offset: int, nbytes: int, advice: int) -> None:
+    with suppress(OSError):  # a file system that takes none reads as well
+        os.posix_fadvise(fd, offset, nbytes, advice)

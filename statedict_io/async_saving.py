@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import os
 import pickle
@@ -19,7 +18,7 @@ from .backends.protocol import Archive, Snapshot
 from .device_room import DeviceRoom
 from .pending import Limits, PendingSave
 from .progress import Progress
-from .targets import FileTarget, Target, URLTarget
+from .targets import ObjectTarget, Target, URLTarget
 from .writing.suffixes import check_suffix
 
 
@@ -34,6 +33,7 @@ def save_async(
     durable: bool = True,
     backend: str = "auto",
     progress: Progress = None,
+    atomic: bool = True,
     max_in_flight: int = 2,
     max_snapshot_nbytes: int | None = None,
     when_full: Literal["wait", "raise"] = "wait",
@@ -50,7 +50,7 @@ def save_async(
     interpreter's normal exit waits for saves in flight; one that is killed leaves the old file.
 
     Args:
-        obj, pickle_module, pickle_protocol, durable, backend: as for :func:`save`.
+        obj, pickle_module, pickle_protocol, durable, backend, atomic: as for :func:`save`.
         path: ``str`` or ``os.PathLike``, or a URL as for :func:`save`; an object with ``write`` is refused.
         progress: as for :func:`save`; called in the thread that writes.
         max_in_flight: saves that may be in flight, this one included.
@@ -102,12 +102,18 @@ def save_async(
         )
         # A URL without its password.
         shown = planned.target.given if isinstance(planned.target, URLTarget) else os.fspath(path)
-        save = PendingSave(shown, _file_of(planned.target), call)
-        pending.raise_uncollected(save)
+        assert not isinstance(planned.target, ObjectTarget), "it was given as a path"
+        save = PendingSave(shown, planned.target.identity, call)
         write = functools.partial(
-            _write, save, durable=durable, progress=progress, bytes_per_second=max_bytes_per_second
+            _write,
+            save,
+            target=planned.target,
+            durable=durable,
+            progress=progress,
+            atomic=atomic,
+            bytes_per_second=max_bytes_per_second,
         )
-        _start(save, planned, write, limits, room, durable=durable, wait_snapshot=wait_snapshot)
+        _start(save, planned, write, limits, room, durable=durable, atomic=atomic, wait_snapshot=wait_snapshot)
         return save
 
 
@@ -119,20 +125,19 @@ def _start(
     room: DeviceRoom,
     *,
     durable: bool,
+    atomic: bool,
     wait_snapshot: bool,
 ) -> None:
     """Returns with the snapshot taken and ``write`` in a thread, or with everything written where neither can be."""
     try:
+        pending.raise_uncollected(save)
         if planned.archive is None:  # torch's own code reads the tensors while it writes
             pending.admit(save, 0, {}, limits)
             pending.wait_for_predecessor(save)
-            planned.write_stock(durable)
+            planned.write_stock(durable, atomic)
+            planned.target.close()
             pending.finish(save, None)
             return
-        target = planned.target
-        if isinstance(target, FileTarget):  # where it is now, whatever becomes of symlinks on the way there
-            target = dataclasses.replace(target, path=save._file)
-        write = functools.partial(write, target=target)
         snapshot = _take_snapshot(save, planned.archive, limits, room)
         if snapshot is None:
             write(planned.archive, in_call=True)
@@ -143,6 +148,7 @@ def _start(
     except BaseException:
         # A signal's exception can come up when the thread is already there: it is the thread that ends the save then.
         if pending.claim(save):
+            planned.target.close()
             pending.finish(save, None)
         raise
 
@@ -191,6 +197,7 @@ def _write(
     target: Target,
     durable: bool,
     progress: Progress,
+    atomic: bool,
     bytes_per_second: float | None,
     in_call: bool = False,
 ) -> None:
@@ -202,19 +209,17 @@ def _write(
         with contextlib.nullcontext() if in_call else save._call:
             pending.wait_for_predecessor(save)
             save.wait_snapshot()
-            saving.write(source, target, durable, progress, bytes_per_second)
+            saving.write(source, target, durable, progress, bytes_per_second, atomic=atomic)
     except BaseException as e:
         error = e
         traceback.clear_frames(e.__traceback__)  # they hold the tensors, and the error may be kept for long
+    finally:
+        target.close()
     if in_call and error is not None and not isinstance(error, Exception):  # a signal's
         pending.finish(save, None)
         raise error
     pending.finish(save, error)
     del error
-
-
-def _file_of(target: Target) -> str:
-    return target.identity if isinstance(target, (FileTarget, URLTarget)) else os.path.abspath(str(target.given))
 
 
 def _limits(max_in_flight: int, max_snapshot_nbytes: int | None, when_full: Literal["wait", "raise"]) -> Limits:

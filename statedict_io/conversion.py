@@ -22,8 +22,8 @@ from .pickling import pickle_object
 from .progress import ProgressCallback
 from .reading import kinds
 from .reading.lazy.strided_reads import memory_of
-from .replacement import Replacement
 from .targets import FileTarget, resolve
+from .writing.places import OpenFile, write_content, write_file
 
 _BLOCK_NBYTES = 8 << 20
 # What tensors share, or repeat with a stride of 0, is written out: up to this many times the file.
@@ -43,13 +43,21 @@ class Conversion:
 
 
 def convert(
-    source: str, destination: str, *, weights_only: bool = True, progress: ProgressCallback | None = None
+    source: str,
+    destination: str,
+    *,
+    weights_only: bool = True,
+    progress: ProgressCallback | None = None,
+    atomic: bool = True,
 ) -> Conversion:
     """Converts by the names' suffixes: one has to end in ``.safetensors``. The destination is replaced atomically.
 
     Args:
+        source, destination: paths.
         weights_only: unpickle with torch's restricted unpickler: the security boundary. Use ``False`` only for what you
             trust.
+        progress: called with (bytes_done, bytes_total).
+        atomic: ``False`` writes into the destination itself, as for :func:`statedict_io.save`.
 
     Raises:
         OSError: what the system reported.
@@ -64,13 +72,20 @@ def convert(
     target = resolve(destination, names_archive=not to_safetensors)
     if not isinstance(target, FileTarget):
         raise ValueError(f"{destination}: is no regular file, which convert needs to replace it as a whole")
-    if to_safetensors:
-        with open_checkpoint(source, weights_only=weights_only) as checkpoint:
-            return _to_safetensors(checkpoint, target, progress)
-    return _to_pt(source, target, progress)
+    try:
+        if not atomic and target.existing is not None and os.path.samestat(target.existing, os.stat(source)):
+            raise ValueError(f"{destination}: is {source} under another name; it cannot be written in place")
+        if to_safetensors:
+            with open_checkpoint(source, weights_only=weights_only) as checkpoint:
+                return _to_safetensors(checkpoint, target, progress, atomic)
+        return _to_pt(source, target, progress, atomic)
+    finally:
+        target.close()
 
 
-def _to_safetensors(checkpoint: Checkpoint, target: FileTarget, progress: ProgressCallback | None) -> Conversion:
+def _to_safetensors(
+    checkpoint: Checkpoint, target: FileTarget, progress: ProgressCallback | None, atomic: bool
+) -> Conversion:
     _check_can_be_held(checkpoint)
     infos = {name: checkpoint.info(name) for name in checkpoint}
     names = safetensors_format.in_order((name, info.dtype) for name, info in infos.items())
@@ -85,17 +100,19 @@ def _to_safetensors(checkpoint: Checkpoint, target: FileTarget, progress: Progre
             f"{checkpoint.path}: written out its tensors have {total} bytes, many times the {source_nbytes} of the "
             "file, because they share or repeat their data; clone what is wanted of them and save that"
         )
-    done = 0
-    with Replacement(target, durable=True) as replacement:
-        _write(replacement.fd, header, 0)
+
+    def write(file: OpenFile) -> None:
+        done = 0
+        _write(file.fd, header, 0)
         for name in names:
             for block in checkpoint.blocks(name, _BLOCK_NBYTES):
                 plain = block.resolve_conj().resolve_neg().contiguous()
-                _write(replacement.fd, memory_of(plain), len(header) + done)
+                _write(file.fd, memory_of(plain), len(header) + done)
                 done += plain.numel() * plain.element_size()
                 if progress is not None:
                     progress(done, total)
-        replacement.commit()
+
+    write_file(target, write, durable=True, atomic=atomic)
     seen: set[str | None] = set()
     untied = []
     for name in checkpoint:
@@ -137,7 +154,7 @@ def _check_can_be_held(checkpoint: Checkpoint) -> None:
         )
 
 
-def _to_pt(source: str, target: FileTarget, progress: ProgressCallback | None) -> Conversion:
+def _to_pt(source: str, target: FileTarget, progress: ProgressCallback | None, atomic: bool) -> Conversion:
     fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     try:
         file_nbytes = os.fstat(fd).st_size
@@ -158,9 +175,9 @@ def _to_pt(source: str, target: FileTarget, progress: ProgressCallback | None) -
             ranges[storage._cdata] = FileRange(fd, tensor.begin, tensor.nbytes, source)
         left_out = [key for key, value in metadata.items() if (key, value) != ("format", "pt")]
         if backends.choose("torch") is None:
-            stock.save_zip(obj, target, durable=True)
+            stock.save_zip(obj, target, durable=True, atomic=atomic)
         else:
-            _save(obj, lambda storage: ranges[storage._cdata], target, progress)
+            _save(obj, lambda storage: ranges[storage._cdata], target, progress, atomic)
         return Conversion(len(tensors), sum(tensor.nbytes for tensor in tensors), [], [], left_out)
     except OSError as e:
         if e.errno is not None and e.filename is None:
@@ -183,6 +200,7 @@ def _save(
     range_of: Callable[[torch.UntypedStorage], FileRange],
     target: FileTarget,
     progress: ProgressCallback | None,
+    atomic: bool,
 ) -> None:
     pickled = pickle_object(obj, pickle, torch.serialization.DEFAULT_PROTOCOL)
     alignment = formats.storage_alignment()
@@ -193,9 +211,12 @@ def _save(
         alignment=alignment,
         compute_crc32=formats.compute_crc32(),
     )
-    with Replacement(target, durable=True) as replacement:
-        archive.write_fd(replacement.fd, durable=True, progress=progress)
-        replacement.commit()
+    write_file(
+        target,
+        lambda file: write_content(archive, file, durable=True, progress=progress),
+        durable=True,
+        atomic=atomic,
+    )
 
 
 class _Ranges:

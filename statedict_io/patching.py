@@ -6,7 +6,6 @@ be undone in any order, from any thread: a wrapper that something else still ref
 
 from __future__ import annotations
 
-import errno
 import functools
 import inspect
 import os
@@ -24,28 +23,17 @@ from . import backends, pending, saving
 from . import progress as progress_module
 from .processes import in_forked_child
 from .progress import Progress
-from .targets import FileTarget
 
 _MODULES = (torch, torch.serialization)  # whose name ``save`` is
-
-# Where a file may be written but not replaced: its directory is read-only or another's, or the file is a mount point.
-_CANNOT_REPLACE = {
-    errno.EACCES,
-    errno.EBUSY,
-    errno.ENAMETOOLONG,
-    errno.ENOSYS,
-    errno.ENOTSUP,
-    errno.EPERM,
-    errno.EROFS,
-    errno.EXDEV,
-}
 
 _Save = Callable[..., None]
 _lock = threading.RLock()  # a signal handler may save, too
 _patch_of: weakref.WeakKeyDictionary[Any, Patch] = weakref.WeakKeyDictionary()  # by wrapper
 
 
-def patch_torch(*, durable: bool = True, backend: str = "auto", progress: Progress = None) -> Patch:
+def patch_torch(
+    *, durable: bool = True, backend: str = "auto", progress: Progress = None, atomic: bool = True
+) -> Patch:
     """Routes ``torch.save`` through :func:`~statedict_io.save`, in every thread, until it is undone.
 
     At once, as a function; the result undoes it, by :meth:`Patch.undo` or as a context manager. ``torch.save`` and
@@ -53,27 +41,30 @@ def patch_torch(*, durable: bool = True, backend: str = "auto", progress: Progre
     Patches nest, and the options of the last one that is not undone apply.
 
     What is not taken goes to what was there before: arguments that ``save`` does not know, the legacy format into a
-    file object, calls in code that ``torch.compile`` traces, and a file in a place where it can be written but not
-    replaced (with a :class:`RuntimeWarning`).
+    file object, and calls in code that ``torch.compile`` traces.
 
     Args:
         durable, backend, progress: as for :func:`~statedict_io.save`.
+        atomic: ``True`` replaces files, and where a file can be written but not replaced writes it in place, with a
+            :class:`RuntimeWarning`. A place that has refused a rename is remembered: only the first save into it writes
+            everything twice. ``False`` writes in place everywhere, as ``torch.save`` does.
 
     Raises:
         NativeUnavailableError: ``backend="native"`` and the extension cannot be used.
     """
     progress_module.check(progress)
     backends.choose(backend)
-    return Patch(durable, backend, progress)
+    return Patch(durable, backend, progress, atomic)
 
 
 class Patch:
     """What :func:`patch_torch` did; may be undone from any thread."""
 
-    def __init__(self, durable: bool, backend: str, progress: Progress) -> None:
+    def __init__(self, durable: bool, backend: str, progress: Progress, atomic: bool) -> None:
         self._durable = durable
         self._backend = backend
         self._progress = progress
+        self._atomic = None if atomic else False
         self.active = True  #: False once it is undone
         # One wrapper where both names have one function, as they have in torch.
         wrappers: dict[int, _Save] = {}
@@ -114,21 +105,17 @@ class Patch:
         call.apply_defaults()
         if not call.arguments["_use_new_zipfile_serialization"] and not _is_path(call.arguments["f"]):
             return original(*args, **kwargs)
-        planned: saving.PlannedSave | None = None
-        try:
-            with pending.Call():
-                planned = saving.plan(*call.args, backend=self._backend, progress=self._progress)
-                saving.write_planned(planned, durable=self._durable, progress=self._progress)
-        except OSError as e:
-            if planned is None or not isinstance(planned.target, FileTarget) or e.errno not in _CANNOT_REPLACE:
-                raise
+        with pending.Call():
+            planned = saving.plan(*call.args, backend=self._backend, progress=self._progress)
+            refusal = saving.write_planned(planned, durable=self._durable, progress=self._progress, atomic=self._atomic)
+        if refusal is not None:
             warnings.warn(
-                f"{planned.target.given!r} cannot be replaced ({e.strerror}): torch.save writes it in place, which is "
-                "neither atomic nor durable",
+                f"{refusal.filename!r} cannot be replaced ({refusal.strerror}): it was written in place, which is not "
+                "atomic",
                 RuntimeWarning,
                 stacklevel=3,
             )
-            return original(*args, **kwargs)
+        return None
 
 
 def _is_path(f: object) -> bool:

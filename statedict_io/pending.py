@@ -137,7 +137,7 @@ class PendingSave:
 
         Raises:
             TimeoutError: it is not after ``timeout`` seconds; the save goes on.
-            Exception: the save's error; the old file is whole.
+            Exception: the save's error; the old file is whole, unless ``atomic=False``.
         """
         if (error := self.exception(timeout)) is not None:
             raise error

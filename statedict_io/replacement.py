@@ -12,7 +12,6 @@ import functools
 import hashlib
 import itertools
 import os
-import shutil
 import socket
 import stat
 import time
@@ -27,6 +26,11 @@ _SUFFIX = ".sdio-tmp"
 _READABLE_NBYTES = 60  # of the target's name, so that a leftover tells what it was to become
 _MAX_NAMES = 100  # tried: one that is taken is rarer than a file system that says so of all
 _FOREIGN_LEFTOVER_SECONDS = 24 * 3600
+_NOT_IMPLEMENTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+# A directory that takes no new names, or not such as ours.
+_MAY_REFUSE_NAMES = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EINVAL, *_NOT_IMPLEMENTED}
+# Nor lets go of an old one: it is another's in a sticky directory, a mount point, or the file system cannot.
+_MAY_REFUSE_RENAME = {*_MAY_REFUSE_NAMES, errno.EBUSY, errno.EXDEV}
 _serial = itertools.count()
 
 
@@ -36,45 +40,52 @@ class Replacement:
     Use as a context manager, from one thread. ``fd`` is the temporary's descriptor, open for writing at offset 0.
 
     Args:
-        target: what to replace.
+        target: what to replace; stays open.
         durable: fsync the file and its directory.
         as_directory: make a private directory instead, for a writer that opens files by path: it writes
             ``path_inside``. ``fd`` is not set.
     """
 
     fd = -1
-    _directory_fd = -1
+    _inside_fd = -1  # of the private directory
     _temporary = ""
+    is_refused = False  #: it is the place that takes no replacement; what was raised says how it can be written
+    was_refused_at_the_end = False  #: only after everything had been written
 
     def __init__(self, target: FileTarget, *, durable: bool, as_directory: bool = False) -> None:
-        self._target = target
+        self.target = target
         self._durable = durable
         self._as_directory = as_directory
-        directory, _, self._name = target.path.rpartition("/")
-        self._directory = directory or "/"
-        self._prefix = _temporary_prefix(self._name)
+        self._directory = target.directory
+        self._prefix = _temporary_prefix(target.name)
         self._process = os.getpid()
 
     @property
-    def path(self) -> str:
-        """The temporary's, for other processes that write into it."""
-        return os.path.join(self._directory, self._temporary)
+    def paths(self) -> list[str]:
+        """The temporary's, for other processes that write into it: as :meth:`Directory.paths_of`."""
+        return self._directory.paths_of(self._temporary)
 
     @property
     def path_inside(self) -> str:
-        return os.path.join(self._directory, self._name_inside)
+        directory = f"/proc/self/fd/{self._inside_fd}"
+        if not os.path.isdir(directory):
+            directory = os.path.join(self._directory.path, self._temporary)
+        return os.path.join(directory, self._name_inside)
 
     @property
     def _name_inside(self) -> str:
-        return os.path.join(self._temporary, os.path.basename(self._target.given))
+        # torch takes the archive's name from an ASCII path, and none from another.
+        given = self.target.given
+        return os.path.basename(given) if given.isascii() else "é"
 
     def __enter__(self) -> Replacement:
         try:  # a signal's exception can come up in any of the calls within
-            self._directory_fd = _open_directory(self._directory)
-            _remove_leftovers(self._directory_fd, self._directory, self._prefix)
+            _remove_leftovers(self._directory.fd, self._prefix)
             self._create()
         except BaseException as e:
-            self._abandon()
+            self.abandon()
+            if isinstance(e, OSError) and e.errno in _MAY_REFUSE_NAMES:
+                self._refuse(e, at_the_end=False)
             self._name_target_in(e)
             raise
         return self
@@ -84,55 +95,82 @@ class Replacement:
     ) -> None:
         try:
             if isinstance(error, OSError) and error.errno is not None and self._is_ours(error.filename):
-                error.filename = self._target.given
+                error.filename = self.target.given
         finally:
-            self._abandon()
+            self.abandon()
 
     def __del__(self) -> None:
-        self._abandon()  # for a signal's exception that came up on the way into __exit__
+        self.abandon()  # for a signal's exception that came up on the way into __exit__
+
+    def start_again(self) -> None:
+        """Goes on with an empty temporary."""
+        self.abandon()
+        try:
+            self._create()
+        except OSError as e:
+            self._name_target_in(e)
+            raise
 
     def commit(self, is_superseded: Callable[[], bool] = lambda: False) -> None:
         """Puts the temporary in the target's place, unless ``is_superseded``, which is asked last of all. On an error
         the target is untouched, unless it is the last fsync that fails: then the new file is there, and what may not
         survive a power loss is its name."""
         try:
+            source, source_directory_fd = self._temporary, self._directory.fd
             if self._as_directory:
-                self.fd = os.open(self.path_inside, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+                source, source_directory_fd = self._name_inside, self._inside_fd
+                self.fd = os.open(source, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=source_directory_fd)
             self._take_over_ownership()
             if self._durable:
-                os.fsync(self.fd)
+                sync(self.fd)
             # Closed first: close can report a write error (NFS, quota), and some network mounts refuse to rename an
             # open file.
             fd, self.fd = self.fd, -1
             os.close(fd)
             if is_superseded():
                 return
-            source = self._temporary
-            if self._as_directory:
-                source = self._name_inside
-            os.rename(source, self._name, src_dir_fd=self._directory_fd, dst_dir_fd=self._directory_fd)
+            try:
+                os.rename(source, self.target.name, src_dir_fd=source_directory_fd, dst_dir_fd=self._directory.fd)
+            except OSError as e:
+                if e.errno in _MAY_REFUSE_RENAME:
+                    self._refuse(e, at_the_end=True)
+                raise
             if self._as_directory:
                 self._remove_temporary()
             self._temporary = ""
             if self._durable:
-                _sync_directory(self._directory_fd)
+                sync_directory(self._directory.fd)
         except OSError as e:
             self._name_target_in(e)
             raise
 
+    def _refuse(self, error: OSError, *, at_the_end: bool) -> None:
+        self.is_refused, self.was_refused_at_the_end = True, at_the_end
+        if at_the_end or self.target.existing is not None:  # a new file cannot be created under its own name either
+            error.strerror = (
+                f"{error.strerror}: the file cannot be replaced here; atomic=False (on the command line: --in-place) "
+                "writes into the file itself"
+            )
+            error.args = (error.errno, error.strerror)  # which a pickled error is made of, on its way between ranks
+
     def _create(self) -> None:
-        existing = self._target.existing
+        existing = self.target.existing
         # A new file's mode is 0666 less the umask, which open() applies. What replaces a file is its owner's alone
         # until it has that file's group.
         mode = 0o666 if existing is None else stat.S_IMODE(existing.st_mode) & 0o600
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         for attempt in range(1, _MAX_NAMES + 1):
             self._temporary = _temporary_name(self._prefix)
             try:
                 if self._as_directory:
-                    os.mkdir(self._temporary, 0o700, dir_fd=self._directory_fd)
+                    os.mkdir(self._temporary, 0o700, dir_fd=self._directory.fd)
+                    self._inside_fd = os.open(
+                        self._temporary,
+                        os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC,
+                        dir_fd=self._directory.fd,
+                    )
                 else:
-                    self.fd = os.open(self._temporary, flags, mode, dir_fd=self._directory_fd)
+                    self.fd = os.open(self._temporary, flags, mode, dir_fd=self._directory.fd)
                 return
             except FileExistsError:
                 self._temporary = ""  # another's: not to be removed
@@ -140,7 +178,7 @@ class Replacement:
                     raise
 
     def _take_over_ownership(self) -> None:
-        existing = self._target.existing
+        existing = self.target.existing
         if existing is None:
             return
         ours, user, group = os.fstat(self.fd), existing.st_uid, existing.st_gid
@@ -152,9 +190,10 @@ class Replacement:
                 # What the old group might do is not for ours, which may be larger: no more than everybody may.
                 mode &= 0o707 | (mode & 0o007) << 3
         if stat.S_IMODE(ours.st_mode) != mode:
-            os.fchmod(self.fd, mode)
+            _change_mode(self.fd, stat.S_IMODE(ours.st_mode), mode)
 
-    def _abandon(self) -> None:
+    def abandon(self) -> None:
+        """Ends the replacement; the temporary goes. Again, or after the commit: does nothing."""
         # Each step also if a signal's exception ends the one before. Between taking a descriptor and closing it there
         # is no call, and so no look for signals. Nothing more depends on either descriptor: errors do not matter.
         try:
@@ -170,74 +209,101 @@ class Replacement:
                     self._remove_temporary()
                     self._temporary = ""
             finally:
-                if self._directory_fd >= 0:
-                    directory_fd, self._directory_fd = self._directory_fd, -1
+                if self._inside_fd >= 0:
+                    inside_fd, self._inside_fd = self._inside_fd, -1
                     try:  # noqa: SIM105
-                        os.close(directory_fd)
+                        os.close(inside_fd)
                     except OSError:
                         pass
 
     def _is_ours(self, filename: object) -> bool:
         """Whether an error's filename says nothing, or the temporary's name, which the caller has never heard of."""
-        inside = os.path.join(self._directory, self._temporary)
-        return filename is None or (self._temporary != "" and str(filename).startswith(inside))
+        if filename is None:
+            return True
+        ours = self.path_inside if self._as_directory else self._temporary
+        return self._temporary != "" and ours in str(filename)
 
     def _remove_temporary(self) -> None:
-        if os.getpid() != self._process:  # a child that was forked in the middle
+        if os.getpid() != self._process or self._directory.fd < 0:  # a child that was forked in the middle
             return
-        if self._as_directory:  # without opening anything: there may be no descriptor to be had
+        if self._as_directory and self._inside_fd >= 0:  # there may be no descriptor to be had
             with contextlib.suppress(OSError):
-                os.unlink(self._name_inside, dir_fd=self._directory_fd)
-        with contextlib.suppress(OSError):
-            _remove(self._temporary, self._directory_fd, self._directory)
+                os.unlink(self._name_inside, dir_fd=self._inside_fd)
+        try:
+            _remove(self._temporary, self._directory.fd)
+        except OSError:  # it stays then, but takes no room
+            with contextlib.suppress(OSError):
+                flags = os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+                os.close(os.open(self._temporary, flags, dir_fd=self._directory.fd))
 
     def _name_target_in(self, error: BaseException) -> None:
         """System errors carry the path that the caller gave, not the temporary's."""
         if isinstance(error, OSError) and error.errno is not None:
-            error.filename = self._target.given
+            error.filename = self.target.given
             if error.filename2 is not None:
                 del error.filename2  # None would be shown
 
 
-def _open_directory(path: str) -> int:
-    try:
-        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except PermissionError:
-        if not hasattr(os, "O_PATH"):
-            raise
-        # Searchable and writable but not readable: good for all but fsync.
-        return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-
-
 def _change_owner(fd: int, user: int, group: int) -> bool:
-    """False where that is not ours to do; EINVAL is the answer about users that this container does not know."""
+    """False where that is not ours to do; EINVAL and EOVERFLOW are the answers about users that this container does not
+    know."""
     try:
         os.fchown(fd, user, group)
     except OSError as e:
-        if e.errno not in (errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        if e.errno not in (errno.EPERM, errno.EINVAL, errno.EOVERFLOW, *_NOT_IMPLEMENTED):
             raise
         return False
     return True
 
 
-def _sync_directory(directory_fd: int) -> None:
+def _change_mode(fd: int, current: int, mode: int) -> None:
     try:
-        os.fsync(directory_fd)
+        os.fchmod(fd, mode)
     except OSError as e:
-        if e.errno == errno.EBADF:  # O_PATH
-            os.sync()
-        elif e.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems on which directories need no fsync
+        # It is our own file: this file system changes no modes. Fewer rights will do, more will not.
+        if e.errno not in (errno.EPERM, *_NOT_IMPLEMENTED) or current & ~mode:
             raise
 
 
-def _remove(name: str, directory_fd: int, directory: str) -> None:
+def sync(fd: int) -> None:
+    """Has what was written on the device; a file system that knows no such call keeps what promises it can."""
+    try:
+        os.fsync(fd)
+    except OSError as e:
+        if e.errno not in (errno.EINVAL, *_NOT_IMPLEMENTED):
+            raise
+
+
+def sync_directory(directory_fd: int) -> None:
+    """Has the names in it on the device."""
+    try:
+        sync(directory_fd)
+    except OSError as e:
+        if e.errno != errno.EBADF:
+            raise
+        os.sync()  # opened with O_PATH
+
+
+def _remove(name: str, directory_fd: int) -> None:
     try:
         os.unlink(name, dir_fd=directory_fd)
     except (IsADirectoryError, PermissionError):
         try:
             os.rmdir(name, dir_fd=directory_fd)
-        except OSError:
-            shutil.rmtree(os.path.join(directory, name))
+        except OSError as e:
+            if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            _remove_files_in(name, directory_fd)
+            os.rmdir(name, dir_fd=directory_fd)
+
+
+def _remove_files_in(name: str, directory_fd: int) -> None:
+    inside_fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)
+    try:
+        for entry in os.listdir(inside_fd):
+            os.unlink(entry, dir_fd=inside_fd)
+    finally:
+        os.close(inside_fd)
 
 
 # --- Temporaries' names: .<target's name, cut>.<its CRC-32>.<owner>.<serial>-<nonce>.sdio-tmp
@@ -306,7 +372,7 @@ def _read(path: str) -> str:
         return ""
 
 
-def _remove_leftovers(directory_fd: int, directory: str, prefix: str) -> None:
+def _remove_leftovers(directory_fd: int, prefix: str) -> None:
     """Removes this target's temporaries whose owner is gone. Never an error: they are in nobody's way."""
     try:
         entries = os.listdir(directory_fd)
@@ -316,7 +382,7 @@ def _remove_leftovers(directory_fd: int, directory: str, prefix: str) -> None:
         if entry.startswith(prefix) and entry.endswith(_SUFFIX):
             with contextlib.suppress(OSError):
                 if _is_abandoned(entry[len(prefix) :], entry, directory_fd):
-                    _remove(entry, directory_fd, directory)
+                    _remove(entry, directory_fd)
 
 
 def _is_abandoned(owner_and_serial: str, entry: str, directory_fd: int) -> bool:

@@ -15,14 +15,14 @@ import torch.serialization
 from . import backends, pending
 from . import progress as progress_module
 from .backends import formats, stock
-from .backends.protocol import Archive, Content
+from .backends.protocol import Archive, Backend, Content
 from .pacing import paced
 from .pickling import pickle_object
 from .progress import Progress
 from .remote.uploads import Upload
-from .replacement import Replacement
 from .targets import FileTarget, PathStreamTarget, Target, URLTarget, resolve
 from .writing.full_writes import full_writer
+from .writing.places import write_content, write_file
 from .writing.suffixes import check_suffix
 
 
@@ -37,6 +37,7 @@ def save(
     durable: bool = True,
     backend: str = "auto",
     progress: Progress = None,
+    atomic: bool = True,
 ) -> None:
     """Saves ``obj`` as :func:`torch.save` would, byte for byte, faster and safely.
 
@@ -58,13 +59,19 @@ def save(
             insists on the extension, ``"torch"`` does without it.
         progress: ``True`` for a bar on stderr (needs ``tqdm``), or a callable taking (bytes_done, bytes_total), called
             in the calling thread.
+        atomic: ``False`` writes into the file itself, for places that cannot replace it: a mount without rename, a
+            single file mounted into a container, a directory that takes no new names. The old file is lost when the
+            writing begins: who looks meanwhile finds a part of the new one, and so does everybody after a crash or a
+            failed write. Mode, owner and hard links stay. What is no file, such as a URL, is written as ever.
 
     Raises:
         OSError: what the system reported, with its ``errno`` and the path; the old file is whole and nothing is left
-            behind.
+            behind, unless ``atomic=False``. ``EBUSY`` with that: another save of this process is writing the file.
         FileKindError: the path ends in ``.safetensors``, which promises another format: save to a ``.pt``, and convert
             that with ``statedict-io convert``. Where ``save`` is bound to the name ``torch.save`` it writes under any
             name, as ``torch.save`` does.
+        StateDictIOError: ``atomic=False``, and this process has the file mapped into its memory, as after
+            ``torch.load(mmap=True)``: emptying it would take the tensors' data away.
         NativeUnavailableError: ``backend="native"`` and the extension cannot be used.
         Exception: for bad arguments and objects that cannot be pickled, what ``torch.save`` raises, before the target
             is touched.
@@ -86,7 +93,7 @@ def save(
             backend=backend,
             progress=progress,
         )
-        write_planned(planned, durable=durable, progress=progress)
+        write_planned(planned, durable=durable, progress=progress, atomic=atomic)
 
 
 def fastsave(model: object, path: Any, **options: Any) -> None:
@@ -112,7 +119,7 @@ def fastsave(model: object, path: Any, **options: Any) -> None:
 class PlannedSave:
     target: Target
     archive: Archive | None  #: None: the installed torch.save has to write
-    write_stock: Callable[[bool], None]  #: lets it; takes ``durable``
+    write_stock: Callable[[bool, bool | None], OSError | None]  #: lets it; takes ``durable`` and ``atomic``
 
 
 def plan(
@@ -135,21 +142,46 @@ def plan(
     target = resolve(f, names_archive=use_new_zipfile_serialization)
     if isinstance(target, (FileTarget, URLTarget)):
         pending.current_call().file = lambda: target.identity
+    try:
+        return _plan(
+            obj,
+            target,
+            chosen,
+            pickle_module,
+            pickle_protocol,
+            use_new_zipfile_serialization,
+            disable_byteorder_record,
+        )
+    except BaseException:
+        target.close()
+        raise
 
-    def write_stock(durable: bool) -> None:
+
+def _plan(
+    obj: object,
+    target: Target,
+    chosen: Backend | None,
+    pickle_module: Any,
+    pickle_protocol: int,
+    use_new_zipfile_serialization: bool,
+    disable_byteorder_record: bool,
+) -> PlannedSave:
+    def write_stock(durable: bool, atomic: bool | None) -> OSError | None:
         options = {
             "pickle_module": pickle_module,
             "pickle_protocol": pickle_protocol,
             "_disable_byteorder_record": disable_byteorder_record,
         }
         if use_new_zipfile_serialization and isinstance(target, URLTarget):
-            write(stock.ZipFile(obj, target.place.file_name, **options), target, durable, None)
-        elif use_new_zipfile_serialization:
+            return write(stock.ZipFile(obj, target.place.file_name, **options), target, durable, None, atomic=atomic)
+        if use_new_zipfile_serialization:
             call = pending.current_call()
-            stock.save_zip(obj, target, durable=durable, is_superseded=call.is_superseded, **options)
+            refusal = stock.save_zip(
+                obj, target, durable=durable, atomic=atomic, is_superseded=call.is_superseded, **options
+            )
             call.committed = True
-        else:
-            write(stock.LegacyFile(obj, **options), target, durable, None)
+            return refusal
+        return write(stock.LegacyFile(obj, **options), target, durable, None, atomic=atomic)
 
     # A hole cannot be streamed: torch seeks there, and says so where it cannot.
     streams_holes = formats.skip_data() and not isinstance(target, FileTarget)
@@ -166,14 +198,20 @@ def plan(
     return PlannedSave(target, archive, write_stock)
 
 
-def write_planned(planned: PlannedSave, *, durable: bool, progress: Progress) -> None:
-    """Writes and commits, after asynchronous saves to the same path that were started earlier."""
-    if isinstance(planned.target, (FileTarget, URLTarget)) and pending.any_in_flight():
-        pending.wait_for_earlier(pending.current_call(), planned.target.identity)
-    if planned.archive is None:
-        planned.write_stock(durable)
-    else:
-        write(planned.archive, planned.target, durable, progress)
+def write_planned(planned: PlannedSave, *, durable: bool, progress: Progress, atomic: bool | None) -> OSError | None:
+    """Writes and commits, after asynchronous saves to the same path that were started earlier.
+
+    Args:
+        atomic: as of :func:`~statedict_io.writing.places.write_file`, whose result this returns.
+    """
+    try:
+        if isinstance(planned.target, (FileTarget, URLTarget)) and pending.any_in_flight():
+            pending.wait_for_earlier(pending.current_call(), planned.target.identity)
+        if planned.archive is None:
+            return planned.write_stock(durable, atomic)
+        return write(planned.archive, planned.target, durable, progress, atomic=atomic)
+    finally:
+        planned.target.close()
 
 
 def write(
@@ -182,14 +220,24 @@ def write(
     durable: bool,
     progress: Progress,
     bytes_per_second: float | None = None,
-) -> None:
-    """Writes what was planned, and commits it, unless a call that began later has committed the same file meanwhile."""
+    *,
+    atomic: bool | None,
+) -> OSError | None:
+    """Writes what was planned, and commits it, unless a call that began later has committed the same file meanwhile.
+    Arguments and result as of :func:`write_planned`."""
     call = pending.current_call()
+    refusal = None
     with progress_module.reporting(progress, target.archive_name) as callback:
         if isinstance(target, FileTarget):
-            with Replacement(target, durable=durable) as replacement:
-                content.write_fd(replacement.fd, durable=durable, progress=callback, bytes_per_second=bytes_per_second)
-                replacement.commit(call.is_superseded)
+            refusal = write_file(
+                target,
+                lambda file: write_content(
+                    content, file, durable=durable, progress=callback, bytes_per_second=bytes_per_second
+                ),
+                durable=durable,
+                atomic=atomic,
+                is_superseded=call.is_superseded,
+            )
         elif isinstance(target, URLTarget):
             with Upload(target.place, getattr(content, "nbytes", None)) as upload:
                 content.write_stream(paced(upload.write, bytes_per_second), progress=callback)
@@ -197,7 +245,7 @@ def write(
                     upload.commit()
         elif isinstance(target, PathStreamTarget):
             try:
-                with open(target.given, "wb", buffering=0) as stream:
+                with target.open() as stream:
                     content.write_stream(paced(full_writer(stream), bytes_per_second), progress=callback)
                     if durable and stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                         os.fsync(stream.fileno())
@@ -209,3 +257,4 @@ def write(
             content.write_stream(full_writer(target.given), progress=callback)
             target.given.flush()
     call.committed = True
+    return refusal

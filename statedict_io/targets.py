@@ -19,6 +19,7 @@ import torch.serialization
 
 from .errors import refused_target
 from .remote.stores import Place, is_url, locate
+from .writing.directories import Directory
 
 _MAX_SYMLINKS = 40  # as the kernel
 
@@ -28,23 +29,45 @@ class FileTarget:
     """A name that a finished file will be moved to."""
 
     given: str  #: the path as the caller spelled it; error messages name it
-    path: str  #: absolute; not itself a symlink: that stays, and what it points to is replaced
+    directory: Directory  #: the name's, where it was when the target was resolved
+    name: str  #: not itself a symlink: that stays, and what it points to is replaced
     archive_name: str
     existing: os.stat_result | None
 
     @property
     def identity(self) -> str:
-        """Equal for all spellings of the path: without symlinks on the way either."""
-        directory, name = os.path.split(self.path)
-        return os.path.join(os.path.realpath(directory), name)
+        """Equal for all spellings of the path; also after :meth:`close`."""
+        return f"{self.directory.identity}/{self.name}"
+
+    def close(self) -> None:
+        """Lets go of the directory: the target can be written no more."""
+        self.directory.close()
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class PathStreamTarget:
     """A path with no file to replace: a device, a FIFO, a descriptor of this process."""
 
     given: str
+    directory: Directory  #: the name's, where it was when the target was resolved
+    name: str
     archive_name: str
+
+    @property
+    def identity(self) -> str:
+        """Equal for all spellings of the path; also after :meth:`close`."""
+        return f"{self.directory.identity}/{self.name}"
+
+    def open(self) -> io.FileIO:
+        """For writing, unbuffered."""
+        return io.FileIO(self.name, "w", opener=self._open)
+
+    def _open(self, name: str, flags: int) -> int:
+        return os.open(name, flags, 0o666, dir_fd=self.directory.fd)
+
+    def close(self) -> None:
+        """Lets go of the directory: the target can be written no more."""
+        self.directory.close()
 
 
 @dataclass(frozen=True)
@@ -53,6 +76,9 @@ class ObjectTarget:
 
     given: Any
     archive_name: str = "archive"
+
+    def close(self) -> None:
+        """The object stays open: it is the caller's."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +93,9 @@ class URLTarget:
     def identity(self) -> str:
         """Equal for all URLs of the object, and no path of a file."""
         return self.place.identity
+
+    def close(self) -> None:
+        """Nothing is open yet."""
 
 
 Target = FileTarget | PathStreamTarget | URLTarget | ObjectTarget
@@ -135,87 +164,91 @@ def _resolve_path(given: str, names_archive: bool) -> Target:
         raise RuntimeError(f"invalid file name: {given}")
     if not given:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), given)
-    parent_is_there = names_archive and _check_parent(given)
     try:
-        return _look_at(given, archive_name, parent_is_there)
+        if names_archive and given.isascii() and "/" not in given:
+            _check_parent_before_backslash(given)
+        return _look_at(given, archive_name, names_archive)
     except OSError as e:
+        if isinstance(e, RuntimeError):  # in torch's words already
+            raise
         if not names_archive or not given.isascii():  # torch opens these with open(), whose error this is
             raise type(e)(e.errno, e.strerror, given) from None
         raise refused_target(e, given, f"open file failed with strerror: {e.strerror}") from None
 
 
-def _look_at(given: str, archive_name: str, parent_is_there: bool) -> Target:
+def _look_at(given: str, archive_name: str, names_archive: bool) -> Target:
     """Raises the OSError, without a path, that opening ``given`` for writing would."""
     if given.endswith("/"):
         os.stat(os.path.dirname(given.rstrip("/")) or os.curdir)
         raise _system_error(errno.EISDIR)
-    path = given if given.startswith("/") else os.path.join(os.getcwd(), given)
-    existing = _lstat(path)
-    if existing is not None and stat.S_ISLNK(existing.st_mode):
-        target = _follow_symlinks(path)
-        if target is None:
-            return PathStreamTarget(given, archive_name)
-        path, existing, parent_is_there = target, _lstat(target), False
+    parent, _, name = given.rpartition("/")
+    try:
+        directory = Directory(parent or ("/" if given[0] == "/" else os.curdir))
+    except OSError as e:
+        if parent and names_archive and given.isascii() and e.errno not in (errno.EMFILE, errno.ENFILE):
+            raise _no_parent(e, given, parent) from None
+        raise
+    try:
+        for _ in range(_MAX_SYMLINKS):
+            existing = directory.look_at(name)
+            if existing is None or not stat.S_ISLNK(existing.st_mode):
+                return _target(given, directory, name, archive_name, existing)
+            if directory.is_of_descriptors():  # what is there is open: it must be written to, not replaced
+                return PathStreamTarget(given, directory, name, archive_name)
+            directory, name = _followed(directory, os.readlink(name, dir_fd=directory.fd))
+        raise _system_error(errno.ELOOP)
+    except BaseException:
+        directory.close()
+        raise
+
+
+def _target(
+    given: str, directory: Directory, name: str, archive_name: str, existing: os.stat_result | None
+) -> FileTarget | PathStreamTarget:
     if existing is None:
-        if not parent_is_there:
-            os.stat(os.path.dirname(path))  # raises where it is the directory that is missing, or cannot be looked at
-        return FileTarget(given, path, archive_name, None)
+        if directory.facts.st_nlink == 0 and directory.path == os.curdir:
+            os.getcwd()  # raises where it has been removed: nothing can be created there
+        return FileTarget(given, directory, name, archive_name, None)
     if stat.S_ISDIR(existing.st_mode):
         raise _system_error(errno.EISDIR)
     if not stat.S_ISREG(existing.st_mode):
-        return PathStreamTarget(given, archive_name)
-    if not os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+        return PathStreamTarget(given, directory, name, archive_name)
+    if not os.access(name, os.W_OK, dir_fd=directory.fd, effective_ids=os.access in os.supports_effective_ids):
         # Why not (EACCES, EROFS, ESTALE, ...) only open() tells; it changes nothing, and where it is allowed so are we.
-        os.close(os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK))
-    return FileTarget(given, path, archive_name, existing)
+        os.close(os.open(name, os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=directory.fd))
+    return FileTarget(given, directory, name, archive_name, existing)
 
 
-def _lstat(path: str) -> os.stat_result | None:
-    try:
-        return os.lstat(path)
-    except FileNotFoundError:
-        return None
+def _followed(directory: Directory, link: str) -> tuple[Directory, str]:
+    """Where a symlink in ``directory``, which is closed if it is another, leads to."""
+    parent, slash, name = link.rpartition("/")
+    if not name:
+        os.stat(link, dir_fd=directory.fd)
+        raise _system_error(errno.EISDIR)
+    if not slash:
+        return directory, name
+    other = Directory(parent or "/", below=directory)
+    directory.close()
+    return other, name
 
 
 def _system_error(number: int) -> OSError:
     return OSError(number, os.strerror(number))  # of the subclass that fits
 
 
-def _check_parent(given: str) -> bool:
-    """torch looks at the text before the last slash (or, without one, the last backslash). False: at nothing."""
-    if not given.isascii():
-        return False
-    end = given.rfind("/") if "/" in given else given.rfind("\\")
+def _no_parent(error: OSError, given: str, parent: str) -> OSError:
+    # torch says so whatever the reason.
+    reason = "" if isinstance(error, FileNotFoundError) else f" ({error.strerror})"
+    return refused_target(error, given, f"Parent directory {parent} does not exist.{reason}")
+
+
+def _check_parent_before_backslash(given: str) -> None:
+    """torch looks at the text before the last backslash where there is no slash."""
+    end = given.rfind("\\")
     if end <= 0:
-        return False
-    parent = given[:end]
+        return
     try:
-        if not stat.S_ISDIR(os.stat(parent).st_mode):
+        if not stat.S_ISDIR(os.stat(given[:end]).st_mode):
             raise _system_error(errno.ENOTDIR)
     except OSError as e:
-        # torch says so whatever the reason.
-        reason = "" if isinstance(e, FileNotFoundError) else f" ({e.strerror})"
-        raise refused_target(e, given, f"Parent directory {parent} does not exist.{reason}") from None
-    return True
-
-
-def _follow_symlinks(path: str) -> str | None:
-    """The absolute path that ``path`` ends at, or None where it names a descriptor of a process.
-
-    ``/dev/stdout`` and ``/proc/self/fd/3`` are links too, but to something already open: what is there must be written
-    to, not replaced.
-    """
-    for _ in range(_MAX_SYMLINKS):
-        directory, base = os.path.split(path)
-        directory = os.path.realpath(directory)
-        path = os.path.join(directory, base)
-        if directory.startswith("/proc/") and directory.endswith("/fd"):
-            return None
-        try:
-            link = os.readlink(path)
-        except OSError as e:
-            if e.errno in (errno.EINVAL, errno.ENOENT):
-                return path
-            raise
-        path = os.path.join(directory, link)
-    raise _system_error(errno.ELOOP)
+        raise _no_parent(e, given, given[:end]) from None

@@ -110,14 +110,14 @@ def test_what_the_system_refuses_is_also_an_oserror_with_errno_and_path(spelling
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
 def test_a_parent_that_cannot_be_examined_is_not_a_missing_one(spelling, number, backend, directories, monkeypatch):
     monkeypatch.chdir(directories[1])
-    parent, stat = {"sub/model.pt": "sub", "to_missing_parent.pt": "nowhere"}[spelling], os.stat
+    parent, opened = {"sub/model.pt": "sub", "to_missing_parent.pt": "nowhere"}[spelling], os.open
 
-    def failing_stat(path, **options):
+    def failing_open(path, *args, **options):
         if os.path.basename(os.fspath(path)) == parent:
             raise OSError(number, os.strerror(number))
-        return stat(path, **options)
+        return opened(path, *args, **options)
 
-    monkeypatch.setattr(os, "stat", failing_stat)
+    monkeypatch.setattr(os, "open", failing_open)
     with pytest.raises(OSError) as caught:
         sio.save(OBJ, spelling, backend=backend)
     monkeypatch.undo()

@@ -37,6 +37,8 @@ _Value: TypeAlias = "bytes | memoryview | torch.UntypedStorage | FileRange | int
 class FallbackArchive:
     """See :class:`~statedict_io.backends.protocol.Archive`."""
 
+    in_any_order = True  # over holes
+
     def __init__(self, archive_name: str, contents: Contents, *, alignment: int, compute_crc32: bool) -> None:
         data = [
             (f"data/{key}", storage.nbytes() if contents.skip_data else storage)
@@ -70,7 +72,7 @@ class FallbackArchive:
                     raise OSError(errno.EIO, "pwrite wrote nothing")
                 offset += written
                 left = left[written:]
-        os.ftruncate(fd, self.nbytes)
+        strips_module.set_nbytes(fd, self.nbytes)
 
     def write_stream(self, write: Callable[[memoryview], Any], *, progress: ProgressCallback | None) -> None:
         for chunk in self._chunks(progress, calls_back=True):
@@ -238,6 +240,8 @@ class _Payload:
 
 class FallbackSnapshot:
     """See :class:`~statedict_io.backends.protocol.Snapshot`."""
+
+    in_any_order = True
 
     def __init__(self, archive: FallbackArchive, max_nbytes: int) -> None:
         self._archive: FallbackArchive | None = archive

@@ -78,6 +78,8 @@ def _release(version: str) -> list[str]:
 class NativeArchive:
     """See :class:`~statedict_io.backends.protocol.Archive`."""
 
+    in_any_order = True
+
     def __init__(self, archive: Any) -> None:
         self._archive = archive
 
@@ -109,6 +111,8 @@ class NativeArchive:
 
 class NativeSnapshot:
     """See :class:`~statedict_io.backends.protocol.Snapshot`."""
+
+    in_any_order = True
 
     def __init__(self, source: Any, clone: Any) -> None:
         self._source = source  # an Image, or an Archive that refers to copies

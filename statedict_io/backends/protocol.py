@@ -24,7 +24,9 @@ class Contents:
 
 
 class Content(Protocol):
-    """The bytes of a file, to be put somewhere."""
+    """The bytes of a file, to be put somewhere. Again, where the first time has failed."""
+
+    in_any_order: bool  #: whether :meth:`write_fd` writes otherwise than from front to back
 
     def write_fd(
         self, fd: int, *, durable: bool, progress: ProgressCallback | None, bytes_per_second: float | None = None
@@ -64,7 +66,7 @@ class Archive(Content, Protocol):
 
 
 class Snapshot(Content, Protocol):
-    """An archive whose bytes are its own. It is written once, by any thread, and then released."""
+    """An archive whose bytes are its own. It is written by any thread, and then released."""
 
     @property
     def nbytes(self) -> int:

@@ -11,34 +11,44 @@ from typing import Any
 from ..installed import torch_save
 from ..pacing import paced
 from ..progress import ProgressCallback
-from ..replacement import Replacement
 from ..targets import FileTarget, Target
+from ..writing.places import OpenFile, write_file
 
 _PIECE_NBYTES = 1 << 20
 
 
 def save_zip(
-    obj: Any, target: Target, *, durable: bool, is_superseded: Callable[[], bool] = lambda: False, **torch_options: Any
-) -> None:
+    obj: Any,
+    target: Target,
+    *,
+    durable: bool,
+    atomic: bool | None = True,
+    is_superseded: Callable[[], bool] = lambda: False,
+    **torch_options: Any,
+) -> OSError | None:
     """Has torch open and write ``target``, or a file that then takes its place; its errors are torch's.
 
     Args:
         obj, target, durable: as in :func:`statedict_io.save`, after its resolution.
-        is_superseded: as in :meth:`Replacement.commit`.
+        atomic, is_superseded: as of :func:`~statedict_io.writing.places.write_file`, whose result this returns.
         torch_options: of ``torch.save``.
     """
     if not isinstance(target, FileTarget):
         torch_save(obj, target.given, **torch_options)
-        return
+        return None
+
     # In a directory of its own the file can have its final name, from which torch takes the archive's.
-    with Replacement(target, durable=durable, as_directory=True) as replacement:
-        torch_save(obj, replacement.path_inside, **torch_options)
-        replacement.commit(is_superseded)
+    def write(file: OpenFile) -> None:
+        torch_save(obj, file.path_inside, **torch_options)
+
+    return write_file(target, write, durable=durable, atomic=atomic, is_superseded=is_superseded, as_directory=True)
 
 
 class ZipFile:
     """What torch writes under a file name, as :class:`~statedict_io.backends.protocol.Content`; by way of a temporary
     file, because torch takes the archive's name from the file that it opens."""
+
+    in_any_order = False
 
     def __init__(self, obj: Any, file_name: str, **torch_options: Any) -> None:
         self._obj = obj
@@ -48,7 +58,7 @@ class ZipFile:
     def write_fd(
         self, fd: int, *, durable: bool, progress: ProgressCallback | None, bytes_per_second: float | None = None
     ) -> None:
-        raise NotImplementedError("a file is torch's to write: save_zip")
+        raise NotImplementedError("a file is torch's to open and write")
 
     def write_stream(self, write: Callable[[memoryview], Any], *, progress: ProgressCallback | None) -> None:
         del progress
@@ -62,6 +72,8 @@ class ZipFile:
 
 class LegacyFile:
     """The format before torch 1.6 as :class:`~statedict_io.backends.protocol.Content`; pickled while it is written."""
+
+    in_any_order = False
 
     def __init__(self, obj: Any, **torch_options: Any) -> None:
         self._obj = obj

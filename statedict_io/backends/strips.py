@@ -111,6 +111,14 @@ def write_all(fd: int, data: memoryview, offset: int) -> None:
         data = data[written:]
 
 
+def set_nbytes(fd: int, nbytes: int) -> None:
+    """Cuts or extends the file; where its length is right, not even a file system that cannot is asked."""
+    with contextlib.suppress(OSError):
+        if os.fstat(fd).st_size == nbytes:
+            return
+    os.ftruncate(fd, nbytes)
+
+
 def preallocate(fd: int, nbytes: int) -> None:
     """Reserves blocks, so that a full disk shows before anything is written; a file system that cannot is no error.
 

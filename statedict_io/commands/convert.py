@@ -11,19 +11,20 @@ from .printing import bar_wanted, complain, nbytes_text, say
 _UNTIED = "shared memory with another and now have their own copy"
 
 
-def run(source: str, destination: str, *, trust: bool) -> int:
+def run(source: str, destination: str, *, trust: bool, in_place: bool) -> int:
     """Returns the exit code.
 
     Args:
         trust: unpickle without restriction.
+        in_place: write into the destination itself, not beside it.
 
     Raises:
         OSError, ValueError, StateDictIOError, pickle.UnpicklingError: as :func:`statedict_io.conversion.convert`.
     """
     if os.path.isdir(source) or _names_directory(source, destination):
-        return _run_dcp(source, destination, trust=trust)
+        return _run_dcp(source, destination, trust=trust, in_place=in_place)
     with reporting(True if bar_wanted() else None, "convert") as progress:
-        done = convert(source, destination, weights_only=not trust, progress=progress)
+        done = convert(source, destination, weights_only=not trust, progress=progress, atomic=not in_place)
     say(f"{destination}: {done.num_tensors} tensors, {nbytes_text(done.nbytes)}")
     _note("left out, safetensors holds tensors only", done.left_out)
     _note(_UNTIED, done.untied)
@@ -38,14 +39,14 @@ def _names_directory(source: str, destination: str) -> bool:
     return destination.endswith(os.sep) or os.path.isdir(destination) or not os.path.splitext(destination)[1]
 
 
-def _run_dcp(source: str, destination: str, *, trust: bool) -> int:
+def _run_dcp(source: str, destination: str, *, trust: bool, in_place: bool) -> int:
     from ..dcp.conversion import dcp_to_file, file_to_dcp  # imports torch.distributed
 
     if os.path.isdir(source):
         with reporting(True if bar_wanted() else None, "convert") as progress:
-            dcp_to_file(source, destination, weights_only=not trust, progress=progress)
+            dcp_to_file(source, destination, weights_only=not trust, progress=progress, atomic=not in_place)
     else:
-        done = file_to_dcp(source, destination, weights_only=not trust)
+        done = file_to_dcp(source, destination, weights_only=not trust, atomic=not in_place)
         _note("keys that are no strings have become strings, in", done.renamed)
         _note(_UNTIED, done.untied)
     say(f"{destination}: converted from {source}")

@@ -5,12 +5,11 @@ The coordinator's part of a many-rank save. Pure until :meth:`ArchiveFrame.write
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Mapping, Sequence
 
 from ..backends.archive import ArchiveLayout, RecordLayout, SerializationId
-from ..backends.strips import write_all
+from ..backends.strips import set_nbytes, write_all
 
 _GATHER_NBYTES = 1 << 20
 
@@ -92,7 +91,7 @@ class ArchiveFrame:
                     serialization_id.fold_crc(crc)
         out.put(self.layout.directory_offset, self.layout.directory(crcs))
         out.flush()
-        os.ftruncate(fd, self.nbytes)
+        set_nbytes(fd, self.nbytes)
 
 
 class _Gathered:

@@ -56,6 +56,7 @@ def dcp_to_file(
     durable: bool = True,
     backend: str = "auto",
     progress: Callable[[int, int], Any] | None = None,
+    atomic: bool = True,
 ) -> None:
     """Writes what a checkpoint directory of ``dcp.save`` holds into a file that ``torch.load`` reads.
 
@@ -66,10 +67,10 @@ def dcp_to_file(
         path: replaced atomically.
         weights_only: unpickle the directory's metadata and its values that are no tensors with torch's restricted
             unpickler, of the metadata DCP's own classes: the security boundary. Use ``False`` only for what you trust.
-        durable, backend, progress: as for :class:`~statedict_io.dcp.SingleFileWriter`.
+        durable, backend, progress, atomic: as for :class:`~statedict_io.dcp.SingleFileWriter`.
 
     Raises:
-        OSError: what the system reported; the file at ``path`` is as it was.
+        OSError: what the system reported; the file at ``path`` is as it was, unless ``atomic=False``.
         pickle.UnpicklingError: something needs a class that is refused; names both.
         CorruptCheckpointError: the metadata is not sound.
         ValueError: shards that do not make up their tensor.
@@ -78,7 +79,7 @@ def dcp_to_file(
     metadata = reader.read_metadata()
     reader.set_up_storage_reader(metadata, is_coordinator=True)
     unpickle = functools.partial(_unpickled, os.fspath(directory), weights_only=weights_only)
-    writer = _ConvertingWriter(path, unpickle, durable=durable, backend=backend, progress=progress)
+    writer = _ConvertingWriter(path, unpickle, durable=durable, backend=backend, progress=progress, atomic=atomic)
     writer.set_up_storage_writer(is_coordinator=True)
     plan = SavePlan(_items_of(metadata), planner_data=metadata.planner_data)
     (plan,) = writer.prepare_global_plan([writer.prepare_local_plan(plan)])
@@ -92,6 +93,7 @@ def file_to_dcp(
     *,
     weights_only: bool = True,
     backend: str = "auto",
+    atomic: bool = True,
 ) -> DirectoryConversion:
     """Writes what a file of ``torch.save`` holds into a checkpoint directory that ``dcp.load`` reads, tensors in chunks
     of at most 64 MiB.
@@ -104,10 +106,12 @@ def file_to_dcp(
             exchanged last, and its data files are removed then.
         weights_only: unpickle with torch's restricted unpickler: the security boundary.
         backend: that parses the file's directory.
+        atomic: ``False`` writes into ``.metadata`` itself, for places that cannot replace it, as for
+            :func:`statedict_io.save`.
 
     Raises:
         OSError, CorruptCheckpointError, StateDictIOError: the file cannot be read, is damaged, holds no mapping, or two
-            paths in it would have one name. The directory is as it was.
+            paths in it would have one name. The directory is as it was, unless ``atomic=False``.
     """
     stored = StoredState(os.fspath(path), weights_only=weights_only, backend=backend, cure=CURE)
     try:
@@ -119,7 +123,7 @@ def file_to_dcp(
                 stored.check_allowed(name)  # before anything is written
                 items.append(WriteItem(MetadataIndex(name), WriteItemType.BYTE_IO))
         (plan,), metadata = create_default_global_save_plan([SavePlan(items)])
-        with DirectoryReplacement(os.fspath(directory)) as replacement:
+        with DirectoryReplacement(os.fspath(directory), atomic=atomic) as replacement:
             writer = FileSystemWriter(os.fspath(directory))
             writer.set_up_storage_writer(is_coordinator=True)
             plan = replace(plan, storage_data=filesystem._StoragePrefix(replacement.prefix))

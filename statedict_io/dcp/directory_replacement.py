@@ -13,8 +13,8 @@ from types import TracebackType
 from torch.distributed.checkpoint.metadata import Metadata
 
 from ..errors import StateDictIOError
-from ..replacement import Replacement
 from ..targets import FileTarget, resolve
+from ..writing.places import OpenFile, write_file
 from .stored_metadata import DirectoryReader
 
 _METADATA = ".metadata"
@@ -32,10 +32,12 @@ class DirectoryReplacement:
 
     Args:
         directory: made where it is missing.
+        atomic: False writes into ``.metadata`` itself, for a place that cannot replace it.
     """
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, *, atomic: bool) -> None:
         self._directory = directory
+        self._atomic = atomic
         self._descriptor = -1
         self._is_made = False
         self._is_locked = False
@@ -81,7 +83,7 @@ class DirectoryReplacement:
             metadata: of what has been written, whose files are on the disk by now.
 
         Raises:
-            OSError: the old checkpoint is as it was.
+            OSError: the old checkpoint is as it was, unless ``atomic=False``.
         """
         target = resolve(os.path.join(self._directory, _METADATA), names_archive=False)
         if not isinstance(target, FileTarget):
@@ -90,10 +92,15 @@ class DirectoryReplacement:
         if self._descriptor >= 0:
             with contextlib.suppress(OSError):  # some file systems sync no directories
                 os.fsync(self._descriptor)
-        with Replacement(target, durable=True) as replacement:
-            with open(replacement.fd, "wb", closefd=False) as file:
-                pickle.dump(metadata, file)
-            replacement.commit()
+
+        def write(file: OpenFile) -> None:
+            with open(file.fd, "wb", closefd=False) as stream:
+                pickle.dump(metadata, stream)
+
+        try:
+            write_file(target, write, durable=True, atomic=self._atomic)
+        finally:
+            target.close()
         self._is_over = True
         if self._is_locked:
             unneeded.update(name for name in self._names() if _OURS.fullmatch(name))

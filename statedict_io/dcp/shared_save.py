@@ -19,6 +19,8 @@ from ..backends.strips import bytes_of, preallocate
 from ..pickling import PickledObject, PythonStorageTable
 from ..replacement import Replacement
 from ..targets import FileTarget
+from ..writing.in_place import InPlace
+from ..writing.places import OpenFile
 from .archive_frame import ArchiveFrame
 from .global_plan import GlobalState
 from .shares import Written
@@ -41,11 +43,18 @@ class SharedSave:
         target: what to replace.
         state: of all ranks.
         durable: fsync the file and its directory.
+        atomic: False writes into the target itself, of which a failed save leaves a part.
         unpickle: what an opaque value is, given its name and what ``torch.save`` has made of it.
     """
 
     def __init__(
-        self, target: FileTarget, state: GlobalState, *, durable: bool, unpickle: Callable[[str, bytes], Any]
+        self,
+        target: FileTarget,
+        state: GlobalState,
+        *,
+        durable: bool,
+        atomic: bool,
+        unpickle: Callable[[str, bytes], Any],
     ) -> None:
         self._unpickle = unpickle
         self._target = target
@@ -60,20 +69,21 @@ class SharedSave:
         self._frame_if_plain = None if state.opaque else frame
         self.key = str(uuid.uuid4())
         self._over = threading.Event()
-        self._replacement = Replacement(target, durable=durable)
-        self._replacement.__enter__()
-        weakref.finalize(self, _abandon, self._replacement, self._over)  # also when the interpreter ends
+        self._file = (Replacement if atomic else InPlace)(target, durable=durable)
+        self._file.__enter__()
+        weakref.finalize(self, _abandon, self._file, self._over)  # also when the interpreter ends
         try:
-            preallocate(self._replacement.fd, frame.nbytes)
+            preallocate(self._file.fd, frame.nbytes)
         except OSError as e:
-            self._replacement.__exit__(type(e), e, None)
+            self._file.__exit__(type(e), e, None)
             raise
         _saves[self.key] = self
-        _end_with_call(self._replacement, self._over)
+        _end_with_call(self._file, self._over)
 
     @property
-    def temporary(self) -> str:
-        return self._replacement.path
+    def paths(self) -> list[str]:
+        """Of what the ranks write into; where one does not work, the next may."""
+        return self._file.paths
 
     def finish(self, written: Sequence[Written]) -> None:
         """Completes the file and puts it in the target's place.
@@ -92,17 +102,17 @@ class SharedSave:
                     starts.setdefault(work.keys[place], {})[offset] = data
             whole = {key: b"".join(pieces[at] for at in sorted(pieces)) for key, pieces in starts.items()}
             first_bytes = {key: data for key, data in whole.items() if len(data) == 8}
-            frame.write(self._replacement.fd, crcs, first_bytes, compute_crc32=self.compute_crc32)
-            self._replacement.commit()
+            frame.write(self._file.fd, crcs, first_bytes, compute_crc32=self.compute_crc32)
+            self._file.commit()
         except OSError as e:
-            self._replacement.__exit__(type(e), e, None)
+            self._file.__exit__(type(e), e, None)
             raise
         finally:
             self.abandon()
 
     def abandon(self) -> None:
         """Removes the temporary, where it is not the target by now."""
-        _abandon(self._replacement, self._over)
+        _abandon(self._file, self._over)
 
     def _frame(self, data_pkl: bytes, inner: Sequence[torch.UntypedStorage]) -> ArchiveFrame:
         pickled = PickledObject(data_pkl, PythonStorageTable())
@@ -149,13 +159,14 @@ def _arrived(key: str) -> None:
         save.abandon()
 
 
-def _abandon(replacement: Replacement, over: threading.Event) -> None:
+def _abandon(file: OpenFile, over: threading.Event) -> None:
     over.set()
-    replacement.__exit__(None, None, None)
+    file.abandon()
+    file.target.close()
 
 
-def _end_with_call(replacement: Replacement, over: threading.Event) -> None:
-    """Abandons ``replacement`` when DCP's call, which this thread is in, has ended, unless ``over`` is set first."""
+def _end_with_call(file: OpenFile, over: threading.Event) -> None:
+    """Abandons ``file`` when DCP's call, which this thread is in, has ended, unless ``over`` is set first."""
     outermost = None
     frame: FrameType | None = sys._getframe()
     while frame is not None:
@@ -172,7 +183,7 @@ def _end_with_call(replacement: Replacement, over: threading.Event) -> None:
             while frame is not None and frame is not outermost:
                 frame = frame.f_back
             if frame is None:
-                _abandon(replacement, over)
+                _abandon(file, over)
 
     # Without a thread to be had, the temporary lives until the writer does another save or is gone.
     with contextlib.suppress(RuntimeError):

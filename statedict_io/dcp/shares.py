@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from array import array
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -27,11 +28,19 @@ class WorkOrder:
     range; those before are opaque values."""
 
     path: str  #: of the target, as the caller of the coordinator gave it
-    temporary: str  #: absolute; what to write into
+    paths: list[str]  #: of what to write into; the first that this rank can reach
     ranges: array[int]  #: (payload offset of the record, begin, end) of each tensor item, elements of its box
     nbytes: int  #: of all ranges
     compute_crc32: bool
     key: str  #: of the coordinator's :class:`~statedict_io.dcp.shared_save.SharedSave`
+
+    @property
+    def temporary(self) -> str:
+        return self.paths[0]
+
+    def reachable(self) -> WorkOrder:
+        """With the one path that works here."""
+        return replace(self, paths=[next((path for path in self.paths if os.path.exists(path)), self.paths[0])])
 
     @property
     def num_ranges(self) -> int:

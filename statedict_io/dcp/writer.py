@@ -22,7 +22,8 @@ from ..backends import formats
 from ..errors import StateDictIOError
 from ..installed import torch_load
 from ..remote.stores import is_url, locate
-from ..targets import FileTarget, resolve
+from ..targets import FileTarget, Target, resolve
+from ..writing.places import takes_bytes_in_order_only
 from ..writing.suffixes import check_suffix
 from .global_plan import GlobalState, LocalItems
 from .refused_values import warn_of_refused
@@ -45,6 +46,8 @@ class SingleFileWriter(StorageWriter):  # type: ignore[misc]
         overwrite: ``False`` raises :class:`FileExistsError` where there is a file: before anything is written, and
             again before the file would be replaced.
         thread_count: ignored; ``FileSystemWriter`` has it, and code that was written for that one passes it.
+        atomic: False writes into the file itself, as for :func:`statedict_io.save`. A rank that has the file mapped
+            into its memory must not; only the coordinator finds out.
 
     Missing directories above the file are made. Values that a reader refuses unless it has ``weights_only=False`` are
     named in a warning, in the coordinator.
@@ -67,6 +70,7 @@ class SingleFileWriter(StorageWriter):  # type: ignore[misc]
         progress: Callable[[int, int], Any] | None = None,
         overwrite: bool = True,
         thread_count: int | None = None,
+        atomic: bool = True,
     ) -> None:
         del thread_count
         super().__init__()
@@ -76,6 +80,7 @@ class SingleFileWriter(StorageWriter):  # type: ignore[misc]
         self.durable = durable
         self.backend = backend
         self.progress = progress
+        self.atomic = atomic
         self.bytes_written = 0
         self._save_id = str(uuid.uuid4())
         self._save: SharedSave | None = None  #: of the coordinator
@@ -114,25 +119,19 @@ class SingleFileWriter(StorageWriter):  # type: ignore[misc]
         return dataclasses.replace(plan, storage_data=LocalItems(tuple(plan.items)))
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        if backends.choose(self.backend) is None:
-            raise StateDictIOError(
-                f"torch {torch.__version__} writes a format that statedict_io does not reproduce, and cannot write "
-                "itself from many ranks; save with FileSystemWriter"
-            )
-        if formats.skip_data():
-            raise ValueError("torch.serialization.skip_data: a file without data needs one rank only; use torch.save")
         self._check_may_replace()
         os.makedirs(os.path.dirname(self._file_path() or "") or os.curdir, exist_ok=True)
         target = resolve(self.path)
-        if not isinstance(target, FileTarget):
-            raise OSError(errno.ESPIPE, "many ranks can write into a regular file only", target.given)
-        self._abandon()
-        save = self._save = SharedSave(target, GlobalState(plans), durable=self.durable, unpickle=self._unpickle)
+        try:
+            save = self._begin(target, plans)
+        except BaseException:
+            target.close()
+            raise
         orders = []
         for work in save.work:
             order = WorkOrder(
                 path=self.path,
-                temporary=save.temporary,
+                paths=save.paths,
                 ranges=work.ranges,
                 nbytes=work.nbytes,
                 compute_crc32=save.compute_crc32,
@@ -144,8 +143,24 @@ class SingleFileWriter(StorageWriter):  # type: ignore[misc]
             for plan, work, order in zip(plans, save.work, orders, strict=True)
         ]
 
+    def _begin(self, target: Target, plans: list[SavePlan]) -> SharedSave:
+        if not isinstance(target, FileTarget):
+            raise OSError(errno.ESPIPE, "many ranks can write into a regular file only", target.given)
+        if backends.choose(self.backend) is None:
+            raise StateDictIOError(
+                f"torch {torch.__version__} writes a format that statedict_io does not reproduce, and cannot write "
+                "itself from many ranks; save with FileSystemWriter"
+            )
+        if formats.skip_data():
+            raise ValueError("torch.serialization.skip_data: a file without data needs one rank only; use torch.save")
+        self._abandon()
+        self._save = SharedSave(
+            target, GlobalState(plans), durable=self.durable, atomic=self.atomic, unpickle=self._unpickle
+        )
+        return self._save
+
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        order: WorkOrder = plan.storage_data
+        order: WorkOrder = plan.storage_data.reachable()
         try:
             with _naming(order):
                 written = self._write(plan, order, planner)
@@ -232,4 +247,10 @@ def _naming(order: WorkOrder):  # type: ignore[no-untyped-def]
     except OSError as e:
         if e.filename == order.temporary:
             e.filename = order.path
+            if takes_bytes_in_order_only(e):
+                e.strerror = (
+                    f"{e.strerror}: what takes bytes only from front to back cannot hold a file that many ranks write; "
+                    "save with FileSystemWriter there"
+                )
+                e.args = (e.errno, e.strerror)  # what it is made of again when it arrives at other ranks
         raise

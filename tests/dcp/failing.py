@@ -109,6 +109,21 @@ def save_well(rank, world_size, path, backend):
     dcp.save(state_of(rank, value=3.0), storage_writer=SingleFileWriter(path, backend=backend))
 
 
+def save_in_place(rank, world_size, path, backend):
+    """Once well, and once with a rank that fails: the error there, or None."""
+    writer = SingleFileWriter(path, backend=backend, atomic=False)
+    dcp.save(state_of(rank, value=3.0), storage_writer=writer)
+    assert torch.load(path)["small"].tolist() == [3.0] * 7
+    dist.barrier()
+    if rank == 1:
+        _fill_disk()
+    try:
+        dcp.save(state_of(rank, value=4.0), storage_writer=writer)
+    except BaseException as e:  # CheckpointException is none of Exception
+        return str(e)
+    return None
+
+
 def save_async(rank, world_size, path, backend):
     """The state is that of the call; an error comes with the future."""
     state = state_of(rank, value=4.0)

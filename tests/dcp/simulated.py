@@ -76,7 +76,7 @@ def simulate(num_ranks, num_shards, directory):
     reply = len(pickle.dumps(results[0]))
     started = time.perf_counter()
     frame = writer._save._frame_if_plain
-    frame.write(writer._save._replacement.fd, [0] * len(frame.storages()), {}, compute_crc32=True)
+    frame.write(writer._save._file.fd, [0] * len(frame.storages()), {}, compute_crc32=True)
     written = time.perf_counter() - started
     writer._abandon()
     return {

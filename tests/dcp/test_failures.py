@@ -59,6 +59,18 @@ def test_a_kept_exception_keeps_no_temporary(tmp_path, backend):
     assert results[0][2] == []
 
 
+def test_all_ranks_write_in_place(tmp_path, backend):
+    """Into the file that is there, whatever its length; after an error that file is lost, and stays."""
+    path, other = tmp_path / "model.pt", tmp_path / "other.pt"
+    path.write_bytes(b"old" * (1 << 20))
+    os.link(path, other)
+    results = all_well(run_ranks(3, failing.save_in_place, str(path), backend))
+    assert all("File too large" in cause for cause in results)
+    assert path.samefile(other) and sorted(os.listdir(tmp_path)) == ["model.pt", "other.pt"]
+    all_well(run_ranks(2, failing.save_well, str(path), backend))
+    assert torch.load(path)["small"].tolist() == [3.0] * 7
+
+
 def test_async_save_writes_the_state_at_the_call_and_tells_its_error(tmp_path, backend):
     path = tmp_path / "model.pt"
     errors = all_well(run_ranks(2, failing.save_async, str(path), backend))

@@ -25,7 +25,7 @@ ERRORS = {
                  errno.EBUSY, errno.EINTR),
     "fcntl": (errno.EINVAL, errno.EIO, errno.EMFILE),
     "fstat": (errno.EIO, errno.ESTALE, errno.EOVERFLOW),
-    "fchown": (errno.EPERM, errno.EIO, errno.EDQUOT, errno.EINVAL, errno.EINTR),
+    "fchown": (errno.EPERM, errno.EIO, errno.EDQUOT, errno.EINVAL, errno.EINTR, errno.EOVERFLOW),
     "fchmod": (errno.EPERM, errno.EIO, errno.EINTR),
     "stat": (errno.EIO, errno.EACCES, errno.ESTALE),
     "faccessat": (errno.EIO, errno.EACCES, errno.ESTALE),
@@ -91,17 +91,18 @@ class Step:
 
 
 def steps_of(events, target, *, overwrite):
-    """The calls of an undisturbed save, each with its stage: resolve, clean, create, write, commit, rename, settle."""
-    counts, steps, stage, listed = {}, [], "resolve", False
+    """The calls of an undisturbed save, each with its stage: open directory, resolve, clean, create, write, commit,
+    rename, settle."""
+    counts, steps, stage, listed = {}, [], "open directory", False
     # A file that is replaced hands on its owner and mode: the commit begins with a look at the temporary's.
     renamed = next(i for i, event in enumerate(events) if event.call == "renameat")
     looks = [event for event in events[:renamed] if event.call == "fstat"][-1:] if overwrite else []
     for event in events:
         counts[event.call] = counts.get(event.call, 0) + 1
         makes = event.call in ("openat", "mkdirat") and event.path.endswith(".sdio-tmp") and not event.error
-        if stage == "resolve" and event.call == "open" and not event.error:
-            stage = "open directory"
-        elif stage == "open directory":
+        if stage == "open directory" and steps:
+            stage = "resolve"
+        if stage == "resolve" and event.call in ("fcntl", "fdopendir"):  # a list of the directory's names
             stage = "clean"
         if stage == "clean" and makes and listed:
             stage = "create"
@@ -134,29 +135,31 @@ def allowed(step, fault, *, stock, direct):
     if error == errno.EINTR and call in RETRIED:
         return {SAVED}
     if stage == "resolve":
-        # lstat: of the target; else of path components, to find symlinks. stat: of the parent. faccessat: a doubt, that
-        # an open settles. pthread_create: an asynchronous save's thread, without which the call writes.
-        if call == "lstat" and step.event.path != step.target:
-            return {SAVED}
+        # fstatat: of the target. faccessat: a doubt, that an open settles. pthread_create: an asynchronous save's
+        # thread, without which the call writes.
         return {SAVED} if call in ("faccessat", "pthread_create") else {REFUSED}
     if call in ("fallocate", "posix_fallocate") and error in REFUSES_PREALLOCATION:
         return {SAVED}
     if call in ("fcntl", "statx", "pthread_create"):
         return {SAVED}
-    if call == "pwritev" and error == errno.EINVAL and direct:
-        return {SAVED} if not fault.persistent else {REFUSED}
-    if call == "fchown" and error in (errno.EPERM, errno.EINVAL):
+    if call in ("pwrite", "pwritev") and error == errno.EINVAL:
+        return {SAVED}  # a mount that takes no writes but in order: with write(), then
+    if call == "fchown" and error in (errno.EPERM, errno.EINVAL, errno.EOVERFLOW):
+        return {SAVED}
+    if call == "fchmod" and error == errno.EPERM:
+        return {REFUSED} if stock else {SAVED}  # torch has made a file that more people may read than the old one
+    if call == "fsync" and error in (errno.EINVAL, errno.ENOTSUP):
         return {SAVED}
     if call == "openat" and error == errno.EEXIST:
         return {REFUSED} if fault.persistent else {SAVED}
     if call == "open" and error == errno.EACCES and stage == "open directory":
         return {SAVED} if not fault.persistent else {REFUSED}
     if stage == "settle":
-        if call == "fsync":
-            return {SAVED} if error in (errno.EINVAL, errno.ENOTSUP) else {REFUSED}
-        return {SAVED}
+        return {REFUSED} if call == "fsync" else {SAVED}
     if stock and stage == "write" and call in ("lseek", "fstat", "close", "write", "writev"):
         return {SAVED, REFUSED}  # of libstdc++'s file stream, which asks and does not always listen
+    if stock and stage == "write" and call == "stat":
+        return {SAVED}  # "is there a /proc?"
     if stage == "write" and call == "fstat":
         return {SAVED}  # "has it its length already?"
     return {REFUSED}

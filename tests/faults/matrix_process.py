@@ -5,6 +5,7 @@
 Prints each failure and a summary, the last line, as JSON.
 """
 
+import errno
 import faulthandler
 import gc
 import itertools
@@ -21,6 +22,7 @@ from faults.fault_oracle import REFUSED, SAVED, decisive, expected_errno, faults
 from faults.preload import AFTERWARDS, Preload
 from faults.ways import options_for
 from statedict_io import replacement
+from statedict_io.writing import places
 
 SECONDS_A_SAVE = 20
 SMALL, LARGE = 3000, 12 << 20
@@ -58,6 +60,7 @@ class Laboratory:
             sio.save(self.new, str(self.path), durable=self.durable, **options)
 
     def reset(self):
+        places._in_order_only.clear()  # a refused write must not decide about the next save
         for entry in self.directory.joinpath("in").iterdir():
             if entry.is_dir():
                 for inner in entry.iterdir():
@@ -126,8 +129,9 @@ class Laboratory:
 
     def left_behind(self, step, fault, outcome, before):
         renamed = step.stage == "settle" or (step.stage == "rename" and fault.how == AFTERWARDS)
-        # A group that could not be kept gets nothing.
-        mode = 0o600 if fault.call == "fchown" and fault.persistent else 0o640 if self.overwrite else 0o666 & ~UMASK
+        # A group that could not be kept gets nothing; nor does one where no mode can be set.
+        refused = (fault.call == "fchown" and fault.persistent) or (fault.call, fault.error) == ("fchmod", errno.EPERM)
+        mode = 0o600 if refused else 0o640 if self.overwrite else 0o666 & ~UMASK
         wrong = self.wrong_content(mode, new=outcome == SAVED or renamed)
         if wrong:
             return wrong

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -13,6 +14,7 @@ import torch
 import statedict_io as sio
 from faults.ways import OPTIONS, options_for
 from statedict_io import replacement
+from statedict_io.writing import in_place
 
 OLD = b"the old checkpoint"
 
@@ -34,14 +36,14 @@ class Interruption(BaseException):
 
 
 class RaisesAtLine:
-    """Raises at the n-th line that is run in the module that replaces files, as a signal's handler might."""
+    """Raises at the n-th line that is run in `module`, as a signal's handler might."""
 
-    def __init__(self, n):
-        self.n, self.seen, self.where = n, 0, None
+    def __init__(self, module, n):
+        self.module, self.n, self.seen, self.where = module, n, 0, None
 
     def __call__(self, frame, event, _):
         names = frame.f_code.co_name, frame.f_back.f_code.co_name
-        if frame.f_code.co_filename != replacement.__file__ or "__del__" in names:  # what that raises is not heard of
+        if frame.f_code.co_filename != self.module.__file__ or "__del__" in names:  # what that raises is not heard of
             return None
         if event == "line":
             self.seen += 1
@@ -62,9 +64,9 @@ class RaisesAtLine:
         return False
 
 
-def is_inseparable(line):
+def is_inseparable(module, line):
     """Between taking a descriptor out of the object and closing it the interpreter looks for no signals."""
-    with open(replacement.__file__) as source:
+    with open(module.__file__) as source:
         return source.read().splitlines()[line - 1].strip().startswith(("os.close(", "try:  # noqa"))
 
 
@@ -76,20 +78,48 @@ def test_an_exception_at_every_line_of_the_replacement(durable, options, tmp_pat
     save = lambda: sio.save(obj, path, durable=durable, **options)  # noqa: E731
     save()
     new = path.read_bytes()
-    counted = RaisesAtLine(-1)
+    counted = RaisesAtLine(replacement, -1)
     counted.run(save)
     assert counted.seen > 40
     outcomes = {OLD: 0, new: 0}
     for n in range(1, counted.seen + 1):
         path.write_bytes(OLD)
         before = num_descriptors()
-        raises = RaisesAtLine(n)
+        raises = RaisesAtLine(replacement, n)
         assert raises.run(save), n
         where = f"line {raises.where}"
         outcomes[path.read_bytes()] += 1
         assert os.listdir(path.parent) == ["model.pt"], where
-        assert num_descriptors() == before or is_inseparable(raises.where), where
+        assert num_descriptors() == before or is_inseparable(replacement, raises.where), where
     assert min(outcomes.values()) > 3
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_an_exception_at_every_line_of_writing_in_place(exists, options, tmp_path):
+    """Nothing is kept but a part of a file that was there; the next save into it works."""
+    path = tmp_path / "in" / "model.pt"
+    path.parent.mkdir()
+    obj = {"weight": torch.ones(100)}
+    save = lambda: sio.save(obj, path, atomic=False, **options)  # noqa: E731
+    save()
+    new = path.read_bytes()
+    if not exists:
+        path.unlink()
+    counted = RaisesAtLine(in_place, -1)
+    counted.run(save)
+    assert counted.seen > 20
+    for n in range(1, counted.seen + 1):
+        path.unlink(missing_ok=True)
+        if exists:
+            path.write_bytes(OLD)
+        before = num_descriptors()
+        raises = RaisesAtLine(in_place, n)
+        assert raises.run(save), n
+        where = f"line {raises.where}"
+        assert exists == path.exists() or path.read_bytes() == new, where
+        assert num_descriptors() == before or is_inseparable(in_place, raises.where), where
+        save()
+        assert path.read_bytes() == new, where
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -183,4 +213,4 @@ def test_a_timer_of_1_khz_does_not_disturb(durable, place, options, tmp_path):
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
         if place != "disk":
-            replacement.shutil.rmtree(tmp_path)
+            shutil.rmtree(tmp_path)

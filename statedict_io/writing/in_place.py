@@ -1,0 +1,158 @@
+"""Writing into the file itself, where the place takes no replacement: see :class:`InPlace` for what that costs."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+from types import TracebackType
+
+from ..errors import StateDictIOError, refused_target
+from ..processes import in_forked_child
+from ..replacement import sync, sync_directory
+from ..targets import FileTarget
+
+_being_written: dict[str, InPlace] = {}  # by the identity of its target; of this process
+
+
+class InPlace:
+    """The target itself, emptied and open for writing; used as a :class:`~statedict_io.replacement.Replacement`.
+
+    From the opening on the old file is lost, and who looks meanwhile sees a part of the new one. When the process dies
+    or a write fails, what has been written until then stays; a file that was not there before is removed after an
+    error. Mode, owner, hard links and attributes of an old file stay.
+
+    Args:
+        target: what to write; stays open.
+        durable: fsync the file, and the directory of a new one.
+        as_directory: for a writer that opens files by path: it writes ``path_inside``. ``fd`` is not set.
+    """
+
+    fd = -1
+    _has_created = False
+
+    def __init__(self, target: FileTarget, *, durable: bool, as_directory: bool = False) -> None:
+        self.target = target
+        self._durable = durable
+        self._by_path = as_directory
+        self._process = os.getpid()
+
+    @property
+    def paths(self) -> list[str]:
+        """For other processes that write into it: as :meth:`Directory.paths_of`."""
+        return self.target.directory.paths_of(self.target.name)
+
+    @property
+    def path_inside(self) -> str:
+        return self.target.given
+
+    def __enter__(self) -> InPlace:
+        """Opens the file.
+
+        Raises:
+            OSError: what the system reported; EBUSY: another save of this process is writing the file in place.
+            StateDictIOError: this process has the file mapped into its memory.
+        """
+        given = self.target.given
+        try:
+            if _being_written.setdefault(self.target.identity, self) is not self:
+                raise OSError(errno.EBUSY, "another save of this process is writing the file in place just now", given)
+            _refuse_mapped(self.target)
+            self._has_created = self.target.directory.look_at(self.target.name) is None
+            if not self._by_path:
+                self._open()
+        except OSError as e:
+            self._end(failed=False)
+            raise refused_target(e, given, f"open file failed with strerror: {e.strerror}") from None
+        except BaseException:
+            self._end(failed=True)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, self.target.name):
+            error.filename = self.target.given
+        self._end(failed=error is not None)
+
+    def abandon(self) -> None:
+        """Ends the writing; a file that was not there before goes. Again, or after the commit: does nothing."""
+        self._end(failed=True)
+
+    def start_again(self) -> None:
+        """Empties the file."""
+        fd, self.fd = self.fd, -1
+        os.close(fd)
+        self._open()
+
+    def commit(self) -> None:
+        """Has it on the device, where that was asked for."""
+        try:
+            if self._by_path:
+                flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+                self.fd = os.open(self.target.name, flags, dir_fd=self.target.directory.fd)
+            if self._durable:
+                sync(self.fd)
+            fd, self.fd = self.fd, -1
+            os.close(fd)
+            if self._durable and self._has_created:
+                sync_directory(self.target.directory.fd)
+            self._has_created = False
+        except OSError as e:
+            e.filename = self.target.given
+            raise
+
+    def _open(self) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        self.fd = os.open(self.target.name, flags, 0o666, dir_fd=self.target.directory.fd)
+
+    def _end(self, *, failed: bool) -> None:
+        # As Replacement.abandon: each step also if a signal's exception ends the one before.
+        try:
+            if self.fd >= 0:
+                fd, self.fd = self.fd, -1
+                try:  # noqa: SIM105
+                    os.close(fd)
+                except OSError:
+                    pass
+        finally:
+            try:
+                if failed and self._has_created and os.getpid() == self._process:
+                    self._has_created = False
+                    with contextlib.suppress(OSError):
+                        os.unlink(self.target.name, dir_fd=self.target.directory.fd)
+            finally:
+                if _being_written.get(self.target.identity) is self:
+                    del _being_written[self.target.identity]
+
+
+def _refuse_mapped(target: FileTarget) -> None:
+    """Pages of an emptied file are gone: whoever reads them, such as the save itself, is killed by SIGBUS."""
+    if target.existing is not None and _is_mapped(target.existing):
+        raise StateDictIOError(
+            f"{target.given}: this process has the file mapped into memory (torch.load(mmap=True)?), and writing it in "
+            "place would take the tensors' data away; clone the tensors and drop the mapped ones, or save to another "
+            "path"
+        )
+
+
+def _is_mapped(facts: os.stat_result) -> bool:
+    """Whether this process maps the file; False where the system does not tell."""
+    try:
+        with open("/proc/self/maps", errors="surrogateescape") as maps:  # address, access, offset, device, inode, path
+            found = re.findall(rf"^\S+ \S+ \S+ (\w+):(\w+) {facts.st_ino} +(.*)$", maps.read(), re.MULTILINE)
+    except OSError:
+        return False
+    for major, minor, path in found:
+        if (int(major, 16), int(minor, 16)) == (os.major(facts.st_dev), os.minor(facts.st_dev)):
+            return True
+        # Some file systems (btrfs, overlays) have another device number here than stat() tells.
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(path), facts):
+                return True
+    return False
+
+
+in_forked_child(_being_written.clear)
