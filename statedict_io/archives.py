@@ -11,6 +11,7 @@ from typing import Any
 from . import backends
 from .backends.fallback_reader import NETWORK, FallbackReader
 from .backends.protocol import ArchiveReader, Backend, LeanPickle, RecordEntry
+from .descriptors import open_file
 from .errors import CorruptCheckpointError, FileKindError, StateDictIOError, UnknownKindError, corrupt
 from .escaping import escaped
 from .outline import tensors_by_record
@@ -242,7 +243,7 @@ def check_kind(records: Records, *, allowed: Collection[kinds.FileKind] = ()) ->
 @contextmanager
 def _opened_file(path: str, given: str, chosen: Backend, random_access: bool) -> Iterator[Records]:
     """``given``: what errors call it."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = open_file(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         if random_access and hasattr(os, "posix_fadvise"):
             # The directory is at the end and data.pkl at the beginning: the disk fetches both at once.

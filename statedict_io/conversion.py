@@ -17,6 +17,7 @@ from .backends import fallback, formats, stock
 from .backends.file_range import FileRange
 from .backends.protocol import Contents
 from .checkpoint import Checkpoint, open_checkpoint
+from .descriptors import open_file
 from .errors import FileKindError, StateDictIOError
 from .pickling import pickle_object
 from .progress import ProgressCallback
@@ -155,7 +156,7 @@ def _check_can_be_held(checkpoint: Checkpoint) -> None:
 
 
 def _to_pt(source: str, target: FileTarget, progress: ProgressCallback | None, atomic: bool) -> Conversion:
-    fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    fd = open_file(source, os.O_RDONLY | os.O_CLOEXEC)
     try:
         file_nbytes = os.fstat(fd).st_size
         _check_is_safetensors(os.pread(fd, kinds.START_NBYTES, 0), source)

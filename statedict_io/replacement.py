@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Callable
 from types import TracebackType
 
+from .descriptors import open_file
 from .processes import in_forked_child
 from .targets import FileTarget
 
@@ -119,7 +120,7 @@ class Replacement:
             source, source_directory_fd = self._temporary, self._directory.fd
             if self._as_directory:
                 source, source_directory_fd = self._name_inside, self._inside_fd
-                self.fd = os.open(source, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=source_directory_fd)
+                self.fd = open_file(source, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=source_directory_fd)
             self._take_over_ownership()
             if self._durable:
                 sync(self.fd)
@@ -164,13 +165,13 @@ class Replacement:
             try:
                 if self._as_directory:
                     os.mkdir(self._temporary, 0o700, dir_fd=self._directory.fd)
-                    self._inside_fd = os.open(
+                    self._inside_fd = open_file(
                         self._temporary,
                         os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC,
                         dir_fd=self._directory.fd,
                     )
                 else:
-                    self.fd = os.open(self._temporary, flags, mode, dir_fd=self._directory.fd)
+                    self.fd = open_file(self._temporary, flags, mode, dir_fd=self._directory.fd)
                 return
             except FileExistsError:
                 self._temporary = ""  # another's: not to be removed
@@ -298,7 +299,7 @@ def _remove(name: str, directory_fd: int) -> None:
 
 
 def _remove_files_in(name: str, directory_fd: int) -> None:
-    inside_fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)
+    inside_fd = open_file(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)
     try:
         for entry in os.listdir(inside_fd):
             os.unlink(entry, dir_fd=inside_fd)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.serialization
 
+from .descriptors import open_file
 from .errors import refused_target
 from .remote.stores import Place, is_url, locate
 from .writing.directories import Directory
@@ -63,7 +64,7 @@ class PathStreamTarget:
         return io.FileIO(self.name, "w", opener=self._open)
 
     def _open(self, name: str, flags: int) -> int:
-        return os.open(name, flags, 0o666, dir_fd=self.directory.fd)
+        return open_file(name, flags, 0o666, dir_fd=self.directory.fd)
 
     def close(self) -> None:
         """Lets go of the directory: the target can be written no more."""

@@ -16,7 +16,7 @@ from statedict_io.conversion import convert
 from statedict_io.dcp import SingleFileReader, SingleFileWriter
 
 NBYTES = 16 << 20
-# Above glibc's largest threshold (32 MiB, man 3 mallopt), from which on memory goes back to the system when it is freed.
+# Above the largest threshold of glibc (32 MiB, man 3 mallopt) freed memory goes back to the system at once.
 STATE_NBYTES = 40 << 20
 OPTIONS = {
     "plain": {},

@@ -12,6 +12,7 @@ from types import TracebackType
 
 from torch.distributed.checkpoint.metadata import Metadata
 
+from ..descriptors import open_file
 from ..errors import StateDictIOError
 from ..targets import FileTarget, resolve
 from ..writing.places import OpenFile, write_file
@@ -62,7 +63,7 @@ class DirectoryReplacement:
         """False where the directory was removed meanwhile, by a conversion that had made it and has failed."""
         # Some directories may not be read, some file systems have no locks, or none of directories, nor has Windows.
         with contextlib.suppress(OSError, ImportError):
-            self._descriptor = os.open(self._directory, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            self._descriptor = open_file(self._directory, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
             import fcntl
 
             fcntl.flock(self._descriptor, fcntl.LOCK_EX)

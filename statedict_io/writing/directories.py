@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 import re
 
+from ..descriptors import open_file
+
 _DESCRIPTORS = re.compile(r"/proc/.*/fd")
 
 
@@ -84,9 +86,9 @@ class Directory:
 def _opened(path: str, below: int | None) -> int:
     flags = os.O_DIRECTORY | os.O_CLOEXEC
     try:
-        return os.open(path, os.O_RDONLY | flags, dir_fd=below)
+        return open_file(path, os.O_RDONLY | flags, dir_fd=below)
     except PermissionError:
         if not hasattr(os, "O_PATH"):
             raise
         # Searchable and writable but not readable: good for all but a list of its names and fsync.
-        return os.open(path, os.O_PATH | flags, dir_fd=below)
+        return open_file(path, os.O_PATH | flags, dir_fd=below)

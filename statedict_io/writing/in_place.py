@@ -8,6 +8,7 @@ import os
 import re
 from types import TracebackType
 
+from ..descriptors import open_file
 from ..errors import StateDictIOError, refused_target
 from ..processes import in_forked_child
 from ..replacement import sync, sync_directory
@@ -92,7 +93,7 @@ class InPlace:
         try:
             if self._by_path:
                 flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-                self.fd = os.open(self.target.name, flags, dir_fd=self.target.directory.fd)
+                self.fd = open_file(self.target.name, flags, dir_fd=self.target.directory.fd)
             if self._durable:
                 sync(self.fd)
             fd, self.fd = self.fd, -1
@@ -106,7 +107,7 @@ class InPlace:
 
     def _open(self) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        self.fd = os.open(self.target.name, flags, 0o666, dir_fd=self.target.directory.fd)
+        self.fd = open_file(self.target.name, flags, 0o666, dir_fd=self.target.directory.fd)
 
     def _end(self, *, failed: bool) -> None:
         # As Replacement.abandon: each step also if a signal's exception ends the one before.

@@ -214,15 +214,15 @@ def fail_at(at, error, monkeypatch):
 
 
 def test_an_error_behind_the_exchange_leaves_the_new_checkpoint(old, tmp_path, monkeypatch):
-    from statedict_io.dcp import directory_replacement
+    from statedict_io.replacement import Replacement
 
-    commit = directory_replacement.Replacement.commit
+    commit = Replacement.commit
 
     def commit_and_fail(self, *args, **options):
         commit(self, *args, **options)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(directory_replacement.Replacement, "commit", commit_and_fail)
+    monkeypatch.setattr(Replacement, "commit", commit_and_fail)
     with pytest.raises(KeyboardInterrupt):
         conversion.file_to_dcp(tmp_path / "new.pt", old)
     assert loaded(old) == 2

@@ -1,5 +1,7 @@
 """Whatever reads a file beside a process that replaces it reads one version: none is mixed, nothing is raised."""
 
+import time
+
 import pytest
 
 from . import ranks, replaced
@@ -16,9 +18,12 @@ def directory(tmp_path):
     num_saves = ranks._context.Value("q", 0)
     saver = ranks._context.Process(target=replaced.replace_until, args=(over, str(tmp_path), num_saves))
     saver.start()
+    deadline = time.monotonic() + 120
+    while num_saves.value == 0 and saver.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.05)  # it starts, and imports torch
     yield str(tmp_path)
     over.set()
-    saver.join(30)
+    saver.join(60)
     assert saver.exitcode == 0 and num_saves.value > 0
 
 
