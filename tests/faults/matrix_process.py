@@ -55,6 +55,8 @@ class Laboratory:
         way, _, is_async = self.way.partition("-")
         with options_for(way) as options:
             if is_async:
+                # The limit is given: nothing is asked about memory, where an error is no error of the save.
+                options = {**options, "max_snapshot_nbytes": 1 << 30}
                 sio.save_async(self.new, str(self.path), durable=self.durable, **options).result()
                 return
             sio.save(self.new, str(self.path), durable=self.durable, **options)
