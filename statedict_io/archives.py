@@ -17,6 +17,7 @@ from .escaping import escaped
 from .outline import tensors_by_record
 from .reading import kinds
 from .reading.kinds import ZIP_START
+from .reading.limits import MAX_RECORDS_SHOWN, SPARE_NBYTES, shown
 from .remote import ranges
 from .remote.stores import is_url
 
@@ -54,7 +55,10 @@ class Records:
         self.cheap_nbytes = cheap_nbytes  #: a read of so many costs what a read of one byte does
         self.lean_pickle = lean_pickle
         self.entries = archive.records
-        self._indices = {entry.name: index for index, entry in enumerate(self.entries)}
+
+    @functools.cached_property
+    def _indices(self) -> dict[str, int]:
+        return {entry.name: index for index, entry in enumerate(self.entries)}
 
     def __contains__(self, name: object) -> bool:
         return name in self._indices
@@ -65,7 +69,7 @@ class Records:
     def index(self, name: str) -> int:
         found = self._indices.get(name)
         if found is None:
-            raise corrupt(self.path, f"it has no record {name!r}, which its data.pkl asks for")
+            raise corrupt(self.path, f"it has no record {shown(name)!r}, which its data.pkl asks for")
         return found
 
     def entry(self, name: str) -> RecordEntry:
@@ -76,7 +80,7 @@ class Records:
         index = self.index(name)
         found = self.entries[index].nbytes
         if found != nbytes:
-            raise corrupt(self.path, f"record {name!r} has {found} bytes, data.pkl says {nbytes}")
+            raise corrupt(self.path, f"record {shown(name)!r} has {found} bytes, data.pkl says {nbytes}")
         return index
 
     def read(self, name: str) -> bytes:
@@ -94,8 +98,7 @@ class Records:
     def _storages_and_others(self) -> tuple[list[int], list[int]]:
         kinds: tuple[list[int], list[int]] = ([], [])
         for index, entry in enumerate(self.entries):
-            name = entry.name
-            kinds[0 if name[:5] == "data/" and name[-1] != "/" else 1].append(index)
+            kinds[0 if _is_storage(entry.name) else 1].append(index)
         return kinds
 
     def storages(self) -> list[int]:
@@ -112,36 +115,47 @@ class Records:
         return self._storages_and_others[1]
 
     @functools.cached_property
-    def with_crc(self) -> frozenset[str]:
-        """Names of the records whose CRC was recorded.
+    def _kinds_with_crc(self) -> frozenset[bool]:
+        return frozenset(_is_storage(entry.name) for entry in self.entries if entry.crc32)
+
+    def has_crc(self, index: int) -> bool:
+        """Whether the CRC of a record was recorded.
 
         A recorded 0 is a CRC like others, one of 2^32, or means that there is none: torch writes 0 for all records with
         CRCs off, and for all storages with ``skip_data()``. So a 0 counts where another record of its kind (storages,
         the others) has a CRC that is not 0.
         """
-        kinds = [kind for kind in self._storages_and_others if any(self.entries[index].crc32 for index in kind)]
-        return frozenset(self.entries[index].name for kind in kinds for index in kind)
+        return _is_storage(self.entries[index].name) in self._kinds_with_crc
 
     def explained(self, error: CorruptCheckpointError) -> CorruptCheckpointError:
         """``error`` with the names of the tensors that live in its records."""
         if not error.records:
             return error
-        described = "; ".join(self.describe(error.records))
+        described = "; ".join(self.describe(error.records[:MAX_RECORDS_SHOWN]))
+        if len(error.records) > MAX_RECORDS_SHOWN:
+            described += f"; and {len(error.records) - MAX_RECORDS_SHOWN} more records"
         return corrupt(self.path, f"checksums do not match: {described}", error.records)
 
     def describe(self, names: tuple[str, ...] | list[str]) -> list[str]:
         """A line a record: its name and its tensors."""
+        tensors: dict[str, list[str]] = {}
         try:
-            tensors = tensors_by_record(self.read(DATA_PKL))
+            # A compressed one may be a thousand times as large as what the file has of it.
+            if DATA_PKL in self and self.entry(DATA_PKL).nbytes <= self.file_nbytes + SPARE_NBYTES:
+                tensors = tensors_by_record(self.read(DATA_PKL), self.file_nbytes)
         except (StateDictIOError, OSError):
             tensors = {}
         lines = []
         for name in names:
             living = tensors.get(name, [])
-            shown = ", ".join(escaped(tensor) or "the object itself" for tensor in living[:_NAMES_SHOWN])
+            named = ", ".join(escaped(shown(tensor)) or "the object itself" for tensor in living[:_NAMES_SHOWN])
             more = f" and {len(living) - _NAMES_SHOWN} more" if len(living) > _NAMES_SHOWN else ""
-            lines.append(f"record {escaped(name)}" + (f" (tensors: {shown}{more})" if living else ""))
+            lines.append(f"record {escaped(shown(name))}" + (f" (tensors: {named}{more})" if living else ""))
         return lines
+
+
+def _is_storage(name: str) -> bool:
+    return name[:5] == "data/" and name[-1] != "/"
 
 
 def _key_order(name: str) -> tuple[int, int | str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -13,12 +13,13 @@ from typing import Any
 import torch
 
 from .archives import Records
-from .errors import CorruptCheckpointError
+from .errors import CorruptCheckpointError, StateDictIOError
 from .reading.lazy.lazy_file import LazyFile
 from .reading.lazy.placeholders import PLAIN_TYPES, DataFeed
+from .reading.on_demand import OnDemand
 from .reading.refusals import refusal
 from .reading.set_aside import Refused
-from .tensor_names import flat_tensors
+from .tensor_names import HiddenTensors, OtherNames, flat_tensors
 from .unpickling import DeferredTensor, can_defer
 
 # What unpickling raises where a kind that is made of tensors, parameters among them, meets one that is deferred. Not
@@ -52,21 +53,21 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         self._weights_only = weights_only
         self._file = LazyFile(path, backend=backend, random_access=True, max_overhead=2, keeps_inflated=False)
         try:
-            found, self._others, self._hidden = self._named()
+            self._tensors, self._others, self._hidden = self._named()
         except BaseException:
             self.close()
             raise
-        self._tensors = {name: value for name, value in found.items() if not isinstance(value, Refused)}
-        self._refused = {name: value.names for name, value in found.items() if isinstance(value, Refused)}
+        refused = [name for name, value in self._tensors.items() if isinstance(value, Refused)]
+        self._refused = {name: self._tensors.pop(name).names for name in refused}
 
-    def _named(self) -> tuple[dict[str, Any], list[str], list[str]]:
+    def _named(self) -> tuple[dict[str, Any], OtherNames, HiddenTensors]:
         try:
             outline = self._file.unpickle_most(self._outline) if self._weights_only else self._outline()
         except pickle.UnpicklingError as e:
             if not self._weights_only:
                 raise
             raise refusal(self.path, e, _CURE) from None
-        return flat_tensors(outline, (torch.Tensor, DeferredTensor, Refused))
+        return self._flat(outline)
 
     def _outline(self, *, sets_aside: bool = False) -> Any:
         """What was saved, with placeholders for tensors."""
@@ -87,6 +88,12 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     def _unpickle(self, sets_aside: bool, **options: Any) -> Any:
         return self._file.unpickle(weights_only=self._weights_only, sets_aside=sets_aside, **options)
+
+    def _flat(self, root: Any) -> tuple[dict[str, Any], OtherNames, HiddenTensors]:
+        try:
+            return flat_tensors(root, (torch.Tensor, DeferredTensor, Refused), self.records.file_nbytes)
+        except StateDictIOError as e:
+            raise StateDictIOError(f"{self.path}: {e}") from None
 
     def _placeholder(self, name: str) -> torch.Tensor:
         """A tensor on the meta device with all that is known of ``name``; where kinds need their data, it itself."""
@@ -162,15 +169,27 @@ class Checkpoint(Mapping[str, torch.Tensor]):
                 pending += [view[half:], view[:half]]
 
     @property
-    def others(self) -> list[str]:
-        """Names of the values that are not tensors, those of :attr:`refused` apart."""
-        return list(self._others)
+    def others(self) -> Sequence[str]:
+        """Names of the values that are not tensors, those of :attr:`refused` apart; found when they are asked for."""
+        return self._counted(self._others)
 
     @property
-    def hidden(self) -> list[str]:
+    def hidden(self) -> Sequence[str]:
         """A sentence for each tensor of the file that has no name here: another is spelled alike, or it is in an object
-        that is no mapping, list or tuple."""
-        return list(self._hidden)
+        that is no mapping, list or tuple; found when they are asked for.
+
+        Raises:
+            StateDictIOError: the objects have many more parts than a file of that size needs.
+        """
+        return self._counted(self._hidden)
+
+    def _counted(self, found: OnDemand[str]) -> OnDemand[str]:
+        """``found``, after it has shown that it ends; errors name the file."""
+        try:
+            len(found)
+        except StateDictIOError as e:
+            raise StateDictIOError(f"{self.path}: {e}") from None
+        return found
 
     @property
     def refused(self) -> dict[str, tuple[str, ...]]:
@@ -227,7 +246,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             return found
         plain = {self._record_of(self._placeholder(other)) for other in self._tensors}
         feed = DataFeed(self._file.records, without_data=frozenset(index for index in plain if index is not None))
-        again, _, _ = flat_tensors(self._unpickle(self._sets_aside, feed=feed), (torch.Tensor,))
+        again, _, _ = self._flat(self._unpickle(self._sets_aside, feed=feed))
         return again[name]
 
 
@@ -248,7 +267,8 @@ class TensorSlice:
         return self._placeholder.dtype
 
     def __getitem__(self, index: Any) -> torch.Tensor:
-        """A contiguous tensor, of its own memory.
+        """A tensor of its own memory; contiguous, but for one that was saved with its elements on top of each other, as
+        ``expand`` leaves them: they stay so.
 
         Raises:
             IndexError: as the tensor would.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +23,11 @@ from .pickling import pickle_object
 from .progress import ProgressCallback
 from .reading import kinds
 from .reading.lazy.strided_reads import memory_of
+from .reading.written_out import check_written_out
 from .targets import FileTarget, resolve
 from .writing.places import OpenFile, write_content, write_file
 
 _BLOCK_NBYTES = 8 << 20
-# What tensors share, or repeat with a stride of 0, is written out: up to this many times the file.
-_MAX_GROWTH = 4
 _SAFETENSORS = ".safetensors"
 
 
@@ -38,7 +37,7 @@ class Conversion:
 
     num_tensors: int
     nbytes: int  #: of the tensors
-    left_out: list[str]  #: names of values that are no tensors, which safetensors cannot hold
+    left_out: Sequence[str]  #: names of values that are no tensors, which safetensors cannot hold
     untied: list[str]  #: names of tensors that shared a record with one before, now written out
     metadata_left_out: list[str]  #: of a safetensors file; not "format", which says that torch wrote it
 
@@ -95,12 +94,7 @@ def _to_safetensors(
     )
     safetensors_format.check_header(header, checkpoint.path)
     total = sum(info.nbytes for info in infos.values())
-    source_nbytes = checkpoint.records.file_nbytes
-    if total > _MAX_GROWTH * source_nbytes + (64 << 20):
-        raise StateDictIOError(
-            f"{checkpoint.path}: written out its tensors have {total} bytes, many times the {source_nbytes} of the "
-            "file, because they share or repeat their data; clone what is wanted of them and save that"
-        )
+    check_written_out(checkpoint.path, total, checkpoint.records.file_nbytes)
 
     def write(file: OpenFile) -> None:
         done = 0

@@ -116,6 +116,7 @@ def load(
                     archive.finish,
                     before_stock=archive.before_stock,
                     before_legacy=archive.before_legacy,
+                    name=os.fsdecode(name) if isinstance(name, (str, os.PathLike)) else "the file",
                 )
                 return load_quickly(f, map_location, pickle_module, **options)
             except Replaced:
@@ -280,12 +281,13 @@ class _Archive:
             return of_ranges(self._source, self._backend)
         if self._is_path():
             name = os.fsdecode(self._name)
-            return Records(archive_at(file.fileno(), name, self._backend), name)
+            nbytes = os.fstat(file.fileno()).st_size
+            return Records(archive_at(file.fileno(), name, self._backend), name, file_nbytes=nbytes)
         if not self._verify:
             return None
         source = _ObjectSource(file)
         try:
-            return Records(FallbackReader(source, source.name), source.name)
+            return Records(FallbackReader(source, source.name), source.name, file_nbytes=source.nbytes)
         finally:
             file.seek(source.start)
 

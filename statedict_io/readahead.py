@@ -7,6 +7,7 @@ import torch
 from .archives import Records
 from .errors import CorruptCheckpointError
 from .progress import ProgressCallback
+from .reading.limits import MAX_RECORDS_AT_ONCE
 
 #: read at once where the storages will not stay: host memory is then needed for no more than this
 WINDOW_NBYTES = 64 << 20
@@ -37,10 +38,11 @@ class ReadAhead:
         self._records = records
         self._window_nbytes: int | None = None if stay else WINDOW_NBYTES
         self._device = device
-        self._with_crc = records.with_crc if verify else frozenset()
+        self._verify = verify
         self._progress = progress
         self._order = records.storages()
         self._position = {index: position for position, index in enumerate(self._order)}
+        self._window_end = 0  #: the position that follows what was read last
         self._ready: dict[str, torch.UntypedStorage] = {}
         self._read: set[int] = set()
         self._nbytes_done = 0
@@ -61,21 +63,18 @@ class ReadAhead:
         return [index for index in self._order if index not in self._read]
 
     def _fill(self, index: int) -> None:
-        if self._ready:
+        if self._ready and self._position.get(index) != self._window_end:
             # Not the expected order: what was read for nothing must not pile up.
             self._ready.clear()
             self._window_nbytes = 0
             self._device = None
         window = self._window(index)
-        names = [self._records.entries[i].name for i in window]
-        if self._with_crc and not self._with_crc.issuperset(names):
-            parts = [
-                [i for i in window if (self._records.entries[i].name in self._with_crc) == c] for c in (True, False)
-            ]
-        else:
-            parts = [window]
+        self._window_end = self._position.get(window[-1], -1) + 1
+        parts = [window]
+        if self._verify:
+            parts = [[i for i in window if self._records.has_crc(i) == checked] for checked in (True, False)]
         for part in filter(None, parts):
-            verify = self._records.entries[part[0]].name in self._with_crc
+            verify = self._verify and self._records.has_crc(part[0])
             try:
                 storages = self._load(part, verify)
                 if storages is None:
@@ -107,6 +106,8 @@ class ReadAhead:
         for following in self._order[self._position[index] + 1 :]:
             entry = entries[following]
             nbytes += entry.nbytes
+            if len(window) >= MAX_RECORDS_AT_ONCE:
+                break
             if self._window_nbytes is not None and self._device is None and nbytes > self._window_nbytes:
                 break
             if following in self._read:

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from .errors import StateDictIOError, corrupt
+from .reading.limits import shown
+from .reading.safetensors_header import METADATA, entries
 
 _LENGTH_NBYTES = 8
-_METADATA = "__metadata__"
 _MAX_HEADER_NBYTES = 100_000_000  # as the safetensors package
 _DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
@@ -31,8 +30,7 @@ DTYPES = {name: getattr(torch, attribute) for name, attribute in _DTYPES.items()
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-@dataclass(frozen=True)
-class StoredTensor:
+class StoredTensor(NamedTuple):
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -51,7 +49,7 @@ def in_order(tensors: Iterable[tuple[str, torch.dtype]]) -> list[str]:
 
 def header(tensors: Iterable[tuple[str, torch.dtype, tuple[int, ...]]], metadata: dict[str, str]) -> bytes:
     """Everything before the first tensor; ``tensors`` in file order."""
-    described: dict[str, Any] = {_METADATA: metadata} if metadata else {}
+    described: dict[str, Any] = {METADATA: metadata} if metadata else {}
     offset = 0
     for name, dtype, shape in tensors:
         end = offset + math.prod(shape) * dtype.itemsize
@@ -67,7 +65,7 @@ def check_name(name: str, path: str) -> None:
     Raises:
         StateDictIOError: no tensor can be called ``name`` in a safetensors file.
     """
-    if name == _METADATA:
+    if name == METADATA:
         raise StateDictIOError(
             f"{path}: a tensor is called {name!r}, which is not the name of a tensor in a safetensors file: rename it"
         )
@@ -105,37 +103,47 @@ def parse(read_at: Any, file_nbytes: int, path: str) -> tuple[list[StoredTensor]
     nbytes = int.from_bytes(read_at(0, _LENGTH_NBYTES), "little")
     if nbytes > min(_MAX_HEADER_NBYTES, file_nbytes - _LENGTH_NBYTES):
         raise corrupt(path, f"a safetensors header of {nbytes} bytes in a file of {file_nbytes}")
+    metadata: dict[str, str] | None = None
+    found: dict[str, StoredTensor] = {}
     try:
-        described = json.loads(read_at(_LENGTH_NBYTES, nbytes), object_pairs_hook=_without_doubles)
-        metadata = dict(described.pop(_METADATA, None) or {})
-        tensors = [_tensor(name, entry, _LENGTH_NBYTES + nbytes) for name, entry in described.items()]
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
-        raise corrupt(path, f"its safetensors header cannot be read: {e!r}") from None
+        for name, fields in entries(read_at(_LENGTH_NBYTES, nbytes)):
+            if name in found or (name == METADATA and metadata is not None):
+                raise ValueError(f"{shown(name)!r} is there twice")
+            if name == METADATA:
+                metadata = fields
+            else:
+                found[name] = _tensor(name, fields, _LENGTH_NBYTES + nbytes)
+    except ValueError as e:
+        raise corrupt(path, f"its safetensors header cannot be read: {e}") from None
+    tensors = [*found.values()]
     tensors.sort(key=lambda tensor: (tensor.begin, tensor.end))
     at = _LENGTH_NBYTES + nbytes
     for tensor in tensors:
         if tensor.begin != at or tensor.nbytes != math.prod(tensor.shape) * tensor.dtype.itemsize:
-            raise corrupt(path, f"the offsets of tensor {tensor.name!r} do not fit its shape or its neighbours")
+            raise corrupt(path, f"the offsets of tensor {shown(tensor.name)!r} do not fit its shape or its neighbours")
         at = tensor.end
     if at != file_nbytes:
         raise corrupt(path, f"its tensors end at byte {at}, the file at byte {file_nbytes}")
-    return tensors, metadata
+    return tensors, metadata or {}
 
 
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        counts = Counter(name for name, _ in pairs)
-        raise ValueError(f"{next(name for name, count in counts.items() if count > 1)!r} is there twice")
-    return found
-
-
-def _tensor(name: str, entry: dict[str, Any], data_offset: int) -> StoredTensor:
-    begin, end = entry["data_offsets"]
-    shape = tuple(entry["shape"])
-    if not all(type(number) is int and 0 <= number < 1 << 63 for number in (begin, end, *shape)):
-        raise ValueError(f"tensor {name!r} has numbers that are none")
-    dtype = DTYPES.get(entry["dtype"])
+def _tensor(name: str, fields: dict[str, Any], data_offset: int) -> StoredTensor:
+    offsets, shape, dtype_name = (
+        _lengths(fields.get("data_offsets")),
+        _lengths(fields.get("shape")),
+        fields.get("dtype"),
+    )
+    if offsets is None or len(offsets) != 2 or shape is None:
+        raise ValueError(f"tensor {shown(name)!r} has no offsets or no shape")
+    dtype = DTYPES.get(dtype_name) if isinstance(dtype_name, str) else None
     if dtype is None:
-        raise ValueError(f"tensor {name!r} has dtype {entry['dtype']!r}, which this torch does not know")
-    return StoredTensor(name, dtype, shape, data_offset + begin, data_offset + end)
+        dtype_shown = shown(dtype_name) if isinstance(dtype_name, str) else None
+        raise ValueError(f"tensor {shown(name)!r} has dtype {dtype_shown!r}, which this torch does not know")
+    return StoredTensor(name, dtype, shape, data_offset + offsets[0], data_offset + offsets[1])
+
+
+def _lengths(value: Any) -> tuple[int, ...] | None:
+    """None: it is no list of integers that are not negative and fit 63 bits."""
+    if isinstance(value, list) and all(type(number) is int and 0 <= number < 1 << 63 for number in value):
+        return tuple(value)
+    return None

@@ -2,60 +2,118 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import itertools
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from .errors import StateDictIOError
-from .reading.spellings import clash, holds_tensor
+from .reading.limits import SPARE_NBYTES, shown
+from .reading.named_parts import NamedParts, Parts
+from .reading.on_demand import OnDemand
+from .reading.spellings import clash
+from .reading.tensor_search import TensorSearch
 
-# Containers that share parts can have billions of paths in a file of a few hundred bytes.
-_MAX_VISITED = 4_000_000
-_MAX_CHARACTERS = 128 << 20
+_T = TypeVar("_T")
+#: what a name takes besides its characters, and what a tensor of its own makes room for
+_NAME_NBYTES = 200
+_TENSOR_NBYTES = 600
 _MAX_CLASHES = 8  # that are looked up
 
 
-_T = TypeVar("_T")
-
-
-def flat_tensors(root: Any, kinds: tuple[type[_T], ...]) -> tuple[dict[str, _T], list[str], list[str]]:
+def flat_tensors(
+    root: Any, kinds: tuple[type[_T], ...], file_nbytes: int
+) -> tuple[dict[str, _T], OtherNames, HiddenTensors]:
     """The tensors, instances of ``kinds``, in ``root`` by dotted path, in order, the names of everything else, and a
     sentence for each tensor that is among neither.
 
     Keys and indices are joined with dots, nothing is escaped: ``{"a": {"b": t}}`` and ``{"a.b": t}`` both have
     ``a.b``. Where two paths are spelled alike the one with fewer parts wins, so a literal dotted key does. A tensor
     that is itself ``root`` is called "". Objects other than mappings, lists and tuples are not entered.
+
+    Raises:
+        StateDictIOError: there are many more names than a file of ``file_nbytes`` needs, or no name for a key.
     """
     tensors: dict[str, _T] = {}
     depths: dict[str, int] = {}
-    others: list[str] = []
     clashing: set[str] = set()
-    hidden: list[str] = []
-    pending: list[tuple[str, Any, tuple[int, ...]]] = [("", root, ())]
-    visited = characters = 0
-    while pending:
-        name, value, inside = pending.pop()
-        visited += 1
-        characters += len(name)
-        if visited > _MAX_VISITED or characters > _MAX_CHARACTERS:
-            raise StateDictIOError(
-                f"the checkpoint's containers have more than {_MAX_VISITED} parts or names of more than "
-                f"{_MAX_CHARACTERS} characters; load it with statedict_io.load"
-            )
-        if isinstance(value, kinds):
-            if name in tensors:
-                clashing.add(name)
-            if name not in tensors or len(inside) < depths[name]:
-                tensors[name] = value
-                depths[name] = len(inside)
-        elif isinstance(value, (Mapping, list, tuple)):
-            if id(value) in inside:
-                continue
-            items = value.items() if isinstance(value, Mapping) else enumerate(value)
-            inside = (*inside, id(value))
-            parts = [(f"{name}.{key}" if len(inside) > 1 else str(key), item, inside) for key, item in items]
-            pending.extend(reversed(parts))
-        else:
-            others.append(name)
-            if holds_tensor(value, kinds):
-                hidden.append(f"{name!r} is a {type(value).__name__} with tensors in it")
-    return tensors, others, [clash(name, root) for name in sorted(clashing)[:_MAX_CLASHES]] + hidden
+    spent = 0
+    allowed = SPARE_NBYTES + file_nbytes
+    for name, keys, tensor in NamedParts(root, _parts_of, lambda part: isinstance(part, kinds), file_nbytes):
+        if name in tensors:
+            clashing.add(name)
+        if name not in tensors or len(keys) < depths[name]:
+            tensors[name] = tensor
+            depths[name] = len(keys)
+        spent += _NAME_NBYTES + len(name) * (1 if name.isascii() else 4)
+        if spent > allowed:
+            num_distinct = len({id(known) for known in tensors.values()})
+            allowed = SPARE_NBYTES + file_nbytes + _TENSOR_NBYTES * num_distinct
+            if spent > allowed:
+                raise StateDictIOError(
+                    f"{len(tensors)} names lead to its {num_distinct} tensors, because containers share parts, or "
+                    "names are long; load it with statedict_io.load"
+                )
+    return tensors, OtherNames(root, kinds, file_nbytes), HiddenTensors(root, kinds, file_nbytes, clashing)
+
+
+class _FoundAnew(OnDemand[str]):
+    """What iterating gives is counted once and not kept."""
+
+    @functools.cached_property
+    def _number(self) -> int:
+        return sum(1 for _ in self)
+
+    def __len__(self) -> int:
+        return self._number
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [*itertools.islice(self, *index.indices(len(self)))]
+        found = [*itertools.islice(self, index, index + 1)] if index >= 0 else [[*self][index]]
+        return found[0]
+
+
+class OtherNames(_FoundAnew):
+    """Names of the values below a root that are neither tensors nor containers."""
+
+    def __init__(self, root: Any, kinds: tuple[type, ...], file_nbytes: int) -> None:
+        self._parts = NamedParts(root, _parts_of, lambda part: not isinstance(part, kinds), file_nbytes)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, _, _ in self._parts)
+
+
+class HiddenTensors(_FoundAnew):
+    """A sentence for each tensor below a root that has no name of its own, or none at all.
+
+    Args:
+        clashing: names of more than one tensor.
+    """
+
+    def __init__(self, root: Any, kinds: tuple[type, ...], file_nbytes: int, clashing: set[str]) -> None:
+        self._named = NamedParts(root, _parts_of, lambda part: isinstance(part, kinds), file_nbytes)
+        self._others = NamedParts(root, _parts_of, lambda part: not isinstance(part, kinds), file_nbytes)
+        self._kinds = kinds
+        self._file_nbytes = file_nbytes
+        self._clashing = sorted(clashing)[:_MAX_CLASHES]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._clashes()
+        search = TensorSearch(self._kinds, self._file_nbytes)
+        for name, _, value in self._others:
+            if search.is_in(value):
+                yield f"{shown(name)!r} is a {type(value).__name__} with tensors in it"
+
+    def _clashes(self) -> Iterator[str]:
+        paths: dict[str, list[list[Any]]] = {name: [] for name in self._clashing}
+        for name, keys, _ in self._named if paths else ():
+            if name in paths and len(paths[name]) < 2:
+                paths[name].append(keys[1:])
+        return (clash(name, found) for name, found in paths.items())
+
+
+def _parts_of(value: Any) -> Parts | None:
+    if isinstance(value, Mapping):
+        return value.items()
+    return enumerate(value) if isinstance(value, (list, tuple)) else None

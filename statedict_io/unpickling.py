@@ -25,11 +25,16 @@ from torch.utils._python_dispatch import _disable_current_modes
 from . import installed
 from .backends.protocol import LeanPickle, TensorCall
 from .processes import in_forked_child
+from .reading.hash_bounds import check_pickle
 from .reading.persistent_ids import PersistentIds, StorageFeed, storage_types, with_persistent_ids
 
 
 class SmallRecords(Protocol):
     """An archive as far as ``torch.serialization._load`` looks into it, the storages apart."""
+
+    @property
+    def path(self) -> str:
+        """For messages."""
 
     def names(self) -> list[str]: ...
 
@@ -78,6 +83,7 @@ class ZipReader:
             lean = self._lean_pickle(data)
             if {call.storage_type for call in lean.calls} <= storage_types().keys():
                 data, self.calls = lean
+            check_pickle(data, self._records.path, written=lambda: self._records.read(name))
         return data
 
     def get_storage_from_record(self, name: str, nbytes: int, _: object) -> _Handed:
@@ -185,6 +191,7 @@ def torch_load(
     *,
     before_stock: Callable[[], None] = lambda: None,
     before_legacy: Callable[[Any], None] = lambda _: None,
+    name: str = "the file",
 ) -> Callable[..., Any]:
     """``torch.load`` with steps of it exchanged; to be called directly, once, by the function that the user called: its
     warnings point there.
@@ -195,6 +202,7 @@ def torch_load(
         before_stock: runs before an archive read by torch's own reader is unpickled, when torch has mapped it if it is
             to be mapped.
         before_legacy: is called with the opened file before one that is no archive is unpickled.
+        name: what errors call the file.
     """
     module = vars(torch.serialization)
     torch_unpickle, torch_unpickle_legacy = module["_load"], module["_legacy_load"]
@@ -206,6 +214,8 @@ def torch_load(
     def unpickle(zip_file: Any, map_location: Any, pickle_module: Any, **options: Any) -> Any:
         if not isinstance(zip_file, ZipReader):
             before_stock()
+            if pickle_module is torch._weights_only_unpickler:
+                check_pickle(zip_file.get_record("data.pkl"), name)
             return torch_unpickle(zip_file, map_location, pickle_module, **options)
         with _collector_paused:
             persistent_ids = _persistent_ids(zip_file, map_location, pickle_module)

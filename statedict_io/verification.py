@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,8 +14,11 @@ from .backends.protocol import RecordEntry
 from .errors import CorruptCheckpointError, UnknownKindError
 from .progress import Progress, ProgressCallback
 from .reading import kinds
+from .reading.limits import MAX_RECORDS_AT_ONCE, MAX_RECORDS_SHOWN
+from .reading.on_demand import OnDemand
 
 Status = Literal["ok", "corrupt", "crc-not-recorded"]
+_STATUSES: tuple[Status, ...] = ("ok", "corrupt", "crc-not-recorded")
 
 
 @dataclass(frozen=True)
@@ -25,12 +30,33 @@ class RecordReport:
     status: Status  #: "ok", "corrupt", or "crc-not-recorded" where the file was saved with CRCs off
 
 
+class RecordReports(OnDemand[RecordReport]):
+    """One for each record, in file order; made when they are asked for, because records can be as small as a name."""
+
+    def __init__(self, entries: Sequence[RecordEntry], order: Sequence[int], statuses: bytearray) -> None:
+        self._entries = entries
+        self._order = order
+        self._statuses = statuses  #: indices in ``_STATUSES``, in file order
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __iter__(self) -> Iterator[RecordReport]:
+        return map(self.__getitem__, range(len(self)))
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[at] for at in range(*index.indices(len(self)))]
+        entry = self._entries[self._order[index]]
+        return RecordReport(entry.name, entry.nbytes, _STATUSES[self._statuses[index]])
+
+
 @dataclass(frozen=True)
 class VerifyReport:
     """What :func:`verify` found."""
 
     path: str  #: as given
-    records: list[RecordReport]  #: in file order; empty where the file is no archive
+    records: Sequence[RecordReport]  #: in file order; empty where the file is no archive
     problems: list[str]  #: a line each, for people; names the tensors that live in a corrupt record
     is_known: bool = (
         True  #: False: nothing tells what kind of file it is, so whether it is a damaged checkpoint is open
@@ -70,50 +96,68 @@ def verify(path: Any, *, backend: str = "auto", progress: Progress = None) -> Ve
             check_kind(records, allowed=(kinds.TORCHSCRIPT, kinds.MOBILE))  # whose records are checked like others
             return _verify(records, callback)
     except CorruptCheckpointError as e:
-        return VerifyReport(str(path), [], [str(e)], is_known=not isinstance(e, UnknownKindError))
+        no_records = RecordReports((), array("Q"), bytearray())
+        return VerifyReport(str(path), no_records, [str(e)], is_known=not isinstance(e, UnknownKindError))
 
 
 def _verify(records: Records, progress: ProgressCallback | None) -> VerifyReport:
     entries = records.entries
-    order = sorted(range(len(entries)), key=lambda index: entries[index].header_offset)
-    problems = []
-    try:
-        crcs = dict(zip(order, records.archive.checksums(order, progress=progress), strict=True))
-    except CorruptCheckpointError as e:
-        # One record's header or stream is unsound: the others can still be told apart.
-        problems.append(str(e))
-        crcs = _checksums_one_by_one(records, order, problems)
-    recorded = records.with_crc
-    reports = [
-        RecordReport(entries[index].name, entries[index].nbytes, _status(entries[index], crcs.get(index), recorded))
-        for index in order
-    ]
-    damaged = [
-        index for index in order if index in crcs and _status(entries[index], crcs[index], recorded) == "corrupt"
-    ]
-    for line in records.describe([entries[index].name for index in damaged]) if damaged else []:
-        problems.append(f"{records.path}: {line}: its checksum does not match")
-    if DATA_PKL not in records:
-        problems.append(f"{records.path}: it has no record 'data.pkl': torch.save did not write this archive")
-    return VerifyReport(records.path, reports, list(dict.fromkeys(problems)))
-
-
-def _checksums_one_by_one(records: Records, order: list[int], problems: list[str]) -> dict[int, int]:
-    crcs = {}
-    for index in order:
+    order = array("Q", sorted(range(len(entries)), key=lambda index: entries[index].header_offset))
+    statuses = bytearray()
+    problems: dict[str, None] = {}
+    damaged = []
+    num_unsound = 0
+    for part, report in _parts(records, order, progress):
         try:
-            crcs[index] = records.archive.checksums([index], progress=None)[0]
+            crcs: list[int | str] = [*records.archive.checksums(part, progress=report)]
         except CorruptCheckpointError as e:
-            problems.append(str(e))
-    return crcs
+            # One record's header or stream is unsound: the others can still be told apart.
+            problems[str(e)] = None
+            crcs = [_checksum_or_problem(records, index) for index in part]
+        for index, crc in zip(part, crcs, strict=True):
+            status = _status(records, index, crc)
+            statuses.append(_STATUSES.index(status))
+            if status == "corrupt":
+                num_unsound += 1
+                if num_unsound <= MAX_RECORDS_SHOWN:
+                    damaged.append(entries[index].name) if isinstance(crc, int) else problems.update({crc: None})
+    for line in records.describe(damaged) if damaged else []:
+        problems[f"{records.path}: {line}: its checksum does not match"] = None
+    if num_unsound > MAX_RECORDS_SHOWN:
+        problems[f"{records.path}: {num_unsound - MAX_RECORDS_SHOWN} more records are unsound"] = None
+    if DATA_PKL not in records:
+        problems[f"{records.path}: it has no record 'data.pkl': torch.save did not write this archive"] = None
+    return VerifyReport(records.path, RecordReports(entries, order, statuses), [*problems])
 
 
-def _status(entry: RecordEntry, crc: int | None, recorded: frozenset[str]) -> Status:
-    if crc is None:
-        return "corrupt"
-    if crc == entry.crc32:
+def _parts(
+    records: Records, order: Sequence[int], progress: ProgressCallback | None
+) -> Iterator[tuple[list[int], ProgressCallback | None]]:
+    """``order`` by parts whose results are no burden, and what reports the progress of each."""
+    before, after = 0, sum(records.entries[index].nbytes for index in order)
+    for begin in range(0, len(order), MAX_RECORDS_AT_ONCE):
+        part = list(order[begin : begin + MAX_RECORDS_AT_ONCE])
+        nbytes = sum(records.entries[index].nbytes for index in part)
+        after -= nbytes
+        yield part, progress and functools.partial(_report, progress, before, after)
+        before += nbytes
+
+
+def _report(progress: ProgressCallback, before: int, after: int, done: int, total: int) -> None:
+    progress(before + done, before + total + after)
+
+
+def _checksum_or_problem(records: Records, index: int) -> int | str:
+    try:
+        return records.archive.checksums([index], progress=None)[0]
+    except CorruptCheckpointError as e:
+        return str(e)
+
+
+def _status(records: Records, index: int, crc: int | str) -> Status:
+    if crc == records.entries[index].crc32:
         return "ok"
-    return "corrupt" if entry.name in recorded else "crc-not-recorded"
+    return "corrupt" if isinstance(crc, str) or records.has_crc(index) else "crc-not-recorded"
 
 
 def check(records: Records, indices: Iterable[int], progress: ProgressCallback | None = None) -> None:
@@ -122,11 +166,11 @@ def check(records: Records, indices: Iterable[int], progress: ProgressCallback |
     Raises:
         CorruptCheckpointError: with all records that do not match, and their tensors.
     """
-    order = [index for index in indices if records.entries[index].name in records.with_crc]
-    crcs = records.archive.checksums(order, progress=progress)
+    order = array("Q", (index for index in indices if records.has_crc(index)))
     damaged = [
         records.entries[index].name
-        for index, crc in zip(order, crcs, strict=True)
+        for part, report in _parts(records, order, progress)
+        for index, crc in zip(part, records.archive.checksums(part, progress=report), strict=True)
         if crc != records.entries[index].crc32
     ]
     if damaged:

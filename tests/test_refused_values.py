@@ -97,6 +97,9 @@ class New(By):
 shared = torch.arange(6.0)
 FORMS = {
     "function": By(function, (1, shared)),
+    "function of one tensor": By(function, (shared,)),
+    "function of one large tensor": By(function, (torch.zeros(100_000),)),
+    "function with a large tensor as its state": By(function, (), torch.zeros(100_000)),
     "function with state": By(function, (), {"a": shared}),
     "function with items": By(function, (), None, iter([1, shared])),
     "function with one item": By(function, (), None, iter([1])),

@@ -185,8 +185,8 @@ std::optional<FoundCall> tensor_call(const Stream& stream, const Memo& memo, siz
 
 }  // namespace
 
-AbridgedPickle without_tensor_calls(const std::string& stream_bytes) {
-  const AbridgedPickle unchanged{stream_bytes, {}};
+AbridgedPickle without_tensor_calls(std::string stream_bytes) {
+  const auto unchanged = [&] { return AbridgedPickle{std::move(stream_bytes), {}}; };
   const Stream stream(stream_bytes.data(), stream_bytes.size());
   AbridgedPickle abridged;
   abridged.stream.reserve(stream_bytes.size());
@@ -197,15 +197,15 @@ AbridgedPickle without_tensor_calls(const std::string& stream_bytes) {
   std::optional<Opcode> opcode;
   for (size_t at = 0; !opcode || opcode->kind != Opcode::Kind::kStop; at = opcode->end) {
     opcode = stream.opcode(at);
-    if (!opcode) return unchanged;
+    if (!opcode) return unchanged();
     const char* const bytes = stream.bytes() + at;
     const size_t nbytes = opcode->end - at;
     if (opcode->kind == Opcode::Kind::kPut) {
-      if (!put.insert(opcode->index).second) return unchanged;  // no pickler puts twice
+      if (!put.insert(opcode->index).second) return unchanged();  // no pickler puts twice
       if (last) memo.emplace(opcode->index, *last);
     } else if (opcode->kind == Opcode::Kind::kGet) {
       if (std::optional<FoundCall> found = tensor_call(stream, memo, at)) {
-        if (abridged.calls.size() > 0x7fffffff) return unchanged;  // the operand of J is signed
+        if (abridged.calls.size() > 0x7fffffff) return unchanged();  // the operand of J is signed
         const auto number = static_cast<uint32_t>(abridged.calls.size());
         abridged.stream += 'J';
         for (int shift = 0; shift < 32; shift += 8) abridged.stream += static_cast<char>(number >> shift & 0xff);
@@ -218,7 +218,7 @@ AbridgedPickle without_tensor_calls(const std::string& stream_bytes) {
       }
     }
     // On top of the stack is a tuple then, which nobody takes for the number of a call.
-    if (stream.code(at) == 'Q' && previous != 't') return unchanged;
+    if (stream.code(at) == 'Q' && previous != 't') return unchanged();
     previous = stream.code(at);
     if (stream.code(at) == 'c') {
       last = Bound{true, {bytes + 1, nbytes - 1}};

@@ -32,6 +32,6 @@ struct AbridgedPickle {
 // already spelled out before: the unpickler has seen and allowed all of them by then. `stream`: as without_unused_puts
 // returns it. What is not understood stays as it is; so does a stream in which any other persistent id might be a
 // number.
-AbridgedPickle without_tensor_calls(const std::string& stream);
+AbridgedPickle without_tensor_calls(std::string stream);
 
 }  // namespace sdio

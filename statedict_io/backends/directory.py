@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from .inflate import Damage
 from .protocol import RecordEntry
@@ -88,12 +89,12 @@ def read_directory(read_at: Callable[[int, int], bytes], file_nbytes: int) -> Di
             raise _record_damage(name, "two records have this name")
         seen.add(name)
     folder = names[0].partition(b"/")[0] + b"/" if names and b"/" in names[0] else b""
-    entries = [
-        RecordEntry(name[len(folder) :].decode(errors="replace"), header_offset, size, stored, crc, compressed)
-        if folder and name.startswith(folder)
-        else RecordEntry(name.decode(errors="replace"), header_offset, size, stored, crc, compressed)
-        for name, (header_offset, size, stored, crc, compressed) in zip(names, fields, strict=True)
-    ]
+    del seen, data
+    entries: list[Any] = fields  # in place: an archive may have a million records and nothing in them
+    for index, name in enumerate(names):
+        header_offset, size, stored, crc, compressed = fields[index]
+        shown = name[len(folder) :] if folder and name.startswith(folder) else name
+        entries[index] = RecordEntry(shown.decode(errors="replace"), header_offset, size, stored, crc, compressed)
     return Directory(folder[:-1].decode(errors="replace"), entries, names, _limits(entries, names, offset))
 
 

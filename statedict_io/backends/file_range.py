@@ -19,7 +19,10 @@ class FileRange:
         return self._nbytes
 
     def read(self) -> bytes:
-        return b"".join(bytes(piece) for piece in self.pieces(1 << 20))
+        data = os.pread(self._fd, self._nbytes, self._offset)
+        if len(data) == self._nbytes:
+            return data
+        return b"".join(bytes(piece) for piece in self.pieces(1 << 20))  # one call reads 2 GiB at most
 
     def pieces(self, piece_nbytes: int) -> Iterator[memoryview]:
         """From front to back; each is valid until the next."""

@@ -30,7 +30,11 @@ class NativeReader:
         with self._naming_errors():
             self._reader = extension.ArchiveReader(fd, direct=direct)
         self.archive_name: str = self._reader.archive_name
-        self.records: Sequence[RecordEntry] = [*map(RecordEntry._make, self._reader.entries())]
+        # In place: an archive may have a million records and nothing in them.
+        entries = self._reader.entries()
+        for record, entry in enumerate(entries):
+            entries[record] = RecordEntry._make(entry)
+        self.records: Sequence[RecordEntry] = entries
 
     def payload_offset(self, record: int) -> int:
         with self._naming_errors():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from ..conversion import convert
 from ..progress import reporting
@@ -53,7 +54,7 @@ def _run_dcp(source: str, destination: str, *, trust: bool, in_place: bool) -> i
     return 0
 
 
-def _note(what: str, names: list[str]) -> None:
+def _note(what: str, names: Sequence[str]) -> None:
     if names:
         shown = ", ".join(name or "the object itself" for name in names[:8])
         more = f" and {len(names) - 8} more" if len(names) > 8 else ""

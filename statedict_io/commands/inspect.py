@@ -19,7 +19,7 @@ def run(path: str, *, as_json: bool) -> int:
     """
     found = describe(path)
     if as_json:
-        say(json.dumps(found))
+        say(json.dumps(found, default=list))
         return 0
     rows = [
         [
@@ -67,16 +67,15 @@ def describe(path: str) -> dict[str, Any]:
             )
         others = checkpoint.others
         records = checkpoint.records
-        entries = [entry for entry in records.entries if entry.nbytes]
-        recorded = records.with_crc
-        num_recorded = sum(entry.name in recorded for entry in entries)
+        indices = [index for index, entry in enumerate(records.entries) if entry.nbytes]
+        num_recorded = sum(map(records.has_crc, indices))
         file_nbytes = records.file_nbytes
         facts: dict[str, Any] = {
             "archive_name": records.archive.archive_name,
             "records": len(records.entries),
-            "compressed_records": sum(entry.compressed for entry in entries),
+            "compressed_records": sum(records.entries[index].compressed for index in indices),
             "crc": "recorded"
-            if num_recorded == len(entries)
+            if num_recorded == len(indices)
             else "partly recorded"
             if num_recorded
             else "not recorded",

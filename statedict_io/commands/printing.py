@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 from ..escaping import escaped
+from ..reading.limits import shown
 
 
 def say(line: str, stream: TextIO | None = None) -> None:
@@ -31,9 +32,9 @@ def nbytes_text(nbytes: int) -> str:
 
 
 def print_table(title: str, columns: Sequence[tuple[str, bool]], rows: Sequence[Sequence[str]]) -> None:
-    """``columns``: (heading, whether it is aligned right)."""
+    """``columns``: (heading, whether it is aligned right). Long cells are cut."""
     title = escaped(title, sys.stdout.encoding)
-    rows = [[escaped(cell, sys.stdout.encoding) for cell in row] for row in rows]
+    rows = [[escaped(shown(cell), sys.stdout.encoding) for cell in row] for row in rows]
     table = _rich_table(title, columns, rows)
     if table is not None:
         from rich.console import Console

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 from ..errors import StateDictIOError
 from ..verification import VerifyReport, verify
@@ -24,12 +25,18 @@ def run(paths: list[str], *, as_json: bool) -> int:
             found.append({"path": path, "ok": False, "error": str(e)})
             continue
         codes.add(0 if report.ok else 1 if report.is_known else 2)
-        found.append({**dataclasses.asdict(report), "ok": report.ok})
-        if not as_json:
+        if as_json:
+            found.append(_described(report))
+        else:
             _print(path, report)
     if as_json:
         say(json.dumps(found))
     return 1 if 1 in codes else max(codes, default=0)
+
+
+def _described(report: VerifyReport) -> dict[str, Any]:
+    fields = {field.name: getattr(report, field.name) for field in dataclasses.fields(report)}
+    return {**fields, "records": [dataclasses.asdict(record) for record in report.records], "ok": report.ok}
 
 
 def _print(path: str, report: VerifyReport) -> None:

@@ -33,6 +33,7 @@ from torch.distributed.checkpoint.planner import (
 
 from ..installed import torch_load
 from ..reading.refusals import refusal
+from ..reading.written_out import check_written_out
 from .directory_replacement import DirectoryReplacement
 from .stored_metadata import CURE, DirectoryReader
 from .stored_state import StoredState
@@ -116,11 +117,14 @@ def file_to_dcp(
     stored = StoredState(os.fspath(path), weights_only=weights_only, backend=backend, cure=CURE)
     try:
         items = []
+        nbytes = 0
         for name, value in stored.values.items():
-            if stored.is_plain(value):
+            is_plain = stored.is_plain(value)
+            nbytes += value.numel() * value.itemsize if is_plain else stored.opaque_nbytes(name)
+            check_written_out(stored.file.path, nbytes, stored.file.nbytes)  # before anything is
+            if is_plain:
                 items += [_write_item(name, value, chunk) for chunk in _chunks(value)]
             else:
-                stored.check_allowed(name)  # before anything is written
                 items.append(WriteItem(MetadataIndex(name), WriteItemType.BYTE_IO))
         (plan,), metadata = create_default_global_save_plan([SavePlan(items)])
         with DirectoryReplacement(os.fspath(directory), atomic=atomic) as replacement:

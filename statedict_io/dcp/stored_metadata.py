@@ -20,6 +20,7 @@ from torch.distributed.checkpoint import metadata as dcp_metadata
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
 from ..errors import StateDictIOError, corrupt
+from ..reading.hash_bounds import check_pickle
 from ..reading.refusals import refusal
 from ..reading.restricted import unpickled
 
@@ -50,6 +51,7 @@ class DirectoryReader(FileSystemReader):  # type: ignore[misc]
         path = os.path.join(self.path, ".metadata")
         with open(path, "rb") as file:
             stream = file.read()
+        check_pickle(stream, path)
         try:
             metadata = unpickled(stream, allowed_globals())
         except pickle.UnpicklingError as e:

@@ -12,10 +12,11 @@ import torch
 from ..errors import StateDictIOError
 from ..installed import torch_save
 from ..reading.lazy.lazy_file import LazyFile
+from ..reading.limits import shown
 from ..reading.refusals import refusal
 from ..reading.set_aside import Refused
 from ..remote.stores import is_url, locate
-from .flat_state import FlatState, flat_state
+from .flattening import FlatState, flatten
 
 
 class StoredState:
@@ -79,7 +80,7 @@ class StoredState:
 
     def _flat(self, state: Mapping[Any, Any]) -> FlatState:
         try:
-            return flat_state(state)
+            return flatten(state, self.file.nbytes)
         except StateDictIOError as e:
             raise StateDictIOError(f"{self.file.path}: {e}") from None
 
@@ -99,21 +100,27 @@ class StoredState:
             return not other.is_plain(theirs)
         return other.is_plain(theirs) and ours.shape == theirs.shape and ours.dtype == theirs.dtype
 
-    def check_allowed(self, name: str) -> None:
-        """
+    def opaque_nbytes(self, name: str) -> int:
+        """About how many bytes :meth:`opaque` will give.
+
         Raises:
             pickle.UnpicklingError: the restricted unpickler refuses some of the value.
+            StateDictIOError: it is nested too deep to be pickled.
         """
-        self._pickled(name)
+        stream, met = self._pickled(name)
+        return stream.getbuffer().nbytes + sum(tensor.untyped_storage().nbytes() for tensor in met)
 
     def opaque(self, name: str) -> io.BytesIO:
         """What ``torch.save`` makes of a value, with the tensors in it read.
 
         Raises:
-            pickle.UnpicklingError: the restricted unpickler refuses some of it.
+            pickle.UnpicklingError, StateDictIOError: as :meth:`opaque_nbytes`.
         """
         stream = io.BytesIO()
-        torch_save(self._with_data(name), stream)
+        try:
+            torch_save(self._with_data(name), stream)
+        except RecursionError:
+            raise self._too_deep(name) from None
         stream.seek(0)
         return stream
 
@@ -146,7 +153,10 @@ class StoredState:
                 return len(met) - 1
 
         stream = io.BytesIO()
-        Pickler(stream).dump(self.values[name])
+        try:
+            Pickler(stream).dump(self.values[name])
+        except RecursionError:
+            raise self._too_deep(name) from None
         if refused:
             needs = ", ".join(dict.fromkeys(needed for each in refused for needed in each.names))
             raise pickle.UnpicklingError(
@@ -155,6 +165,11 @@ class StoredState:
             )
         stream.seek(0)
         return stream, met
+
+    def _too_deep(self, name: str) -> StateDictIOError:
+        return StateDictIOError(
+            f"{self.file.path}: {shown(name)!r} is nested too deep to be pickled; load it with statedict_io.load"
+        )
 
     def _filled(self, tensor: torch.Tensor) -> torch.Tensor:
         if not self.file.is_plain(tensor):

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 import torch.serialization
 
+from .limits import MAX_REFUSED_NAMES
+
 
 class Refused:
     """Stands for a global that torch's restricted unpickler refuses, or for an object that needs some."""
@@ -22,7 +24,7 @@ class Refused:
     __slots__ = ("names",)
 
     def __init__(self, names: tuple[str, ...]) -> None:
-        self.names = names  #: of the refused globals, with their modules
+        self.names = names  #: of the refused globals, with their modules, or the first of them
 
     def __repr__(self) -> str:
         return f"<refused: {', '.join(self.names)}>"
@@ -31,9 +33,10 @@ class Refused:
         raise pickle.PicklingError(f"{', '.join(self.names)}: refused, not there")
 
 
-_GLOBAL = "GLOBAL"
-# What is done to an object on the stack, and could be done to a refused one.
-_ACTIONS = {"REDUCE", "NEWOBJ", "BUILD", "APPEND", "APPENDS", "SETITEM", "SETITEMS"}
+_GLOBAL, _APPEND, _SETITEM = "c", "a", "s"
+_TO_A_MARK = ("e", "u")  # APPENDS, SETITEMS
+# And REDUCE, NEWOBJ, BUILD: what is done to an object on the stack, and could be done to a refused one.
+_CONCERNED = (_GLOBAL, _APPEND, _SETITEM, *_TO_A_MARK, "R", "\x81", "b")
 
 
 class SetsAside:
@@ -51,59 +54,56 @@ class SetsAside:
         own = io.BytesIO(stream)
         super().__init__(own, **options)  # type: ignore[call-arg]
         self._file = own
-        #: position of an opcode -> its name, and where it ends
-        self._opcodes: dict[int, tuple[str, Any, int]] = {}
-        previous: tuple[str, Any, int] | None = None  # with its own position
-        for opcode, argument, position in pickletools.genops(stream):
-            assert position is not None  # of a stream in memory
-            if previous is not None:
-                self._opcodes[previous[2]] = (previous[0], previous[1], position)
-                previous = None
-            if opcode.name == _GLOBAL or opcode.name in _ACTIONS:
-                previous = (opcode.name, argument, position)
+        #: for each position in the stream the code of the opcode that begins there, if it is one of these
+        self._opcodes = bytearray(len(stream))
+        for opcode, _, position in pickletools.genops(stream):
+            if opcode.code in _CONCERNED:
+                assert position is not None  # of a stream in memory
+                self._opcodes[position] = ord(opcode.code)
         self.read = self._read
 
     def _read(self, nbytes: int) -> bytes:
         if nbytes == 1:
-            while (found := self._opcodes.get(self._file.tell())) is not None and self._is_set_aside(*found[:2]):
-                self._file.seek(found[2])
+            while (at := self._file.tell()) < len(self._opcodes) and self._opcodes[at]:
+                if not self._is_set_aside(chr(self._opcodes[at])):
+                    self._file.seek(at)
+                    break
         return self._file.read(nbytes)
 
-    def _is_set_aside(self, opcode: str, argument: Any) -> bool:
-        """Does the opcode's work if it concerns something refused."""
+    def _is_set_aside(self, opcode: str) -> bool:
+        """Reads an opcode and does its work if it concerns something refused."""
+        self._file.seek(1, io.SEEK_CUR)
         if opcode == _GLOBAL:
-            module, _, name = argument.partition(" ")
+            module, name = (self._file.readline()[:-1].decode() for _ in range(2))
             if _is_allowed(module, name):
                 return False
             self.stack.append(Refused((f"{module}.{name}",)))
             return True
-        if opcode in ("APPENDS", "SETITEMS"):
+        if opcode in _TO_A_MARK:
             if not isinstance(self.metastack[-1][-1], Refused):
                 return False
             self.pop_mark()  # type: ignore[attr-defined]
             return True
-        operands = 2 if opcode == "SETITEM" else 1
+        operands = 2 if opcode == _SETITEM else 1
         target = self.stack[-1 - operands]
-        if opcode in ("APPEND", "SETITEM"):
+        if opcode in (_APPEND, _SETITEM):
             if not isinstance(target, Refused):
                 return False
             del self.stack[-operands:]
             return True
         # REDUCE, NEWOBJ, BUILD: a call with something refused is not made either.
-        names = tuple(dict.fromkeys(name for part in (target, *_parts(self.stack[-1])) for name in _names(part)))
-        if not names:
+        parts = [part for part in (target, *_parts(self.stack[-1])) if isinstance(part, Refused)]
+        if not parts:
             return False
+        names = dict.fromkeys(name for part in parts for name in part.names)
         del self.stack[-2:]
-        self.stack.append(Refused(names))
+        found = parts[0] if len(names) == len(parts[0].names) else Refused((*names,)[:MAX_REFUSED_NAMES])
+        self.stack.append(found)
         return True
 
 
 def _parts(arguments: Any) -> tuple[Any, ...]:
     return arguments if type(arguments) is tuple else (arguments,)
-
-
-def _names(part: Any) -> tuple[str, ...]:
-    return part.names if isinstance(part, Refused) else ()
 
 
 def _is_allowed(module: str, name: str) -> bool:

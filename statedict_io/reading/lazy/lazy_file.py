@@ -109,8 +109,8 @@ class LazyFile:
             CorruptCheckpointError, OSError: the record with the serialization id cannot be read.
         """
         records = self._records
-        entries = [records.entries[index] for index in records.storages()]
-        has_checksums = all(entry.name in records.with_crc for entry in entries if entry.nbytes)
+        storages = records.storages()
+        has_checksums = all(records.has_crc(index) for index in storages if records.entries[index].nbytes)
         if has_checksums and _SERIALIZATION_ID in records and records.entry(_SERIALIZATION_ID).nbytes <= _MAX_ID_NBYTES:
             return FileVersion(self.nbytes, records.read(_SERIALIZATION_ID), None)
         return FileVersion(self.nbytes, None, records.mtime_ns)
@@ -244,7 +244,13 @@ class LazyFile:
         return _finished(tensor.set_(storage, offset, placeholder.shape, placeholder.stride()), placeholder)
 
     def view(self, view: torch.Tensor) -> torch.Tensor:
-        """A view of a placeholder of a plain tensor as a contiguous tensor on the CPU; raises as :meth:`tensor`."""
+        """A view of a placeholder of a plain tensor as a contiguous tensor on the CPU, or where its elements lie on top
+        of each other as one that does too; raises as :meth:`tensor`."""
+        span = span_of(view.shape, view.stride())
+        if view.numel() > span:
+            elements = torch.empty(span, dtype=view.dtype, device="cpu")
+            self.read(view.detach().as_strided((span,), (1,)), elements)
+            return _finished(elements.as_strided(view.shape, view.stride()), view)
         out = torch.empty(view.shape, dtype=view.dtype, device="cpu")
         self.read(view, out)
         return _finished(out, view)

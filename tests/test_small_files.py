@@ -1,0 +1,44 @@
+"""Small files stay small: no reader crashes, hangs, or takes more memory than the file's size + 64 MiB beyond what
+torch.load takes for it."""
+
+import re
+
+import pytest
+from bounded_calls import CPU_SECONDS, SPARE_NBYTES, Calls
+from hostile_pickles import HOSTILE_PICKLES
+
+
+@pytest.fixture(scope="module")
+def calls():
+    calls = Calls()
+    yield calls
+    calls.close()
+
+
+def problems(calls, path, backend):
+    """What is wrong with the outcomes, a line each."""
+    nbytes = path.stat().st_size
+    allowed = nbytes + SPARE_NBYTES
+    outcomes = calls.outcomes(path, backend)
+    if path.suffix == ".pt" and any(outcome.grown_nbytes > allowed for outcome in outcomes):
+        allowed = calls.allowed_nbytes(path)
+    for outcome in outcomes:
+        said = f"{outcome.action}: {outcome.result}: {outcome.text[:200]!r}"
+        if outcome.result.startswith("killed by"):
+            yield said
+        elif outcome.grown_nbytes > allowed:
+            yield f"{said}: took {outcome.grown_nbytes} bytes for {nbytes}, {allowed} are allowed"
+        elif outcome.cpu_s > CPU_SECONDS:
+            yield f"{said}: took {outcome.cpu_s:.1f} s"
+        elif re.search(r"RecursionError|MemoryError|not enough memory", said):
+            yield f"{said}: no clear error"
+        elif outcome.text_length > 20_000 and "StateDictIOError" in outcome.result:
+            yield f"{said}: has {outcome.text_length} characters"
+
+
+@pytest.mark.parametrize("name", HOSTILE_PICKLES)
+def test_small_files_stay_small(name, backend, calls, tmp_path):
+    suffix, data = HOSTILE_PICKLES[name]()
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(data)
+    assert not [*problems(calls, path, backend)]
