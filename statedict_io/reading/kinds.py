@@ -21,7 +21,9 @@ _LOCAL_HEADER_NBYTES = 30
 # Names of records, without the archive's folder.
 _STORAGES = "data/"
 _OF_TORCH_SAVE = {_STORAGES, "data.pkl", "byteorder", "version", ".format_version", ".storage_alignment"}
-_OF_TORCHSCRIPT = {"constants.pkl", "bytecode.pkl"}
+#: a record that every TorchScript archive has
+CONSTANTS = "constants.pkl"
+_OF_TORCHSCRIPT = {CONSTANTS, "bytecode.pkl"}
 _OF_PACKAGES = {"extern_modules", ".data/extern_modules"}
 _OF_EXPORTED = {"archive_format", "serialized_exported_program.json"}
 _TELLING_NAMES = _OF_TORCH_SAVE | _OF_TORCHSCRIPT | _OF_PACKAGES | _OF_EXPORTED
@@ -134,7 +136,7 @@ def of_records(names: Iterable[str]) -> FileKind | None:
             found.add(name)
         elif name.startswith(_STORAGES):
             found.add(_STORAGES)
-    if "constants.pkl" in found:
+    if CONSTANTS in found:
         return MOBILE if "bytecode.pkl" in found else TORCHSCRIPT
     if "data.pkl" in found:
         return None
