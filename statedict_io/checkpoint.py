@@ -175,8 +175,8 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     @property
     def hidden(self) -> Sequence[str]:
-        """A sentence for each tensor of the file that has no name here: another is spelled alike, or it is in an object
-        that is no mapping, list or tuple; found when they are asked for.
+        """One sentence for each tensor of the file that has no name here, as another is spelled alike, or it is in an
+        object that is no mapping, list or tuple. Found when they are asked for.
 
         Raises:
             StateDictIOError: the objects have many more parts than a file of that size needs.
@@ -308,7 +308,7 @@ def open_checkpoint(path: Any, *, backend: str = "auto", weights_only: bool = Tr
         CorruptCheckpointError: it is no sound archive.
         FileKindError: it is of another kind, such as torch's legacy format.
         pickle.UnpicklingError: torch's restricted unpickler refuses all of it. Where it refuses single values, the
-            rest is there, and they are in :attr:`Checkpoint.refused`.
+            rest is there, and they are in ``Checkpoint.refused``.
 
     Example:
         >>> sio.save({"model": {"w": torch.arange(6.0).reshape(3, 2)}}, "checkpoint.pt")

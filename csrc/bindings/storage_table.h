@@ -14,8 +14,8 @@ namespace sdio {
 
 void bind_storage_table(pybind11::module_& module);
 
-// The storages of a StorageTable or of a list of torch.UntypedStorage, in order. Raises TypeError for anything else, and
-// what torch's data_ptr() raises where one has no memory.
+// The storages of a StorageTable or of a list of torch.UntypedStorage, in order. Raises TypeError for anything else,
+// and what torch's data_ptr() raises where one has no memory.
 std::vector<c10::Storage> storages_of(const pybind11::object& table_or_list);
 
 }  // namespace sdio

@@ -1,9 +1,9 @@
 // An archive assembled in memory: every byte of the file, checksums included, in slots that belong to nobody else.
 //
 // The snapshot of an asynchronous save. Copying a payload into its place in the file costs no more than copying it
-// anywhere else, and leaves nothing but writes for later: as often as it takes, where a mount refuses the first try. The
-// constructor takes one thread's time; memory() may be called from several threads, and the memory of different regions
-// used by them. Nothing of the content is referred to after construction.
+// anywhere else, and leaves nothing but writes for later: as often as it takes, where a mount refuses the first try.
+// The constructor takes one thread's time; memory() may be called from several threads, and the memory of different
+// regions used by them. Nothing of the content is referred to after construction.
 #pragma once
 
 #include <cstdint>
