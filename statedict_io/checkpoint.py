@@ -79,12 +79,13 @@ class Checkpoint(Mapping[str, torch.Tensor]):
                 return self._unpickle(sets_aside, defers=True)
         try:
             return self._unpickle(sets_aside)
-        except (NotImplementedError, RuntimeError, ValueError, TypeError) as e:
+        except CorruptCheckpointError:
+            raise
+        except (NotImplementedError, RuntimeError, ValueError, TypeError):
             # Some kinds of tensors cannot be rebuilt without their data: quantized and nested ones, DTensor.
-            if isinstance(e, CorruptCheckpointError):
-                raise
             self._lazy = False
-            return self._unpickle(sets_aside, feed=DataFeed(self._file.records))
+        # Here the error is gone, and with it what its frames had unpickled.
+        return self._unpickle(sets_aside, feed=DataFeed(self._file.records))
 
     def _unpickle(self, sets_aside: bool, **options: Any) -> Any:
         return self._file.unpickle(weights_only=self._weights_only, sets_aside=sets_aside, **options)

@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from . import installed
 from .backends.protocol import LeanPickle, TensorCall
 from .processes import in_forked_child
-from .reading.hash_bounds import check_pickle
+from .reading.hash_bounds import Gate, check_pickle
 from .reading.persistent_ids import PersistentIds, StorageFeed, storage_types, with_persistent_ids
 
 
@@ -60,9 +60,11 @@ class ZipReader:
         in_place: bool = False,
         defers: bool = False,
         sets_aside: bool = False,
+        gate: Gate | None = None,
     ) -> None:
         self._records = records
         self.feed = feed
+        self._gate = gate or Gate()
         self._lean_pickle = lean_pickle
         self._assume_own_byteorder = assume_own_byteorder
         self.in_place = in_place  #: storages stay where the feed puts them, whatever their location says
@@ -83,7 +85,7 @@ class ZipReader:
             lean = self._lean_pickle(data)
             if {call.storage_type for call in lean.calls} <= storage_types().keys():
                 data, self.calls = lean
-            check_pickle(data, self._records.path, written=lambda: self._records.read(name))
+            self._gate.check(data, self._records.path, written=lambda: self._records.read(name))
         return data
 
     def get_storage_from_record(self, name: str, nbytes: int, _: object) -> _Handed:

@@ -212,6 +212,8 @@ _pickle("a compressed tensor, repeated", _entry(tensor(numel=1 << 18, size=(1 <<
     payload=b"\x01" * (1 << 20), compressed=True)  # fmt: skip
 _pickle("data.pkl of 200 megabytes, compressed", _entry(text("x" * 200_000_000)), compressed=True)
 _pickle("data.pkl of a million opcodes, compressed", b"](" + b"N" * 1_000_000 + b"e", compressed=True)
+_pickle("300,000 dictionaries and what is refused, compressed", b"](" + b"}" * 300_000 + b"e}Nb",
+    compressed=True)  # fmt: skip
 _pickle("data.pkl of doubled strings", b"](" + text("x" * 1_000_000) + put(1) + get(1) * 20_000 + b"e")
 
 HOSTILE_PICKLES.add("300,000 empty records", lambda: (".pt", empty_records(300_000)))

@@ -46,6 +46,20 @@ def check_pickle(stream: bytes, path: str, *, written: Callable[[], bytes] | Non
         return
 
 
+class Gate:
+    """:func:`check_pickle` for a pickle that is unpickled several times: the same bytes are followed once."""
+
+    def __init__(self) -> None:
+        self._passed: int | None = None  #: the hash of a stream
+
+    def check(self, stream: bytes, path: str, *, written: Callable[[], bytes] | None = None) -> None:
+        """As :func:`check_pickle`."""
+        stream_hash = hash(stream)
+        if stream_hash != self._passed:
+            check_pickle(stream, path, written=written)
+            self._passed = stream_hash
+
+
 def _iterates(name: str) -> bool:
     """Whether the restricted unpickler, by itself, calls the function of that name and it goes through its argument.
 

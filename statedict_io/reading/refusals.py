@@ -22,3 +22,12 @@ def refusal(path: str, error: pickle.UnpicklingError, cure: str) -> pickle.Unpic
     else:
         problem = f"torch's restricted unpickler refuses it: {reason.partition('. ')[0].rstrip('.')}"
     return pickle.UnpicklingError(f"{path}: {problem}; if you trust the file, {cure}")
+
+
+def without_frames(error: BaseException) -> BaseException:
+    """``error`` with no traceback, nor the errors it followed on: their frames hold all that had been unpickled."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error

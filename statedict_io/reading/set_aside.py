@@ -60,9 +60,9 @@ class SetsAside:
             if opcode.code in _CONCERNED:
                 assert position is not None  # of a stream in memory
                 self._opcodes[position] = ord(opcode.code)
-        self.read = self._read
+        del self.read  # of the file: the one below. As an attribute it would be part of a cycle.
 
-    def _read(self, nbytes: int) -> bytes:
+    def read(self, nbytes: int) -> bytes:
         if nbytes == 1:
             while (at := self._file.tell()) < len(self._opcodes) and self._opcodes[at]:
                 if not self._is_set_aside(chr(self._opcodes[at])):

@@ -15,8 +15,10 @@ import torch
 from ...archives import DATA_PKL, Records, check_kind, opened
 from ...errors import corrupt
 from ...unpickling import ZipReader, can_rebind, swaps_bytes, torch_load
+from ..hash_bounds import Gate
 from ..kinds import ZIP_START
 from ..persistent_ids import StorageFeed
+from ..refusals import without_frames
 from ..set_aside import Refused
 from .placeholders import PlaceholderFeed
 from .strided_reads import Copy, as_bits, fill, memory_of, span_of
@@ -72,6 +74,7 @@ class LazyFile:
         self._count_lock = threading.Lock()
         self._closed = False
         self._placeholders = PlaceholderFeed(self._records)
+        self._gate = Gate()
         try:
             check_kind(self._records)
             self._swaps = swaps_bytes(self._records)
@@ -149,6 +152,7 @@ class LazyFile:
             in_place=True,
             defers=defers,
             sets_aside=sets_aside,
+            gate=self._gate,
         )
         if not can_rebind():
             raise corrupt(self.path, f"torch {torch.__version__} cannot be made to read it lazily")
@@ -162,23 +166,21 @@ class LazyFile:
         Raises:
             pickle.UnpicklingError: all of it is refused, or what is allowed cannot do without what is not.
         """
+        refusal: BaseException
         try:
             return unpickle()
         except pickle.UnpicklingError as e:
-            refusal = e
+            refusal = without_frames(e)
         found: Any = Refused(())
         try:
-            try:
-                found = unpickle(sets_aside=True)
-            except (OSError, MemoryError):
-                raise
-            except Exception:  # whatever an object that can do nothing leads to
-                pass
-            if isinstance(found, Refused):
-                raise refusal
-            return found
-        finally:
-            del refusal  # whose traceback refers to this frame
+            found = unpickle(sets_aside=True)
+        except (OSError, MemoryError):
+            raise
+        except Exception:  # whatever an object that can do nothing leads to
+            pass
+        if isinstance(found, Refused):
+            raise refusal
+        return found
 
     @property
     def has_placeholders(self) -> bool:
