@@ -1,11 +1,12 @@
-/* What the module _core asks of LibTorch: a table of C functions that a module _torch_<release> hands over in a capsule.
+/* What the module _core asks of LibTorch: a table of C functions that a module _torch_<release> hands over in a
+ * capsule.
  *
- * The two are compiled apart, perhaps by different compilers with different standard libraries, so nothing crosses but C
- * types, and no exception. A table of another version is not used.
+ * The two are compiled apart, perhaps by different compilers with different standard libraries, so nothing crosses but
+ * C types, and no exception. A table of another version is not used.
  *
- * "GIL": the caller holds it; a function that fails there has set a Python error. The others are called from any thread,
- * with or without the GIL, and describe a failure in an sdio_error. Handles are released with the function named for
- * them, in any thread; storages with the GIL or without.
+ * "GIL": the caller holds it; a function that fails there has set a Python error. The others are called from any
+ * thread, with or without the GIL, and describe a failure in an sdio_error. Handles are released with the function
+ * named for them, in any thread; storages with the GIL or without.
  */
 #ifndef SDIO_BOUNDARY_TORCH_FUNCTIONS_H_
 #define SDIO_BOUNDARY_TORCH_FUNCTIONS_H_
@@ -48,8 +49,8 @@ typedef struct {
 typedef struct {
   const char* data; /* null where it has no bytes, and on the meta device */
   uint64_t nbytes;
-  int on_host;      /* on the device type CPU */
-  char device[32];  /* "cuda:0" */
+  int on_host;     /* on the device type CPU */
+  char device[32]; /* "cuda:0" */
 } sdio_storage_facts;
 
 /* A tensor that torch reduces to _rebuild_tensor_v2: strided, dense, no lazy conjugation or negation, no wrapper, no
@@ -97,7 +98,8 @@ typedef struct {
   PyObject* (*storage_wrap)(const sdio_storage*); /* new reference to a torch.UntypedStorage */
   /* 0; -1 with the error that torch's data_ptr() raises where bytes have no address. */
   int (*storage_facts)(const sdio_storage*, sdio_storage_facts*);
-  /* A CPU storage over memory of ours, not resizable; release(context) when its last owner is gone, in any thread. */
+  /* A CPU storage over memory of ours, not resizable; release(context) when its last owner is gone, in any thread, and
+   * where this fails. */
   PyObject* (*storage_over)(char* data, uint64_t nbytes, void (*release)(void* context), void* context);
 
   /* 1: a plain tensor; 0: another kind. GIL. `tensor` is an exact torch.Tensor or Parameter. */
@@ -114,24 +116,26 @@ typedef struct {
 
   /* Storages on devices that are read. source_new is called in the thread whose current streams the copies are ordered
    * after; records[i] is what a piece of record i is of. source_copy returns when every byte is at its destination, or
-   * nothing is under way any more; pieces below SDIO_GATHER_BELOW_NBYTES are gathered where `bounce` has room for all. */
+   * nothing is under way any more; pieces below SDIO_GATHER_BELOW_NBYTES are gathered where `bounce` has room for all.
+   */
   sdio_source* (*source_new)(const sdio_device_bytes* records, size_t num_records, sdio_status*, sdio_error*);
   sdio_status (*source_copy)(sdio_source*, const sdio_device_piece* pieces, size_t num_pieces, char* bounce,
                              sdio_error*);
   void (*source_delete)(sdio_source*);
 
-  /* New storages on a device that are filled, ordered as above. destination_copy queues and returns; copies_delete waits
-   * for what copies_wait has not. */
+  /* New storages on a device that are filled, ordered as above. destination_copy queues and returns; copies_delete
+   * waits for what copies_wait has not. Copies are deleted before their destination. */
   sdio_destination* (*destination_new)(const char* device, const uint64_t* sizes, size_t num_sizes, sdio_status*,
                                        sdio_error*);
-  sdio_copies* (*destination_copy)(sdio_destination*, const sdio_arrived_piece* pieces, size_t num_pieces,
-                                   sdio_status*, sdio_error*);
+  sdio_copies* (*destination_copy)(sdio_destination*, const sdio_arrived_piece* pieces, size_t num_pieces, sdio_status*,
+                                   sdio_error*);
   sdio_status (*copies_wait)(sdio_copies*, sdio_error*);
   void (*copies_delete)(sdio_copies*);
   PyObject* (*destination_storage)(const sdio_destination*, size_t request); /* GIL; a new torch.UntypedStorage */
   void (*destination_delete)(sdio_destination*);
 
-  /* Copies of storages in the memory of their devices, queued on the calling thread's current streams. */
+  /* Copies of storages in the memory of their devices, queued on the calling thread's current streams. Records without
+   * bytes have no storage. clones_done: 1 too where the device fails, as clones_wait then tells. */
   sdio_clones* (*clones_new)(const sdio_device_bytes* originals, size_t num_originals, sdio_status*, sdio_error*);
   sdio_device_bytes (*clones_of)(const sdio_clones*, size_t record);
   int (*clones_done)(const sdio_clones*);
