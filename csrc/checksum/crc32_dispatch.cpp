@@ -7,8 +7,13 @@
 #include "checksum/crc32_variants.h"
 
 #if defined(SDIO_CRC32_ARM)
+#if defined(__APPLE__)
+#include <sys/sysctl.h>
+#include <sys/types.h>
+#else
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
+#endif
 #endif
 
 namespace sdio {
@@ -33,11 +38,28 @@ auto make_implementations() noexcept {
 
 #elif defined(SDIO_CRC32_ARM)
 
+#if defined(__APPLE__)
+
+bool has_feature(const char* name) noexcept {
+  int value = 0;
+  size_t nbytes = sizeof value;
+  return sysctlbyname(name, &value, &nbytes, nullptr, 0) == 0 && value != 0;
+}
+
+bool has_pmull() noexcept { return has_feature("hw.optional.arm.FEAT_PMULL"); }
+bool has_crc32() noexcept { return has_feature("hw.optional.armv8_crc32"); }
+
+#else
+
+bool has_pmull() noexcept { return (getauxval(AT_HWCAP) & HWCAP_PMULL) != 0; }
+bool has_crc32() noexcept { return (getauxval(AT_HWCAP) & HWCAP_CRC32) != 0; }
+
+#endif
+
 auto make_implementations() noexcept {
-  const unsigned long capabilities = getauxval(AT_HWCAP);
   return std::array<Crc32Implementation, 3>{{
-      {"pmull", (capabilities & HWCAP_PMULL) != 0, internal::extend_pmull, internal::copy_pmull},
-      {"armv8-crc32", (capabilities & HWCAP_CRC32) != 0, internal::extend_armv8_crc32, internal::copy_armv8_crc32},
+      {"pmull", has_pmull(), internal::extend_pmull, internal::copy_pmull},
+      {"armv8-crc32", has_crc32(), internal::extend_armv8_crc32, internal::copy_armv8_crc32},
       {"portable", true, internal::extend_portable, internal::copy_portable},
   }};
 }

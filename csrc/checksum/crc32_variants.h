@@ -10,8 +10,8 @@
 
 #if defined(__x86_64__)
 #define SDIO_CRC32_X86 1
-#elif defined(__aarch64__) && defined(__AARCH64EL__) && defined(__linux__)
-#define SDIO_CRC32_ARM 1
+#elif defined(__aarch64__) && defined(__AARCH64EL__) && (defined(__linux__) || defined(__APPLE__))
+#define SDIO_CRC32_ARM 1  // on systems that the dispatcher knows how to ask about the CPU
 #endif
 
 namespace sdio {
