@@ -15,12 +15,12 @@ import torch
 from .archives import Records
 from .errors import CorruptCheckpointError, StateDictIOError
 from .reading.lazy.lazy_file import LazyFile
-from .reading.lazy.placeholders import PLAIN_TYPES, DataFeed
+from .reading.lazy.placeholders import DataFeed, is_saved_without_data, lacks_data
 from .reading.on_demand import OnDemand
 from .reading.refusals import refusal
 from .reading.set_aside import Refused
 from .tensor_names import HiddenTensors, OtherNames, flat_tensors
-from .unpickling import DeferredTensor, can_defer
+from .unpickling import DeferredTensor
 
 # What unpickling raises where a kind that is made of tensors, parameters among them, meets one that is deferred. Not
 # OSError: the disk's, or the TimeoutError of a signal's handler.
@@ -73,10 +73,9 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         """What was saved, with placeholders for tensors."""
         self._sets_aside = sets_aside
         self._lazy = True
-        if can_defer():
-            # Most names are never asked for, and a placeholder costs as much as the rest of opening.
-            with contextlib.suppress(*_WANTS_A_TENSOR):
-                return self._unpickle(sets_aside, defers=True)
+        # Most names are never asked for, and a placeholder costs as much as the rest of opening.
+        with contextlib.suppress(*_WANTS_A_TENSOR):
+            return self._unpickle(sets_aside, defers=True)
         try:
             return self._unpickle(sets_aside)
         except CorruptCheckpointError:
@@ -243,10 +242,24 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         if not self._lazy:
             return self._placeholder(name)
         found = self._placeholder(name)
-        if type(found) in PLAIN_TYPES and found.is_meta and not self._file.has_placeholders:
+        if is_saved_without_data(found):
             return found
         plain = {self._record_of(self._placeholder(other)) for other in self._tensors}
-        feed = DataFeed(self._file.records, without_data=frozenset(index for index in plain if index is not None))
+        without_data = frozenset(index for index in plain if index is not None)
+        try:
+            again = self._with_data(name, without_data)
+        except (NotImplementedError, RuntimeError, ValueError, TypeError):
+            if not without_data:
+                raise
+        else:
+            if not (without_data and lacks_data(again)):
+                return again
+        # Parts of it lie in records that plain tensors have, too.
+        return self._with_data(name)
+
+    def _with_data(self, name: str, without_data: frozenset[int] = frozenset()) -> torch.Tensor:
+        """A tensor of the structure as it is with data, except for that of some records."""
+        feed = DataFeed(self._file.records, without_data)
         again, _, _ = self._flat(self._unpickle(self._sets_aside, feed=feed))
         return again[name]
 

@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from . import installed
 from .backends.protocol import LeanPickle, TensorCall
 from .processes import in_forked_child
+from .reading.allowed_globals import may_call_others
 from .reading.hash_bounds import Gate, check_pickle
 from .reading.persistent_ids import PersistentIds, StorageFeed, storage_types, with_persistent_ids
 
@@ -58,6 +59,7 @@ class ZipReader:
         lean_pickle: Callable[[bytes], LeanPickle] = LeanPickle.unchanged,
         assume_own_byteorder: bool = False,
         in_place: bool = False,
+        placeholders: bool = False,
         defers: bool = False,
         sets_aside: bool = False,
         gate: Gate | None = None,
@@ -69,7 +71,10 @@ class ZipReader:
         self._assume_own_byteorder = assume_own_byteorder
         self.in_place = in_place  #: storages stay where the feed puts them, whatever their location says
         self.sets_aside = sets_aside  #: what the restricted unpickler refuses becomes a Refused
-        self.defers = defers  #: what the lean pickle has taken out becomes a DeferredTensor each
+        self.placeholders = placeholders  #: the feed's storages may be without data
+        #: what the lean pickle has taken out becomes a DeferredTensor each; not where functions that the user has
+        #: allowed are met, which may ask whether it is a tensor, and do without
+        self.defers = defers
         #: set where the unpickler takes long over each step, and understands what stands for a call
         self.abridges = False
         self.calls: Sequence[TensorCall] = ()
@@ -85,6 +90,7 @@ class ZipReader:
             lean = self._lean_pickle(data)
             if {call.storage_type for call in lean.calls} <= storage_types().keys():
                 data, self.calls = lean
+            self.defers = self.defers and not may_call_others(data)
             self._gate.check(data, self._records.path, written=lambda: self._records.read(name))
         return data
 
@@ -164,13 +170,6 @@ def _start_anew() -> None:
 
 
 in_forked_child(_start_anew)
-
-
-def can_defer() -> bool:
-    """Whether nothing but torch's own functions sees what is unpickled. Functions that the user has allowed may ask
-    whether it is a tensor, and do without."""
-    user_globals = getattr(torch._weights_only_unpickler, "_get_user_allowed_globals", None)
-    return user_globals is not None and all(name.startswith("torch.") for name in user_globals())
 
 
 #: called with the opened file; what it returns is a ZipReader or torch's own reader, in a context manager

@@ -1,5 +1,6 @@
 """open_checkpoint: names, single tensors, slices, against torch.load of the whole; and what is read for them."""
 
+import builtins
 import collections
 import concurrent.futures
 import os
@@ -346,6 +347,107 @@ def test_only_what_is_asked_for_is_made(made, tmp_path):
         assert torch.equal(checkpoint["w50"], filled(3, seed=50)) and checkpoint.info("w50").nbytes == 12
         assert checkpoint.get_slice("w7").shape == (3,)
         assert made == ["50", "7"]
+
+
+EXCEPTIONS = [each for each in vars(builtins).values() if isinstance(each, type) and issubclass(each, BaseException)]
+
+
+class Pair:
+    def __init__(self, first, second):
+        self.first, self.second = first, second
+
+
+@pytest.mark.parametrize(
+    ("allowed", "value", "deferred"),
+    [
+        ([Pair], 1, True),  # allowed, and not in the file
+        ([Pair], Pair(1, 2), False),
+        ([(zip, "builtins.zip"), (map, "builtins.map")], 1, True),
+        (EXCEPTIONS, 1, True),
+        ([ValueError], ValueError("x"), True),
+        ([(lambda *_: None, "builtins.ValueError")], ValueError("x"), False),
+    ],
+    ids=["other", "class", "functions", "exceptions", "exception", "named like an exception"],
+)  # fmt: skip
+def test_what_is_allowed_and_not_in_the_file_makes_no_tensors(allowed, value, deferred, made, tmp_path):
+    """From 2.14 on torch itself allows exceptions and more, in every process."""
+    require_native()
+    torch.save({**{f"w{i}": filled(3, seed=i) for i in range(100)}, "value": value}, tmp_path / "model.pt")
+    path = tmp_path / "model.pt"
+    with torch.serialization.safe_globals(allowed), sio.open_checkpoint(path, backend="native") as checkpoint:
+        assert len(checkpoint) == 100 and made == []
+        assert torch.equal(checkpoint["w50"], filled(3, seed=50))
+        assert made == (["50"] if deferred else [])
+
+
+def sparse_beside_plain(**more):
+    return {
+        "large": filled(1 << 16),
+        "coo": torch.eye(5).to_sparse(),
+        "csr": torch.eye(4).to_sparse_csr(),
+        "bsc": torch.eye(4).to_sparse_bsc((2, 2)),
+        **more,
+    }
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("validated", [False, True])
+def test_sparse_tensors_are_validated_when_they_are_made(validated, backend, tmp_path):
+    """torch validates those of a load: always from 2.14 on, before where it is told to. What has no data cannot be."""
+    obj = sparse_beside_plain()
+    torch.save(obj, tmp_path / "model.pt")
+    with torch.sparse.check_sparse_tensor_invariants(validated):
+        with sio.open_checkpoint(tmp_path / "model.pt", backend=backend) as checkpoint:
+            assert checkpoint._file.bytes_read < obj["large"].nbytes
+            for name, tensor in obj.items():
+                assert difference(tensor, checkpoint[name]) is None
+        torch.load(tmp_path / "model.pt")  # nothing of ours is left for it to validate
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("validated", [False, True])
+def test_unsound_sparse_tensors_are_refused_as_torch_does(validated, backend, tmp_path):
+    coo = torch.sparse_coo_tensor(torch.tensor([[0, 9]]), torch.ones(2), (4,), check_invariants=False)
+    csr = torch.sparse_csr_tensor(
+        torch.tensor([0, 1, 2]), torch.tensor([0, 7]), torch.ones(2), (2, 2), check_invariants=False
+    )
+    for unsound in (coo, csr):
+        torch.save(sparse_beside_plain(unsound=unsound), tmp_path / "model.pt")
+        with torch.sparse.check_sparse_tensor_invariants(validated):
+            error = None
+            try:
+                torch.load(tmp_path / "model.pt")
+            except Exception as e:
+                error = e
+            with sio.open_checkpoint(tmp_path / "model.pt", backend=backend) as checkpoint:
+                assert difference(checkpoint["large"], filled(1 << 16)) is None
+                if error is None:
+                    assert checkpoint["unsound"].layout == unsound.layout
+                else:
+                    with pytest.raises(type(error)) as found:
+                        checkpoint["unsound"]
+                    assert str(found.value) == str(error)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("shared", ["values", "indices", "both"])
+def test_sparse_tensors_whose_records_plain_ones_have_too(shared, backend, tmp_path):
+    indices, values = torch.tensor([[0, 1, 2]]), filled(3)
+    obj = {"large": filled(1 << 16), "s": torch.sparse_coo_tensor(indices, values, (4,))}
+    obj |= {} if shared == "indices" else {"v": values}
+    obj |= {} if shared == "values" else {"i": indices}
+    torch.save(obj, tmp_path / "model.pt")
+    with sio.open_checkpoint(tmp_path / "model.pt", backend=backend) as checkpoint:
+        for name, tensor in obj.items():
+            assert difference(tensor, checkpoint[name]) is None
+
+
+def test_tensors_saved_without_data_need_no_reading(backend, tmp_path):
+    torch.save({"large": filled(1 << 16), "m": torch.empty(3, 4, device="meta")}, tmp_path / "model.pt")
+    with sio.open_checkpoint(tmp_path / "model.pt", backend=backend) as checkpoint:
+        before = checkpoint._file.bytes_read
+        assert checkpoint["m"].is_meta and checkpoint["m"].shape == (3, 4)
+        assert checkpoint._file.bytes_read == before
 
 
 def test_modes_are_those_of_nobody(backend, tmp_path):

@@ -75,15 +75,15 @@ def test_a_call_is_taken_out_to_the_letter_only():
 
 
 @pytest.mark.parametrize(
-    ("reference", "kind"),
+    "reference",
     [
-        (b"K\x00Q", AssertionError),
-        (b"J\x00\x00\x00\x00Q", AssertionError),
-        (b"X\x07\x00\x00\x00storageK\x00\x86Q", ValueError),
-        (b"(X\x07\x00\x00\x00storageK\x00tQ", ValueError),
+        b"K\x00Q",
+        b"J\x00\x00\x00\x00Q",
+        b"X\x07\x00\x00\x00storageK\x00\x86Q",
+        b"(X\x07\x00\x00\x00storageK\x00tQ",
     ],
 )
-def test_forged_references_are_refused(reference, kind, backend, tmp_path):
+def test_forged_references_are_refused(reference, backend, tmp_path):
     """What stands for a call in an abridged stream means nothing in a file."""
     import statedict_io as sio
 
@@ -94,9 +94,11 @@ def test_forged_references_are_refused(reference, kind, backend, tmp_path):
     with zipfile.ZipFile(file) as old, zipfile.ZipFile(tmp_path / "model.pt", "w") as new:
         for record in old.namelist():
             new.writestr(record, forged if record.endswith("/data.pkl") else old.read(record))
-    for load in (torch.load, lambda path: sio.load(path, backend=backend)):
-        with pytest.raises(kind, match=r"unpack|saved_id"):
-            load(tmp_path / "model.pt")
+    with pytest.raises(Exception) as expected:
+        torch.load(tmp_path / "model.pt")
+    with pytest.raises(type(expected.value)) as found:
+        sio.load(tmp_path / "model.pt", backend=backend)
+    assert str(found.value) == str(expected.value)
 
 
 def random_object(generator, pool, depth=0):

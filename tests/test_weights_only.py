@@ -7,7 +7,7 @@ import pytest
 import torch
 from corpus_case import filled
 from equality import difference
-from test_load_as_torch import both
+from test_load_as_torch import attempt, both
 
 import statedict_io as sio
 
@@ -124,7 +124,10 @@ def test_modes_in_which_somebody_loads(mode, map_location, backend, tmp_path):
     path = tmp_path / "model.pt"
     torch.save(plain() | {"p": [torch.nn.Parameter(filled(3)) for _ in range(3)], "s": torch.eye(3).to_sparse()}, path)
     with mode():
-        expected = torch.load(path, map_location=map_location)
-        found = sio.load(path, map_location=map_location, backend=backend)
-    assert difference(expected, found) is None
-    assert all(found[name].is_inference() == expected[name].is_inference() for name in plain())
+        expected, error = attempt(torch.load, path, map_location=map_location)
+        found, our_error = attempt(sio.load, path, map_location=map_location, backend=backend)
+    # Some releases validate sparse tensors, and cannot where they are without data.
+    assert (type(our_error), str(our_error)) == (type(error), str(error))
+    if error is None:
+        assert difference(expected, found) is None
+        assert all(found[name].is_inference() == expected[name].is_inference() for name in plain())

@@ -33,6 +33,8 @@ class TensorSource(Protocol):
 
     feed: StorageFeed
     calls: Sequence[TensorCall]  #: for which ids that are numbers stand; set when ``data.pkl`` has been read
+    defers: bool  #: whether ``defer`` is to be used; known then too
+    placeholders: bool  #: the feed's storages may be without data
 
 
 class PersistentIds:
@@ -74,13 +76,23 @@ class PersistentIds:
         """``persistent_load`` of an unpickler."""
         if type(saved_id) is int and self._source.calls:
             call = self._source.calls[saved_id]
-            return self._tensor(call) if self._defer is None else self._defer(call, self._tensor)
+            if self._defer is None or not self._source.defers:
+                return self._tensor(call)
+            return self._defer(call, self._tensor)
         if type(saved_id) is not tuple or len(saved_id) != 5 or saved_id[0] != "storage":
             return self.torch_load(saved_id)
         _, storage_type, key, location, numel = saved_id
         if type(key) is not str:
             return self.torch_load(saved_id)
         return self._storage(storage_type, key, location, numel)
+
+    def loaded(self) -> None:
+        """After an unpickler has come to its end, or failed. torch then validates the sparse tensors that it has made:
+        always for the restricted unpickler, from 2.14 on. Those without data are not for that; they are made once more
+        when they are asked for, with their data."""
+        unvalidated = getattr(torch._utils, "_sparse_tensors_to_validate", None)
+        if self._source.placeholders and unvalidated:
+            unvalidated[:] = [tensor for tensor in unvalidated if not tensor.is_meta]
 
     def _tensor(self, call: TensorCall) -> torch.Tensor:
         kind, key, location, numel, *rest = call
@@ -133,6 +145,12 @@ class _AsksPersistentIds:
             value = self._persistent_ids.load
         super().__setattr__(name, value)
 
+    def load(self) -> Any:
+        try:
+            return super().load()  # type: ignore[misc]
+        finally:
+            self._persistent_ids.loaded()
+
 
 class _RestrictedUnpickler(torch._weights_only_unpickler.Unpickler):  # type: ignore[misc]
     """torch's is Python, and sets attributes all the time: ``__setattr__`` would slow it down."""
@@ -148,6 +166,12 @@ class _RestrictedUnpickler(torch._weights_only_unpickler.Unpickler):  # type: ig
     @persistent_load.setter
     def persistent_load(self, value: Any) -> None:
         self._persistent_ids.torch_load = value
+
+    def load(self) -> Any:
+        try:
+            return super().load()
+        finally:
+            self._persistent_ids.loaded()
 
 
 class _SettingAsideUnpickler(SetsAside, _RestrictedUnpickler):

@@ -150,6 +150,7 @@ class LazyFile:
             lean_pickle=self._records.lean_pickle,
             assume_own_byteorder=True,
             in_place=True,
+            placeholders=True,
             defers=defers,
             sets_aside=sets_aside,
             gate=self._gate,
@@ -181,11 +182,6 @@ class LazyFile:
         if isinstance(found, Refused):
             raise refusal
         return found
-
-    @property
-    def has_placeholders(self) -> bool:
-        """Whether the last unpickling met any storage."""
-        return len(self._placeholders) > 0
 
     def is_plain(self, value: Any) -> bool:
         """Whether ``value`` is a tensor whose bytes lie in a record, element by element."""

@@ -6,7 +6,7 @@ import torch
 
 from ...archives import Records
 
-PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
+_PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
 
 
 class PlaceholderFeed:
@@ -27,15 +27,9 @@ class PlaceholderFeed:
         self._indices[storage._cdata] = index
         return storage
 
-    def __len__(self) -> int:
-        """How many records are stood for."""
-        return len(self._indices)
-
     def record_of(self, tensor: torch.Tensor) -> int | None:
         """The record in which all bytes of a plain tensor lie, element by element; None for other kinds."""
-        if type(tensor) not in PLAIN_TYPES:
-            return None
-        if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized:
+        if not _is_plain(tensor):
             return None
         return self._indices.get(tensor.untyped_storage()._cdata)
 
@@ -52,3 +46,36 @@ class DataFeed:
         if index in self._without_data:
             return torch.UntypedStorage(nbytes, device="meta")
         return self._records.archive.load_storages([index], verify=False, progress=None)[0]
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return (
+        type(tensor) in _PLAIN_TYPES
+        and tensor.layout == torch.strided
+        and not tensor.is_nested
+        and not tensor.is_quantized
+    )
+
+
+def is_saved_without_data(placeholder: torch.Tensor) -> bool:
+    """Of a tensor for which :class:`PlaceholderFeed` knows no record: whether it was on the meta device when it was
+    saved."""
+    return placeholder.is_meta and _is_plain(placeholder)
+
+
+def lacks_data(tensor: torch.Tensor) -> bool:
+    """Whether a storage of :class:`DataFeed` without data is in a tensor, in its parts or its attributes."""
+    if tensor.is_meta:
+        return True
+    parts = [value for value in vars(tensor).values() if isinstance(value, torch.Tensor)]
+    if tensor.layout == torch.sparse_coo:
+        parts += [tensor._indices(), tensor._values()]
+    elif tensor.layout != torch.strided:
+        parts.append(tensor.values())
+        is_by_row = tensor.layout in (torch.sparse_csr, torch.sparse_bsr)
+        parts += (
+            [tensor.crow_indices(), tensor.col_indices()]
+            if is_by_row
+            else [tensor.ccol_indices(), tensor.row_indices()]
+        )
+    return any(map(lacks_data, parts))
