@@ -150,11 +150,13 @@ void stream_archive(const ArchiveContent& content, const StreamWrite& write, con
   const uint64_t file_nbytes = content.layout.file_nbytes();
   const SlotPool::Handle slot =
       content.devices != nullptr ? content.devices->slots().acquire() : SlotPool::host().acquire();
+  // `write` may do what moves payloads.
+  const auto gather = content.gate != nullptr ? RegionAssembler::Gather::kAll : RegionAssembler::Gather::kSmall;
   std::vector<iovec> pieces;
   for (uint64_t begin = 0; begin < file_nbytes; begin += kSlotNbytes) {
     pieces.clear();
     const uint64_t nbytes = std::min<uint64_t>(kSlotNbytes, file_nbytes - begin);
-    assembler.assemble(begin, nbytes, slot.memory(), RegionAssembler::Gather::kSmall, pieces);
+    assembler.assemble(begin, nbytes, slot.memory(), gather, pieces);
     for (const iovec& piece : pieces) write(static_cast<const char*>(piece.iov_base), piece.iov_len);
     watch(begin + nbytes);
   }

@@ -1,4 +1,4 @@
-// Where the payloads that are read end up, as the pipeline sees it; staging makes torch storages of them.
+// Where the payloads that are read end up, as the pipeline sees it; core makes torch storages of them.
 #pragma once
 
 #include <cstddef>

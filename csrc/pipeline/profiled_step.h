@@ -1,4 +1,5 @@
-// What each thread of the pipeline does, and when, for a profiler. The pipeline knows none: staging plugs torch's in.
+// What each thread of the pipeline does, and when, for a profiler. The pipeline knows none: core plugs in that of a
+// _torch module.
 #pragma once
 
 #include <functional>

@@ -58,6 +58,7 @@ class RegionAssembler::Range {
   // All but what the device or the CRCs of other ranges bring.
   void put_host_bytes() {
     const ProfiledStep step(gather_ == Gather::kAll ? "statedict_io::copy_and_crc32" : "statedict_io::crc32");
+    const ReadGate::Reading reading(assembler_.content_.gate);
     for (size_t record = layout_.record_at(offset_); offset_ < end_ && record < layout_.num_records(); ++record) {
       const RecordPlacement& at = layout_.placement(record);
       if (const uint64_t nbytes = nbytes_until(at.payload_offset)) put_header(record, nbytes);

@@ -14,6 +14,7 @@
 
 #include "archive/layout.h"
 #include "pipeline/payload.h"
+#include "pipeline/read_gate.h"
 #include "pipeline/record_checksums.h"
 
 namespace sdio {
@@ -23,6 +24,7 @@ struct ArchiveContent {
   std::vector<Payload> payloads;  // one a record, without the serialization id
   bool compute_crc32 = true;
   DeviceSource* devices = nullptr;  // needed for Kind::kDevice
+  ReadGate* gate = nullptr;         // passed while Kind::kMemory is read; null where nothing moves it
 };
 
 // Whether [begin, begin + nbytes) of the file is all hole, so that nothing need be written.
@@ -42,7 +44,10 @@ class RegionAssembler {
   // payloads. nbytes <= kSlotNbytes. Throws Cancelled after cancel().
   void assemble(uint64_t begin, uint64_t nbytes, SlotMemory& slot, Gather gather, std::vector<iovec>& pieces);
 
-  void cancel() { checksums_.cancel(); }
+  void cancel() {
+    checksums_.cancel();
+    if (content_.gate != nullptr) content_.gate->cancel();
+  }
 
  private:
   struct Tail {

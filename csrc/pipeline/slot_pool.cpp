@@ -85,7 +85,7 @@ void SlotPool::release(std::unique_ptr<SlotMemory> memory) {
   if (idle_.size() < max_idle_) {
     idle_.push_back(std::move(memory));
   } else {
-    --num_live_;
+    --num_live_;  // freed after the lock
   }
 }
 
@@ -107,8 +107,10 @@ uint64_t SlotPool::idle_nbytes() const {
 void SlotPool::release_idle() { trim(0); }
 
 void SlotPool::trim(uint64_t max_nbytes) {
+  std::vector<std::unique_ptr<SlotMemory>> freed;  // after the lock: some memory needs another lock for that
   std::lock_guard<std::mutex> lock(mutex_);
   while (!idle_.empty() && static_cast<uint64_t>(num_live_) * kSlotNbytes > max_nbytes) {
+    freed.push_back(std::move(idle_.back()));
     idle_.pop_back();
     --num_live_;
   }

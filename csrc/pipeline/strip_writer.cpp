@@ -85,7 +85,9 @@ class StripWrite final : public StagedWriter {
                                           : write_rows(rows_[staged.index - regions_.size()], staged.slot.data());
   }
 
-  void cancel() override {}  // go_on() is asked
+  void cancel() override {  // go_on() is asked
+    if (options_.gate != nullptr) options_.gate->cancel();
+  }
 
  private:
   // Bytes for the page cache, held back until no thread of this process writes past it. A buffered write has the inode
@@ -203,6 +205,7 @@ class StripWrite final : public StagedWriter {
 
   void gather_in_slot(const Segment& segment, const char* source, char* in_slot) {
     const ProfiledStep step("statedict_io::copy_and_crc32");
+    const ReadGate::Reading reading(options_.gate);
     uint32_t crc = 0;
     if (options_.compute_crc32) {
       crc = crc32_copy(0, in_slot, source, segment.nbytes);
@@ -249,19 +252,25 @@ class StripWrite final : public StagedWriter {
     uint32_t crc = 0;
     for (uint64_t done = 0; done < segment.nbytes;) {
       const uint64_t nbytes = std::min(kCacheNbytes, segment.nbytes - done);
+      const ReadGate::Reading reading(options_.gate);
       if (options_.compute_crc32) {
         const ProfiledStep step("statedict_io::crc32");
         crc = crc32(crc, source + done, nbytes);
       }
       put(buffered_, segment.file_offset + done, source + done, nbytes);
+      if (done == 0) tell_first_bytes(segment.strip, segment.strip_offset, source, nbytes);
       done += nbytes;
     }
-    report(segment, source, crc);
+    report(segment, crc);
   }
 
   void report(const Segment& segment, const char* bytes, uint32_t crc) {
-    crcs_[segment.strip].fetch_xor(crc32_shift(crc, segment.nbytes_after));
+    report(segment, crc);
     tell_first_bytes(segment.strip, segment.strip_offset, bytes, segment.nbytes);
+  }
+
+  void report(const Segment& segment, uint32_t crc) {
+    crcs_[segment.strip].fetch_xor(crc32_shift(crc, segment.nbytes_after));
   }
 
   // --- short rows
@@ -278,12 +287,15 @@ class StripWrite final : public StagedWriter {
     const uint64_t strip_offset = task.first_row * strip.row_nbytes;
     const uint64_t nbytes = task.num_rows * strip.row_nbytes;
     const char* const bytes = strip.data != nullptr ? strip.data + strip_offset : slot;
-    tell_first_bytes(task.first, strip_offset, bytes, nbytes);
     uint32_t crc = 0;  // of the rows so far, with zeros between them
     for (uint64_t row = 0; row < task.num_rows; ++row) {
       const char* const source = bytes + row * strip.row_nbytes;
-      if (options_.compute_crc32) {
-        crc = crc32_shift(crc, strip.file_pitch) ^ crc32(0, source, strip.row_nbytes);
+      {
+        const ReadGate::Reading reading(options_.gate);
+        tell_first_bytes(task.first, strip_offset + row * strip.row_nbytes, source, strip.row_nbytes);
+        if (options_.compute_crc32) {
+          crc = crc32_shift(crc, strip.file_pitch) ^ crc32(0, source, strip.row_nbytes);
+        }
       }
       put(buffered_, strip.file_offset + (task.first_row + row) * strip.file_pitch, source, strip.row_nbytes);
       if (row % kRowsBetweenLooks == 0 && !writes_.go_on()) return 0;

@@ -11,6 +11,7 @@
 
 #include "file/positional_sink.h"
 #include "pipeline/payload.h"
+#include "pipeline/read_gate.h"
 #include "pipeline/worker_threads.h"
 
 namespace sdio {
@@ -37,6 +38,7 @@ struct StripOptions {
   bool compute_crc32 = true;
   size_t num_writers = 0;    // at once; 0: chosen from the sinks and the machine
   size_t region_nbytes = 0;  // 0: chosen from the strips; at most kSlotNbytes, a multiple of 64 KiB
+  ReadGate* gate = nullptr;  // passed while `data` of strips is read; null where nothing moves it
 };
 
 // Returns one result a strip. `direct` and `buffered` are two descriptions of one open file, so that one can write past
