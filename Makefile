@@ -84,7 +84,7 @@ bench: $(VENV)/.bench
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	rm -f statedict_io/_native*.so statedict_io/_build_info.py $(VENV)/.installed
+	rm -f statedict_io/_core*.so statedict_io/_torch_*.so $(VENV)/.installed
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean

@@ -1,16 +1,17 @@
-"""Builds statedict_io: pure Python, plus the native extension where torch and a C++ compiler are found.
+"""Builds statedict_io: Python, plus the compiled modules that docs/native-modules.md describes.
 
-CMakeLists.txt describes the native build; this file finds torch, runs CMake, and decides what kind of wheel results.
+CMakeLists.txt describes the native build; this file finds a compiler and torch, runs CMake, and decides what kind of
+wheel results. _core needs a C++ compiler alone. _torch_<release> is built as well where headers of a torch are found.
 torch is never a build requirement: pip would download one, perhaps of another version than the one that will load the
-extension. It is looked for in the environment that is being installed into instead, and never imported.
+module. It is looked for in the environment that is being installed into instead, and never imported.
 
 Environment variables:
   STATEDICT_IO_BUILD      auto (default): native where possible, else pure with a notice.
-                          native: fail where the extension cannot be built. pure: never build it.
-  STATEDICT_IO_TORCH_DIR  the torch package directory to build for, where it cannot be found by itself.
+                          native: fail where _core, or _torch for a torch that is there, cannot be built.
+                          pure: build neither.
+  STATEDICT_IO_TORCH_DIR  the torch package directories to build a _torch module for, separated as in PATH, where none
+                          can be found by itself, or for several releases. Empty: for none.
   STATEDICT_IO_WERROR     1: compiler warnings are errors.
-  STATEDICT_IO_LABEL      1: the version says which torch the extension is for, as in 0.1.0+torch2.13. For wheels that
-                          are built for several: their files need names that differ.
 """
 
 from __future__ import annotations
@@ -32,30 +33,31 @@ from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
-from setuptools.command.egg_info import egg_info
 from setuptools.errors import CompileError, SetupError
 
 ROOT = Path(__file__).resolve().parent
 PACKAGE = "statedict_io"
+CORE = "_core"
 EXT_SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 OLDEST_TORCH = (2, 6)
 FAILURE_TAIL_LINES = 40
 
 
 class CannotBuildNative(Exception):
-    """Why this machine or environment gets no extension."""
+    """Why this machine or environment gets no compiled module, or none for its torch."""
 
 
 class Torch(NamedTuple):
     directory: Path
     version: str
 
+    @property
+    def module(self) -> str:
+        return "_torch_{}_{}".format(*re.findall(r"\d+", self.version)[:2])
+
 
 def torch_directories() -> Iterator[Path]:
     """Where torch may be installed, the likeliest place first."""
-    if explicit := os.environ.get("STATEDICT_IO_TORCH_DIR"):
-        yield Path(explicit)
-        return
     # Importable where the build is not isolated; find_spec does not run torch/__init__.py.
     spec = find_spec("torch")
     if spec is not None and spec.origin:
@@ -81,13 +83,25 @@ def _venv_sees_system_packages() -> bool:
     )
 
 
-def find_torch() -> Torch:
+def find_torches() -> list[Torch]:
+    """Those to build a _torch module for."""
+    explicit = os.environ.get("STATEDICT_IO_TORCH_DIR")
+    if explicit is not None:
+        return [torch_in(Path(directory)) for directory in explicit.split(os.pathsep) if directory]
     searched = list(dict.fromkeys(torch_directories()))
     for directory in searched:
-        if (directory / "version.py").is_file():
-            break
-    else:
-        raise CannotBuildNative("no torch was found at " + ", ".join(map(str, searched)))
+        if not (directory / "version.py").is_file():
+            continue
+        torch = torch_in(directory)
+        if not (directory / f"_C{EXT_SUFFIX}").is_file():
+            raise CannotBuildNative(f"torch {torch.version} at {directory} is not for this Python (no _C{EXT_SUFFIX})")
+        return [torch]
+    raise CannotBuildNative("no torch was found at " + ", ".join(map(str, searched)))
+
+
+def torch_in(directory: Path) -> Torch:
+    if not (directory / "version.py").is_file():
+        raise CannotBuildNative(f"there is no torch at {directory}")
     match = re.search(
         r"""^__version__\b[^=\n]*=\s*["']([^"']+)["']""", (directory / "version.py").read_text(), re.MULTILINE
     )
@@ -96,8 +110,6 @@ def find_torch() -> Torch:
     version = match.group(1)
     if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST_TORCH:
         raise CannotBuildNative(f"torch {version} at {directory} is older than {'.'.join(map(str, OLDEST_TORCH))}")
-    if not (directory / f"_C{EXT_SUFFIX}").is_file():
-        raise CannotBuildNative(f"torch {version} at {directory} is not for this Python (no _C{EXT_SUFFIX})")
     if not (directory / "include" / "torch" / "csrc").is_dir():
         raise CannotBuildNative(f"torch {version} at {directory} came without its C++ headers")
     return Torch(directory, version)
@@ -105,23 +117,30 @@ def find_torch() -> Torch:
 
 def check_platform() -> None:
     if sys.platform == "win32":
-        raise CannotBuildNative("the extension has not been ported to Windows")
+        raise CannotBuildNative("the compiled modules have not been ported to Windows")
     if not os.environ.get("CXX") and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         raise CannotBuildNative("no C++ compiler was found (set CXX, or install g++ or clang++)")
 
 
-def print_notice(cause: str) -> None:
+def print_notice(cause: str, module: str) -> None:
     rule = "=" * 100
+    if module == CORE:
+        consequence = """statedict_io is being installed WITHOUT its native extension.
+
+It will work in pure Python (same bytes, same guarantees, slower) wherever torch can be imported;
+statedict_io.backend_info() says which backend is active. For the fast one, install a C++ compiler, then"""
+    else:
+        consequence = f"""statedict_io is being installed WITHOUT {module}.
+
+What it does in host memory is as fast; devices are served through torch's Python API. For the faster way, install
+torch and a C++ compiler, then"""
     print(
         f"""
 {rule}
-statedict_io is being installed WITHOUT its native extension.
+{consequence}
+    STATEDICT_IO_BUILD=native pip install --force-reinstall --no-deps --no-cache-dir <what you installed>
 
 Cause: {cause}
-
-It will work through its fallback (same bytes, same guarantees, slower) wherever torch can be imported;
-statedict_io.backend_info() says which backend is active. For the fast one, install torch and a C++ compiler, then
-    STATEDICT_IO_BUILD=native pip install --force-reinstall --no-deps --no-cache-dir <what you installed>
 {rule}
 """,
         file=sys.stderr,
@@ -148,32 +167,43 @@ def find_program(name: str) -> str | None:
     return shutil.which(name) or shutil.which(name, path=sysconfig.get_path("scripts"))
 
 
-class BuildExtWithCMake(build_ext):
-    """Builds statedict_io._native, and the _build_info.py that belongs to it, by running CMake."""
+class ModuleExtension(Extension):
+    """A module that CMake builds; CMakeLists.txt lists the sources."""
 
-    def build_extension(self, ext: Extension) -> None:
+    def __init__(self, module: str, torch: Torch | None, optional: bool) -> None:
+        super().__init__(f"{PACKAGE}.{module}", sources=[], optional=optional)
+        self.module = module
+        self.torch = torch
+
+
+class BuildExtWithCMake(build_ext):
+    """Builds each module by running CMake."""
+
+    def build_extension(self, ext: ModuleExtension) -> None:
         try:
             self._build(ext)
         except CompileError as error:
             if not ext.optional:
                 raise
-            print_notice(f"the extension could not be built: {error}")
+            print_notice(f"it could not be built: {error}", ext.module)
             # setuptools goes on without an optional extension; BdistWheelOfWhatWasBuilt then makes the wheel pure.
             raise CompileError("see the notice above") from None
 
-    def _build(self, ext: Extension) -> None:
-        torch = find_torch()
+    def _build(self, ext: ModuleExtension) -> None:
         cmake, ninja = find_program("cmake"), find_program("ninja")
         if cmake is None:
             raise CompileError("cmake was not found; `pip install cmake ninja`, or build with isolation")
         # Not build_temp: an editable install would start from nothing each time. One directory per torch, because the
         # headers of another one need not be newer than the objects.
-        build_directory = ROOT / "build" / f"native-{sysconfig.get_config_var('SOABI')}-torch-{torch.version}"
+        name = f"native-{sysconfig.get_config_var('SOABI')}"
+        build_directory = ROOT / "build" / (name if ext.torch is None else f"{name}-torch-{ext.torch.version}")
         configure: list[str | Path] = [cmake, "-S", ROOT, "-B", build_directory]
         configure += [
             "-DCMAKE_BUILD_TYPE=Release",
+            "-DSDIO_BUILD_EXTENSION=ON",
             f"-DPython_EXECUTABLE={sys.executable}",
-            f"-DTORCH_DIR={torch.directory}",
+            f"-DTORCH_DIR={ext.torch.directory if ext.torch is not None else ''}",
+            f"-Dpybind11_DIR={pybind11_directory()}",
             f"-DCMAKE_COMPILE_WARNING_AS_ERROR={'ON' if os.environ.get('STATEDICT_IO_WERROR') == '1' else 'OFF'}",
         ]
         if ninja is not None:
@@ -187,19 +217,18 @@ class BuildExtWithCMake(build_ext):
                 raise
             shutil.rmtree(build_directory)
             run_and_keep_tail(configure)
-        run_and_keep_tail([cmake, "--build", build_directory, "--target", "_native"])
-        run_and_keep_tail([cmake, "--install", build_directory, "--strip", "--prefix", self.build_lib])
+        run_and_keep_tail([cmake, "--build", build_directory, "--target", ext.module])
+        run_and_keep_tail(
+            [cmake, "--install", build_directory, "--strip", "--prefix", self.build_lib, "--component", ext.module]
+        )
 
-    def _build_info(self) -> Path:
-        return Path(self.build_lib) / PACKAGE / "_build_info.py"
 
-    def get_outputs(self) -> list[str]:
-        return [*super().get_outputs(), str(self._build_info())]
-
-    def copy_extensions_to_source(self) -> None:
-        super().copy_extensions_to_source()
-        if self._build_info().is_file():
-            shutil.copy2(self._build_info(), ROOT / PACKAGE)
+def pybind11_directory() -> str:
+    try:
+        import pybind11
+    except ImportError:
+        raise CompileError("pybind11 was not found; `pip install pybind11`, or build with isolation") from None
+    return pybind11.get_cmake_dir()
 
 
 class BuildPyFresh(build_py):
@@ -209,41 +238,32 @@ class BuildPyFresh(build_py):
         if why_pure:
             if build_mode == "native":
                 raise SetupError(f"STATEDICT_IO_BUILD=native, but {why_pure}")
-            print_notice(why_pure)
+            print_notice(why_pure, CORE)
+        if why_without_torch and not why_pure:
+            if build_mode == "native" and os.environ.get("STATEDICT_IO_TORCH_DIR"):
+                raise SetupError(f"STATEDICT_IO_BUILD=native, but {why_without_torch}")
+            print_notice(why_without_torch, "_torch")
         if self.editable_mode:
-            # An extension from an earlier build must not pass for the result of this one, which may have none.
-            for stale in (f"_native{EXT_SUFFIX}", "_build_info.py"):
-                (ROOT / PACKAGE / stale).unlink(missing_ok=True)
+            # A module from an earlier build must not pass for the result of this one, which may have none.
+            for pattern in (CORE, "_torch_*"):
+                for stale in (ROOT / PACKAGE).glob(f"{pattern}{EXT_SUFFIX}"):
+                    stale.unlink()
         else:
             shutil.rmtree(Path(self.build_lib) / PACKAGE, ignore_errors=True)
         super().run()
 
-    def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
-        # _build_info.py next to the sources belongs to an extension built in place, not to this wheel.
-        return [found for found in super().find_package_modules(package, package_dir) if found[1] != "_build_info"]
-
 
 class BdistWheelOfWhatWasBuilt(bdist_wheel):
-    """Tags the wheel by whether the extension was built, not by whether it was going to be."""
+    """Tags the wheel by whether a module was built, not by whether one was going to be."""
 
     def run(self) -> None:
         self.run_command("build")
         if self.distribution.has_ext_modules():
             build = self.get_finalized_command("build_ext")
-            if not all(Path(build.get_ext_fullpath(ext.name)).is_file() for ext in self.distribution.ext_modules):
+            if not any(Path(build.get_ext_fullpath(ext.name)).is_file() for ext in self.distribution.ext_modules):
                 self.distribution.ext_modules = []
                 self.root_is_pure = True
         super().run()
-
-
-class EggInfoWithLabel(egg_info):
-    """Adds what STATEDICT_IO_LABEL asks for to the version."""
-
-    def finalize_options(self) -> None:
-        if os.environ.get("STATEDICT_IO_LABEL") == "1" and not why_pure:
-            release = ".".join(re.findall(r"\d+", find_torch().version)[:2])
-            self.tag_build = f"+torch{release}"
-        super().finalize_options()
 
 
 build_mode = os.environ.get("STATEDICT_IO_BUILD", "auto")
@@ -251,21 +271,24 @@ if build_mode not in ("auto", "native", "pure"):
     raise SystemExit(f"STATEDICT_IO_BUILD must be auto, native or pure, not {build_mode!r}")
 
 why_pure = "STATEDICT_IO_BUILD=pure asks for it." if build_mode == "pure" else None
+why_without_torch = None
+modules: list[ModuleExtension] = []
 if why_pure is None:
     try:
-        find_torch()
         check_platform()
     except CannotBuildNative as reason:
         why_pure = str(reason)
+    else:
+        # Optional: without them the package still works.
+        modules.append(ModuleExtension(CORE, None, optional=build_mode == "auto"))
+        try:
+            torches = find_torches()
+            modules += [ModuleExtension(torch.module, torch, optional=build_mode == "auto") for torch in torches]
+        except CannotBuildNative as reason:
+            why_without_torch = str(reason)
 
 
 setup(
-    # CMakeLists.txt lists the sources. Optional: without it the package still works.
-    ext_modules=[] if why_pure else [Extension(f"{PACKAGE}._native", sources=[], optional=build_mode == "auto")],
-    cmdclass={
-        "bdist_wheel": BdistWheelOfWhatWasBuilt,
-        "build_ext": BuildExtWithCMake,
-        "build_py": BuildPyFresh,
-        "egg_info": EggInfoWithLabel,
-    },
+    ext_modules=modules,
+    cmdclass={"bdist_wheel": BdistWheelOfWhatWasBuilt, "build_ext": BuildExtWithCMake, "build_py": BuildPyFresh},
 )

@@ -4,7 +4,8 @@
 # header or a library. The core libraries and headers of every torch serve.
 #
 # Defines the targets torch::core (c10, torch_cpu) and torch::python (the same, and torch_python, for code that handles
-# Python objects), and the variables SDIO_TORCH_VERSION, SDIO_TORCH_CXX11_ABI (True or False).
+# Python objects), and the variables SDIO_TORCH_VERSION, SDIO_TORCH_CXX11_ABI (True or False) and
+# SDIO_TORCH_CXX_STANDARD, which its headers need.
 
 if(NOT EXISTS "${TORCH_DIR}/version.py" OR NOT IS_DIRECTORY "${TORCH_DIR}/include")
   message(FATAL_ERROR "TORCH_DIR='${TORCH_DIR}' is not the directory of an installed torch")
@@ -34,7 +35,14 @@ else()
   set(SDIO_TORCH_CXX11_ABI False)
 endif()
 
+if(SDIO_TORCH_VERSION VERSION_GREATER_EQUAL 2.14)
+  set(SDIO_TORCH_CXX_STANDARD 20)
+else()
+  set(SDIO_TORCH_CXX_STANDARD 17)
+endif()
+
 add_library(torch::core INTERFACE IMPORTED)
+target_compile_definitions(torch::core INTERFACE _GLIBCXX_USE_CXX11_ABI=$<BOOL:${SDIO_TORCH_CXX11_ABI}>)
 # Headers of an imported target are system headers: warnings in them are not ours.
 target_include_directories(torch::core INTERFACE "${TORCH_DIR}/include" "${TORCH_DIR}/include/torch/csrc/api/include")
 target_link_libraries(torch::core INTERFACE torch::c10 torch::torch_cpu)

@@ -16,9 +16,9 @@ from email.message import Message
 from email.parser import HeaderParser
 from pathlib import Path
 
-ALWAYS = ("statedict_io/__init__.py", "statedict_io/py.typed", "statedict_io/_native.pyi")
-EXTENSION = re.compile(r"statedict_io/_native\.[^/]*\.so")
-BUILD_INFO = "statedict_io/_build_info.py"
+ALWAYS = ("statedict_io/__init__.py", "statedict_io/py.typed", "statedict_io/_core.pyi")
+CORE = re.compile(r"statedict_io/_core\.[^/]*\.so")
+EXTENSION = re.compile(r"statedict_io/_(core|torch_\d+_\d+)\.[^/]*\.so")
 DIST_INFO = re.compile(r"statedict_io-[^/]*\.dist-info/")
 # Of all platforms: what a build or a test leaves behind, and what only a build needs.
 DOES_NOT_BELONG = re.compile(r"(^|/)(tests?|build|__pycache__)/|(^|/)(test_[^/]*|conftest)\.py$|\.(cpp|h|o|a|pyc|pt)$")
@@ -120,18 +120,16 @@ def problems_of_wheel(path: Path, kind: str) -> list[str]:
         extensions = [name for name in names if EXTENSION.fullmatch(name)]
         is_pure_tag = path.name.endswith("-py3-none-any.whl")
         if kind == "native":
-            if len(extensions) != 1:
-                problems.append(f"one extension expected, found {extensions}")
+            if len([name for name in extensions if CORE.fullmatch(name)]) != 1:
+                problems.append(f"one _core expected, found {extensions}")
             contents = [wheel.read(name) for name in extensions]
             for content in contents:
                 problems += problems_of_extension(content) + problems_of_stripped(content)
             problems += problems_of_tag(path, contents)
-            if BUILD_INFO not in names:
-                problems.append(f"{BUILD_INFO} is missing")
             if is_pure_tag:
                 problems.append("the extension is in a wheel tagged for every platform")
         else:
-            problems += [f"{name} is in a pure wheel" for name in (*extensions, BUILD_INFO) if name in names]
+            problems += [f"{name} is in a pure wheel" for name in extensions]
             if not is_pure_tag:
                 problems.append("a pure wheel must be tagged py3-none-any")
     return problems

@@ -16,8 +16,8 @@ if command -v ninja >/dev/null; then
     generator=(-G Ninja "-DCMAKE_MAKE_PROGRAM=$(command -v ninja)")
 fi
 torch=(-DTORCH_DIR=)
-if [[ -n "${TORCH_DIR:-}" ]] && compgen -G 'tests/cpp/staging*_test.cpp' >/dev/null; then
-    torch=("-DTORCH_DIR=$TORCH_DIR" -DSDIO_BUILD_EXTENSION=OFF)
+if [[ -n "${TORCH_DIR:-}" ]] && compgen -G 'tests/cpp/torch*_test.cpp' >/dev/null; then
+    torch=("-DTORCH_DIR=$TORCH_DIR")
 fi
 
 cmake -S . -B "$build_dir" "${generator[@]}" "${torch[@]}" -DSDIO_BUILD_TESTS=ON "$@"

@@ -35,13 +35,14 @@ if command -v ninja >/dev/null; then
 fi
 cmake -S . -B "$build_dir" "${generator[@]}" "-DTORCH_DIR=$TORCH_DIR" "-DPython_EXECUTABLE=$python" \
     -DSDIO_BUILD_EXTENSION=ON "$@" >/dev/null
-cmake --build "$build_dir" --target _native
+release=$("$python" -c 'import torch; print("{}_{}".format(*torch.__version__.split(".")[:2]))')
+cmake --build "$build_dir" --target _core "_torch_$release"
 
 rm -rf "$tree/statedict_io" "$tree/tests" "$reports"
 mkdir -p "$tree" "$reports"
 cp -r statedict_io tests pyproject.toml docs csrc "$tree"
-rm -f "$tree"/statedict_io/_native*.so "$tree"/statedict_io/_build_info.py
-cp "$build_dir"/_native*.so "$build_dir"/_build_info.py "$tree/statedict_io"
+rm -f "$tree"/statedict_io/_core*.so "$tree"/statedict_io/_torch_*.so
+cp "$build_dir"/_core*.so "$build_dir"/_torch_*.so "$tree/statedict_io"
 
 cd "$tree"
 export PYTHONPATH=$tree:$tree/tests STATEDICT_IO_REQUIRE_NATIVE=1
@@ -109,5 +110,5 @@ else
         -k 'quick-native and not async' || status=$?
     wait $! || status=$?
 fi
-"$python" "$scripts/sanitizer_reports.py" "$reports" _native || status=$?
+"$python" "$scripts/sanitizer_reports.py" "$reports" statedict_io/_ || status=$?
 exit $status

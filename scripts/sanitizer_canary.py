@@ -12,21 +12,21 @@ import sys
 
 
 def read_past_the_end(nbytes):
-    from statedict_io import _native
+    from statedict_io import _core
 
     libc = ctypes.CDLL(None)
     libc.malloc.restype = ctypes.c_void_p
     block = libc.malloc(nbytes)
-    _native.crc32((ctypes.c_char * (2 * nbytes)).from_address(block))
+    _core.crc32((ctypes.c_char * (2 * nbytes)).from_address(block))
 
 
 def main(tree, reports):
     import torch  # noqa: F401 - the extension's libraries
 
-    from statedict_io import _native, backends
+    from statedict_io import _core, backends
 
     assert backends.backend_info().name == "native", backends.backend_info()
-    assert pathlib.Path(_native.__file__).parent == pathlib.Path(tree, "statedict_io"), _native.__file__
+    assert pathlib.Path(_core.__file__).parent == pathlib.Path(tree, "statedict_io"), _core.__file__
     died = subprocess.run([sys.executable, __file__, "read past the end"], check=False, capture_output=True, text=True)
     written = [path for path in pathlib.Path(reports).iterdir() if "heap-buffer-overflow" in path.read_text()]
     assert died.returncode != 0 and len(written) == 1, f"a planted overflow was not reported: {died}"
@@ -34,7 +34,7 @@ def main(tree, reports):
     assert "crc32" in report, report
     for path in pathlib.Path(reports).iterdir():
         path.unlink()
-    print(f"a planted overflow in {_native.__file__} was reported")
+    print(f"a planted overflow in {_core.__file__} was reported")
 
 
 if __name__ == "__main__":

@@ -73,6 +73,13 @@ def require_native():
         pytest.skip(f"no native backend: {info.reason}")
 
 
+def require_torch_module():
+    """Skips where ``_core`` does without a module for this torch."""
+    require_native()
+    if sio.backend_info().built_for_torch is None:
+        pytest.skip("no _torch module for this torch")
+
+
 def require_package(name):
     """Skips, or fails where what plugs into other libraries is promised to be tested, when one is missing."""
     if importlib.util.find_spec(name) is None:

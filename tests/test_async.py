@@ -378,9 +378,9 @@ def test_signals_at_any_moment_of_the_call_leave_nothing_in_flight(tmp_path, bac
 
 def pool_nbytes(backend):
     if backend == "native":
-        from statedict_io import _native
+        from statedict_io import _core
 
-        return _native.snapshot_pool_nbytes()
+        return _core.snapshot_pool_nbytes()
     from statedict_io.backends import arenas
 
     return arenas._nbytes

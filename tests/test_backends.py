@@ -85,7 +85,11 @@ def assert_falls_back(found, tmp_path, *causes):
 
 
 def extension_files(package):
-    return [path for path in package.iterdir() if path.name.startswith("_native.") and path.suffix in (".so", ".pyd")]
+    return [path for path in package.iterdir() if path.name.startswith("_core.") and path.suffix in (".so", ".pyd")]
+
+
+def torch_module_files(package):
+    return [path for path in package.iterdir() if path.name.startswith("_torch_") and path.suffix in (".so", ".pyd")]
 
 
 def test_backend_info_tells_what_auto_uses():
@@ -94,7 +98,8 @@ def test_backend_info_tells_what_auto_uses():
     assert info.torch == TORCH
     assert isinstance(info.reason, str) and info.reason
     if info.name == "native":
-        assert info.built_for_torch.split("+")[0].split(".")[:2] == TORCH.split("+")[0].split(".")[:2]
+        if info.built_for_torch is not None:
+            assert info.built_for_torch.split("+")[0].split(".")[:2] == TORCH.split("+")[0].split(".")[:2]
         assert isinstance(info.simd, str) and info.simd
 
 
@@ -133,44 +138,52 @@ def resaved(tmp_path, name):
     return directory / "model.pt"
 
 
-def test_without_the_extension_and_its_build_record(copied, tmp_path):
-    for path in [*extension_files(copied), copied / "_build_info.py"]:
-        path.unlink(missing_ok=True)
-    found = probe(copied, tmp_path)
-    assert found["built_for_torch"] is None and found["simd"] is None
-    assert_falls_back(found, tmp_path, "no compiled extension")
-
-
-def test_with_a_build_record_but_no_extension(copied, tmp_path):
-    require_native()
+def test_without_the_extension(copied, tmp_path):
     for path in extension_files(copied):
         path.unlink()
-    assert_falls_back(probe(copied, tmp_path), tmp_path, "_native")
+    found = probe(copied, tmp_path)
+    assert found["built_for_torch"] is None and found["simd"] is None
+    assert_falls_back(found, tmp_path, "no compiled")
 
 
 def test_with_an_extension_that_cannot_be_loaded(copied, tmp_path):
     require_native()
     for path in extension_files(copied):
         path.write_bytes(b"not a shared library" * 100)
-    assert_falls_back(probe(copied, tmp_path), tmp_path, "_native")
+    assert_falls_back(probe(copied, tmp_path), tmp_path, "_core")
 
 
-@pytest.mark.parametrize("other", ["2.5.1", "2.130.0+cu130"])
-def test_an_extension_built_for_another_torch(other, copied, tmp_path):
+def test_without_a_module_for_this_torch(copied, tmp_path):
     require_native()
-    record = copied / "_build_info.py"
-    text, changed = re.subn(r'^TORCH_VERSION = ".*"', f'TORCH_VERSION = "{other}"', record.read_text(), flags=re.M)
-    assert changed == 1
-    record.write_text(text)
+    for path in torch_module_files(copied):
+        path.rename(path.with_name(path.name.replace("_torch_", "_torch_9")))
     found = probe(copied, tmp_path)
-    assert found["built_for_torch"] == other
-    assert_falls_back(found, tmp_path, other, TORCH)
+    assert found["built_for_torch"] is None and found["simd"] is not None
+    assert (found["name"], found["auto"], found["native"], found["torch"]) == ("native", "saved", "saved", "saved")
+    assert_same_bytes(*(resaved(tmp_path, name) for name in ("native", "torch")))
 
 
-@pytest.mark.parametrize("damage", ["TORCH_VERSION = None\n", "syntax error(\n"], ids=["nothing", "nonsense"])
-def test_backend_info_never_raises_whatever_the_build_record_holds(damage, copied, tmp_path):
-    (copied / "_build_info.py").write_text(damage)
-    assert_falls_back(probe(copied, tmp_path), tmp_path)
+def test_the_core_needs_no_torch(tmp_path):
+    require_native()
+    (core,) = extension_files(PACKAGE)
+    program = f"""
+import importlib.machinery, importlib.util, json, sys, zlib
+loader = importlib.machinery.ExtensionFileLoader("_core", {str(core)!r})
+core = importlib.util.module_from_spec(importlib.util.spec_from_loader("_core", loader))
+loader.exec_module(core)
+assert core.crc32(b"abc") == zlib.crc32(b"abc")
+assert "torch" not in sys.modules and importlib.util.find_spec("torch") is None
+try:
+    core.Archive("archive", [], [], [], alignment=64, compute_crc32=True)
+    core.ArchiveReader(0)
+except ValueError:
+    print(json.dumps("done"))
+"""
+    done = subprocess.run([sys.executable, "-S", "-I", "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    if nm := shutil.which("nm"):
+        symbols = subprocess.run([nm, "-D", core], capture_output=True, text=True, check=True).stdout
+        assert re.findall(r"\S*(?:3c10\d|[NKRPZ]2at\d|torch|THP)\S*", symbols) == []
 
 
 SETTINGS = """

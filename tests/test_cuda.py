@@ -70,13 +70,13 @@ def test_waits_for_work_on_the_current_stream(tmp_path, backend, own_stream):
 
 def test_later_saves_pin_no_more_memory(tmp_path):
     require_native()
-    from statedict_io import _native
+    from statedict_io import _core
 
     obj = {"weight": random_on("cuda", 100 << 20)}
     sio.save(obj, tmp_path / "model.pt", backend="native")
-    before = _native.num_slots_allocated()
+    before = _core.num_slots_allocated()
     sio.save(obj, tmp_path / "model.pt", backend="native")
-    assert _native.num_slots_allocated() == before
+    assert _core.num_slots_allocated() == before
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")

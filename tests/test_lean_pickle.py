@@ -16,9 +16,9 @@ from equality import difference
 @pytest.fixture
 def lean():
     require_native()
-    from statedict_io import _native
+    from statedict_io import _core
 
-    return _native.without_unused_puts
+    return _core.without_unused_puts
 
 
 def data_pkl(obj):
@@ -41,9 +41,9 @@ def test_the_stream_of_a_state_dict_shrinks_to_what_pickletools_makes_of_it(lean
 
 def abridged(data):
     require_native()
-    from statedict_io import _native
+    from statedict_io import _core
 
-    return _native.abridged_pickle(data)
+    return _core.abridged_pickle(data)
 
 
 def test_all_plain_tensors_but_the_first_of_a_kind_are_taken_out():

@@ -6,7 +6,7 @@ import os
 
 import pytest
 import torch
-from conftest import require_native
+from conftest import require_torch_module
 from oracle import names_in
 
 import statedict_io as sio
@@ -142,7 +142,7 @@ def test_a_save_within_a_callback_does_not_let_go_of_the_storage(tmp_path):
             sio.save(tensor, tmp_path / "inner.pt", backend="native")
             assert not tensor.untyped_storage().resizable()
 
-    require_native()
+    require_torch_module()
     sio.save(tensor, tmp_path / "outer.pt", backend="native", progress=callback)
     assert calls and tensor.untyped_storage().resizable()
     assert (tmp_path / "inner.pt").stat().st_size == (tmp_path / "outer.pt").stat().st_size

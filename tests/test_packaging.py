@@ -137,7 +137,7 @@ class TestCheckWheel:
         {
             "statedict_io/__init__.py": "",
             "statedict_io/py.typed": "",
-            "statedict_io/_native.pyi": "",
+            "statedict_io/_core.pyi": "",
             "statedict_io-0.1.0.dist-info/METADATA": (
                 "Metadata-Version: 2.4\nName: statedict-io\nVersion: 0.1.0\nSummary: A fast, durable drop-in\n"
                 "Requires-Python: >=3.10\nRequires-Dist: tqdm; extra == 'progress'\n\nThe README.\n"
@@ -163,15 +163,14 @@ class TestCheckWheel:
         "files, problem",
         [
             ({"statedict_io/py.typed": None}, "py.typed is missing"),
-            ({"statedict_io/_native.pyi": None}, "_native.pyi is missing"),
+            ({"statedict_io/_core.pyi": None}, "_core.pyi is missing"),
             ({"statedict_io-0.1.0.dist-info/licenses/LICENSE": None}, "license is missing"),
             ({"tests/test_targets.py": ""}, "tests/test_targets.py does not belong"),
             ({"statedict_io/tests/case.py": ""}, "does not belong"),
             ({"statedict_io/test_saving.py": ""}, "does not belong"),
             ({"statedict_io/checksum.cpp": ""}, "does not belong"),
             ({"statedict_io_other/__init__.py": ""}, "does not belong"),
-            ({"statedict_io/_native.cpython-311-x86_64-linux-gnu.so": ""}, "in a pure wheel"),
-            ({"statedict_io/_build_info.py": ""}, "in a pure wheel"),
+            ({"statedict_io/_core.cpython-311-x86_64-linux-gnu.so": ""}, "in a pure wheel"),
             ({"statedict_io/weights.bin": "x" * (2 << 20)}, "over 1048576"),
             ({METADATA: SOUND[METADATA].replace("tqdm; extra == 'progress'", "torch")}, "requires ['torch']"),
             ({METADATA: SOUND[METADATA].replace("Requires-Python: >=3.10\n", "")}, "which Python"),
@@ -213,7 +212,7 @@ class TestCheckWheel:
 @pytest.mark.skipif(not shutil.which("readelf"), reason="needs readelf")
 def test_the_extension_in_use_asks_for_nothing_of_this_machine() -> None:
     require_native()
-    extension = Path(importlib.import_module("statedict_io._native").__file__).read_bytes()
+    extension = Path(importlib.import_module("statedict_io._core").__file__).read_bytes()
     check = script("check_wheel")
     assert check.problems_of_extension(extension) == []
     assert (2, 14) <= check.glibc_level(extension) < (3, 0)

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 import torch
-from conftest import require_native
+from conftest import require_torch_module
 from oracle import assert_same_bytes, two_directories
 from torch.profiler import ProfilerActivity, profile
 
@@ -16,7 +16,7 @@ NBYTES = 24 << 20
 
 @pytest.fixture(autouse=True)
 def native():
-    require_native()
+    require_torch_module()
 
 
 @pytest.fixture(scope="module")

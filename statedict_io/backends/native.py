@@ -15,6 +15,7 @@ from ..pickling import NativeTables
 from ..processes import in_forked_child
 from ..progress import ProgressCallback
 from ..proofs import is_shortage
+from . import torch_access
 from .native_reader import NativeReader
 from .protocol import Contents, LeanPickle, Strip, TensorCall
 from .strips import opened
@@ -48,31 +49,25 @@ def load() -> tuple[ModuleType | None, str, str | None]:
 def _try_to_load() -> tuple[bool, tuple[ModuleType | None, str, str | None]]:
     """(whether it failed for want of something, as :func:`load`)."""
     try:
-        built_for = str(importlib.import_module("statedict_io._build_info").TORCH_VERSION)
+        core = importlib.import_module("statedict_io._core")
+        core.use_torch_access(torch_access)
     except ModuleNotFoundError:
         return False, (None, f"this installation has no compiled extension; to build it: {_REBUILD}", None)
-    except Exception as e:
-        shortage = is_shortage(e)
-        cure = "" if shortage else f"; to rebuild it: {_REBUILD}"
-        return shortage, (None, f"the extension's build record cannot be read ({e}){cure}", None)
-    if _release(built_for) != _release(torch.__version__):
-        reason = (
-            f"the extension was built for torch {built_for}, found torch {torch.__version__}; to rebuild it: {_REBUILD}"
-        )
-        return False, (None, reason, built_for)
-    try:
-        extension = importlib.import_module("statedict_io._native")
     except Exception as e:  # a damaged file can raise nearly anything
         shortage = is_shortage(e)
         cure = "" if shortage else f"; to rebuild it: {_REBUILD}"
-        return shortage, (None, f"the extension cannot be loaded: {e}{cure}", built_for)
-    return False, (extension, f"the extension was built for torch {built_for}", built_for)
-
-
-def _release(version: str) -> list[str]:
-    """Major and minor: torch's C++ interface is stable within a minor release, and a build against the CPU libraries
-    serves all devices."""
-    return version.split("+")[0].split(".")[:2]
+        return shortage, (None, f"the extension cannot be loaded: {e}{cure}", None)
+    # Major and minor: torch's C++ interface is stable within a minor release, and a build against the CPU libraries
+    # serves all devices.
+    name = "_torch_{}_{}".format(*torch.__version__.split(".")[:2])
+    try:
+        for_torch = importlib.import_module(f"statedict_io.{name}")
+        core.use_torch_functions(for_torch.functions)
+    except ModuleNotFoundError:
+        return False, (core, f"_core is in use; there is no {name}", None)
+    except Exception as e:
+        return is_shortage(e), (core, f"_core is in use; {name} cannot be: {e}", None)
+    return False, (core, f"_core and {name} are in use", for_torch.built_for)
 
 
 class NativeArchive:

@@ -255,12 +255,12 @@ def test_async_later_saves_allocate_nothing(tmp_path, standin, way):  # noqa: F8
     state = [random_bytes(20 * MIB, 0).to("standin:0"), random_bytes(20 * MIB, 1)]
     with late(standin, 20_000):
         sio.save_async(state, tmp_path / "model.pt", **way).result()
-    from statedict_io import _native
+    from statedict_io import _core
 
-    pool, pinned = _native.snapshot_pool_nbytes(), standin.pinned_allocations
+    pool, pinned = _core.snapshot_pool_nbytes(), standin.pinned_allocations
     with late(standin):
         for _ in range(3):
             sio.save_async(state, tmp_path / "model.pt", **way).result()
-    assert (_native.snapshot_pool_nbytes(), standin.pinned_allocations) == (pool, pinned)
+    assert (_core.snapshot_pool_nbytes(), standin.pinned_allocations) == (pool, pinned)
     sio.release_buffers()
-    assert _native.snapshot_pool_nbytes() == 0
+    assert _core.snapshot_pool_nbytes() == 0

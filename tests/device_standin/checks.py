@@ -44,11 +44,11 @@ def standin(registered):
 def native_slots():
     """The slots that the native backend has allocated so far, as a callable; the next save finds none idle."""
     require_native()
-    from statedict_io import _native
+    from statedict_io import _core
 
-    _native.release_buffers()
-    yield _native.num_slots_allocated
-    _native.release_buffers()
+    _core.release_buffers()
+    yield _core.num_slots_allocated
+    _core.release_buffers()
 
 
 def random_bytes(nbytes, seed):

@@ -103,13 +103,13 @@ def test_nothing_is_copied_from_pageable_memory(tmp_path, standin):  # noqa: F81
 def test_records_that_cross_spans(num_nbytes, tmp_path, standin):  # noqa: F811
     """Many of one size: headers and payloads lie across the ends of slots in all ways."""
     require_native()
-    from statedict_io import _native
+    from statedict_io import _core
 
     obj = {f"w{i}": random_bytes(num_nbytes + i % 7, i) for i in range(min(400, 30 * MIB // num_nbytes))}
     torch.save(obj, tmp_path / "model.pt")
     standin.delay_us = 20
     with open(tmp_path / "model.pt", "rb") as file:
-        reader = _native.ArchiveReader(file.fileno())
+        reader = _core.ArchiveReader(file.fileno())
         records = [i for i, entry in enumerate(reader.entries()) if entry[0].startswith("data/")]
         for num_threads, span_nbytes in ((1, 4096), (4, 4096), (8, 1 << 16)):
             storages, wrong = reader.load_storages_onto(

@@ -1,20 +1,23 @@
-// statedict_io._native: conversion, the GIL and exceptions; nothing else. Types in statedict_io/_native.pyi.
+// statedict_io._core: conversion, the GIL and exceptions; nothing else. Types in statedict_io/_core.pyi.
 #include <pybind11/pybind11.h>
 
 #include <string>
 
-#include "bindings/archive.h"
-#include "bindings/archive_reader.h"
-#include "bindings/storage_table.h"
-#include "bindings/strips.h"
+#include "boundary/torch_functions.h"
 #include "checksum/crc32.h"
+#include "core/archive.h"
+#include "core/archive_reader.h"
+#include "core/pinned_slots.h"
+#include "core/python_error.h"
+#include "core/storage_table.h"
+#include "core/strips.h"
+#include "core/torch.h"
+#include "core/torch_through_python.h"
+#include "core/torch_through_table.h"
 #include "file/system_error.h"
 #include "pickle/memo.h"
 #include "pickle/tensor_calls.h"
 #include "pipeline/slot_pool.h"
-#include "staging/fixed_storages.h"
-#include "staging/profiler_steps.h"
-#include "staging/torch_device_source.h"
 
 namespace py = pybind11;
 
@@ -59,20 +62,26 @@ py::tuple abridged_pickle_of(const py::bytes& data_pkl) {
 
 }  // namespace
 
-PYBIND11_MODULE(_native, module) {
+PYBIND11_MODULE(_core, module) {
   module.doc() = "Native half of statedict_io; use statedict_io, not this.";
 
-  py::register_exception_translator([](std::exception_ptr error) {
+  py::register_local_exception_translator([](std::exception_ptr error) {
     try {
       if (error) std::rethrow_exception(error);
     } catch (const SystemError& e) {
       // The caller knows the path and adds it.
       const py::object os_error = py::reinterpret_borrow<py::object>(PyExc_OSError)(e.error_number(), e.what());
       PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(os_error.ptr())), os_error.ptr());
+    } catch (const PythonError& e) {
+      e.restore();
     }
   });
 
-  record_steps_in_profiles();
+  module.attr("boundary_version") = SDIO_TORCH_FUNCTIONS_VERSION;
+  module.def(
+      "use_torch_access", [](py::object access) { use(torch_through_python(std::move(access))); }, py::arg("access"));
+  module.def(
+      "use_torch_functions", [](const py::object& capsule) { use(torch_through_table(capsule)); }, py::arg("capsule"));
 
   bind_archive(module);
   bind_storage_table(module);
@@ -84,7 +93,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("abridged_pickle", &abridged_pickle_of, py::arg("data_pkl"));
   module.def("simd", &crc32_active_name);
   module.def("num_slots_allocated", [] { return SlotPool::host().num_allocated() + pinned_slots().num_allocated(); });
-  module.def("forget_fixed_storages", &FixedStorages::release_all);
+  module.def("forget_fixed_storages", [] { torch().forget_fixed(); });
   module.def("release_buffers", [] {
     for (SlotPool* pool : {&SlotPool::host(), &SlotPool::snapshots(), &pinned_slots(), &pinned_snapshot_slots()}) {
       pool->release_idle();

@@ -1,8 +1,6 @@
-#include "bindings/archive.h"
+#include "core/archive.h"
 
-#include <c10/core/DeviceType.h>
 #include <pybind11/stl.h>
-#include <torch/csrc/Storage.h>
 
 #include <algorithm>
 #include <map>
@@ -14,16 +12,17 @@
 #include <vector>
 
 #include "archive/layout.h"
-#include "bindings/direct_io_wish.h"
-#include "bindings/storage_table.h"
-#include "bindings/watching.h"
+#include "core/direct_io_wish.h"
+#include "core/kept_storages.h"
+#include "core/pinned_slots.h"
+#include "core/storage_table.h"
+#include "core/torch.h"
+#include "core/watching.h"
+#include "file/system_error.h"
 #include "pipeline/archive_image.h"
 #include "pipeline/archive_writer.h"
 #include "pipeline/packed_payloads.h"
 #include "pipeline/slot_pool.h"
-#include "staging/device_clones.h"
-#include "staging/fixed_storages.h"
-#include "staging/torch_device_source.h"
 
 namespace py = pybind11;
 
@@ -40,12 +39,8 @@ void make_room(SlotPool& pool, SlotPool& sibling, uint64_t needed_nbytes, uint64
 // An archive's bytes in memory, as a Python object.
 class Image {
  public:
-  Image(const ArchiveContent& content, const std::vector<c10::Storage>& storages, SlotPool& slots)
-      : image_([&] {
-          const FixedStorages fixed(storages);
-          ReleasedGil gil;
-          return ArchiveImage(content, slots, [&](uint64_t) { watch(gil, py::none(), 0, 0); });
-        }()) {}
+  Image(const ArchiveContent& content, SlotPool& slots, ReleasedGil& gil)
+      : image_(content, slots, [&](uint64_t) { watch(gil, py::none(), 0, 0); }) {}
 
   uint64_t nbytes() const { return image_.file_nbytes(); }
 
@@ -100,32 +95,39 @@ class Archive {
   bool write_fd(int fd, const std::string& direct, const py::object& progress, size_t num_writers, size_t region_nbytes,
                 double bytes_per_second) const {
     const DirectIo direct_io = direct_io_from(direct);
-    const FixedStorages fixed(unchanged_storages());
-    ReleasedGil gil;
-    PositionalSink sink(fd, direct_io);
     WriteOptions options;
     options.num_writers = num_writers;
     options.region_nbytes = region_nbytes;
     options.bytes_per_second = bytes_per_second;
-    write_archive(*content_, sink, options, [&](uint64_t done) { watch(gil, progress, done, nbytes()); });
-    return sink.direct();
+    bool was_direct = false;
+    read_storages([&](KeptStorages& storages, ReleasedGil& gil) {
+      PositionalSink sink(fd, direct_io);
+      write_archive(*content_, sink, options, [&](uint64_t done) { watch(gil, progress, done, nbytes(), storages); });
+      was_direct = sink.direct();
+    });
+    return was_direct;
   }
 
   void write_stream(const py::object& write, const py::object& progress) const {
-    const FixedStorages fixed(unchanged_storages());
-    ReleasedGil gil;
-    const auto write_view = [&](const char* bytes, size_t size) {
-      gil.with_gil([&] { write(py::memoryview::from_memory(bytes, static_cast<py::ssize_t>(size))); });
-    };
-    stream_archive(*content_, write_view, [&](uint64_t done) { watch(gil, progress, done, nbytes()); });
+    read_storages([&](KeptStorages& storages, ReleasedGil& gil) {
+      const auto write_view = [&](const char* bytes, size_t size) {
+        gil.with_gil([&] { write(py::memoryview::from_memory(bytes, static_cast<py::ssize_t>(size))); });
+      };
+      stream_archive(*content_, write_view, [&](uint64_t done) {
+        watch(gil, progress, done, nbytes());
+        if (!storages.may_move()) return;
+        // What is read next: a look at all storages each time would take long where they are many.
+        gil.with_gil([&] { check_records_in(done, done + kSlotNbytes); });
+      });
+    });
   }
 
   // Of the storages on each device that the pipeline copies from.
   std::map<std::string, uint64_t> device_nbytes() const {
     std::map<std::string, uint64_t> nbytes;
     if (devices_ == nullptr) return nbytes;
-    for (const DeviceBytes& bytes : devices_->records()) {
-      if (bytes.storage) nbytes[bytes.storage.device().str()] += bytes.nbytes;
+    for (const DeviceBytes& bytes : on_device_) {
+      if (bytes.storage) nbytes[bytes.storage.device()] += bytes.nbytes;
     }
     return nbytes;
   }
@@ -138,25 +140,26 @@ class Archive {
     SlotPool* sibling = &pinned_snapshot_slots();
     if (devices_ != nullptr) std::swap(pool, sibling);
     make_room(*pool, *sibling, image_nbytes(), max_nbytes);
-    return std::make_unique<Image>(*content_, unchanged_storages(), *pool);
+    std::unique_ptr<Image> image;
+    read_storages([&](KeptStorages&, ReleasedGil& gil) { image = std::make_unique<Image>(*content_, *pool, gil); });
+    return image;
   }
 
   // From now on refers to copies: of the storages on devices there, of the others in snapshot slots. False, and
   // nothing has changed, where a device has no room.
   bool clone(uint64_t max_nbytes) {
-    const std::vector<c10::Storage>& storages = unchanged_storages();
+    check_storages();
     if (devices_ != nullptr) {
-      std::optional<DeviceClones> clones = DeviceClones::queue(devices_->records());
-      if (!clones) return false;
-      clones_ = std::make_unique<DeviceClones>(std::move(*clones));
+      clones_ = torch_of_storages().clones(on_device_);
+      if (clones_ == nullptr) return false;
     }
     make_room(SlotPool::snapshots(), pinned_snapshot_slots(), packed_nbytes(), max_nbytes);
-    {
-      const FixedStorages fixed(storages);
-      ReleasedGil gil;
-      packed_ = std::make_unique<PackedPayloads>(host_sources(), SlotPool::snapshots(),
-                                                 [&](uint64_t) { watch(gil, py::none(), 0, 0); });
-    }
+    std::unique_ptr<PackedPayloads> packed;
+    read_storages([&](KeptStorages&, ReleasedGil& gil) {
+      packed = std::make_unique<PackedPayloads>(host_sources(), SlotPool::snapshots(),
+                                                [&](uint64_t) { watch(gil, py::none(), 0, 0); });
+    });
+    packed_ = std::move(packed);
     for (size_t i = 0; i < host_records_.size(); ++i) {
       Payload& payload = content_->payloads[host_records_[i]];
       payload.kind = Payload::Kind::kPacked;
@@ -165,7 +168,8 @@ class Archive {
     }
     if (devices_ != nullptr) {
       originals_ = std::move(devices_);
-      devices_ = std::make_unique<TorchDeviceSource>(clones_->clones());
+      devices_ = torch_of_storages().source(clones_->records());
+      on_device_ = clones_->records();
       content_->devices = devices_.get();
     }
     return true;
@@ -194,54 +198,84 @@ class Archive {
   }
 
   void add_storages(bool skip_data, const std::vector<std::string>& device_types) {
-    std::vector<DeviceBytes> on_device;
     for (size_t key = 0; key < storages_.size(); ++key) {
-      c10::Storage& storage = storages_[key];
+      Storage& storage = storages_[key];
       Payload payload;
       if (skip_data) {
         payload.kind = Payload::Kind::kHole;
-      } else if (storage.device_type() != c10::DeviceType::CPU) {
-        const std::string type = c10::DeviceTypeName(storage.device_type(), /*lower_case=*/true);
+      } else if (!storage.on_host()) {
+        const std::string device = storage.device();
+        const std::string type = device.substr(0, device.find(':'));
         if (std::find(device_types.begin(), device_types.end(), type) != device_types.end()) {
           payload.kind = Payload::Kind::kDevice;
-          on_device.resize(specs_.size());
-          on_device.push_back({storage, 0, storage.nbytes()});
         } else {
-          const py::object wrapped = py::reinterpret_steal<py::object>(THPStorage_Wrap(storage));
-          const py::object on_cpu = wrapped.attr("cpu")();
-          storage = THPStorage_Unpack(on_cpu.ptr());
+          storage = storage.torch().storage_of(storage.object().attr("cpu")());
         }
       }
-      if (payload.kind == Payload::Kind::kMemory) {
-        payload.data = static_cast<const char*>(storage.data());
+      const StorageBytes bytes = storage.bytes();
+      if (payload.kind == Payload::Kind::kDevice) {
+        on_device_.resize(specs_.size());
+        on_device_.push_back({storage, 0, bytes.nbytes});
+      } else if (payload.kind == Payload::Kind::kMemory) {
+        payload.data = bytes.data;
         host_records_.push_back(specs_.size());
       }
-      specs_.push_back({"data/" + std::to_string(key), storage.nbytes()});
+      specs_.push_back({"data/" + std::to_string(key), bytes.nbytes});
       payloads_.push_back(payload);
     }
-    if (!on_device.empty()) {
-      on_device.resize(specs_.size());
-      devices_ = std::make_unique<TorchDeviceSource>(std::move(on_device));
+    if (!on_device_.empty()) {
+      on_device_.resize(specs_.size());
+      devices_ = torch_of_storages().source(on_device_);
     }
   }
 
-  // The storages that writing reads; none when it reads copies. Throws where one was resized after the plan, for
-  // example by another thread while this save waited for memory.
-  const std::vector<c10::Storage>& unchanged_storages() const {
-    static const std::vector<c10::Storage> none;
-    if (packed_ != nullptr) return none;
-    for (size_t key = 0; key < storages_.size(); ++key) {
-      const size_t record = first_storage_record_ + key;
-      const Payload& payload = content_->payloads[record];
-      const uint64_t planned = content_->layout.placement(record).nbytes;
-      const bool moved = payload.kind == Payload::Kind::kMemory && payload.data != storages_[key].data();
-      if (moved || storages_[key].nbytes() != planned) {
-        throw std::runtime_error("the storage of record data/" + std::to_string(key) +
-                                 " was resized or moved while it was being saved: it had " + std::to_string(planned) +
-                                 " bytes, now it has " + std::to_string(storages_[key].nbytes()));
+  // Calls `read` without the GIL. Throws where a storage was resized after the plan, for example by another thread
+  // while this save waited for memory, or is before `read` is done: what it wrote does not count then.
+  template <typename Read>
+  void read_storages(const Read& read) const {
+    static const std::vector<Storage> none;
+    const bool reads_copies = packed_ != nullptr;
+    KeptStorages storages(reads_copies ? none : storages_, [this] { check_storages(); });
+    content_->gate = storages.gate();
+    try {
+      ReleasedGil gil;
+      read(storages, gil);
+    } catch (const SystemError&) {
+      storages.check();  // the kernel may have found memory gone that was a storage's
+      throw;
+    }
+    storages.check();
+  }
+
+  const Torch& torch_of_storages() const { return storages_.front().torch(); }
+
+  void check_storages() const {
+    if (packed_ != nullptr) return;
+    for (size_t key = 0; key < storages_.size(); ++key) check_storage(key);
+  }
+
+  void check_storage(size_t key) const {
+    const size_t record = first_storage_record_ + key;
+    const Payload& payload = content_->payloads[record];
+    const uint64_t planned = content_->layout.placement(record).nbytes;
+    const StorageBytes bytes = storages_[key].bytes();
+    const bool moved = payload.kind == Payload::Kind::kMemory && payload.data != bytes.data;
+    if (!moved && bytes.nbytes == planned) return;
+    throw std::runtime_error("the storage of record data/" + std::to_string(key) +
+                             " was resized or moved while it was being saved: it had " + std::to_string(planned) +
+                             " bytes, now it has " + std::to_string(bytes.nbytes));
+  }
+
+  // Those that have a byte in [begin, end) of the file.
+  void check_records_in(uint64_t begin, uint64_t end) const {
+    if (begin >= nbytes()) return;
+    const ArchiveLayout& layout = content_->layout;
+    for (size_t record = layout.record_at(begin); record < layout.num_records(); ++record) {
+      if (layout.placement(record).header_offset >= end) return;
+      if (record >= first_storage_record_ && record - first_storage_record_ < storages_.size()) {
+        check_storage(record - first_storage_record_);
       }
     }
-    return storages_;
   }
 
   std::vector<PackedSource> host_sources() const {
@@ -254,14 +288,15 @@ class Archive {
   }
 
   py::object literals_;
-  std::vector<c10::Storage> storages_;
+  std::vector<Storage> storages_;
   const size_t first_storage_record_;
-  std::vector<RecordSpec> specs_;     // until the layout takes them
-  std::vector<Payload> payloads_;     // until content_ takes them
-  std::vector<size_t> host_records_;  // the storages that are read where they lie
-  std::unique_ptr<TorchDeviceSource> devices_;
+  std::vector<RecordSpec> specs_;       // until the layout takes them
+  std::vector<Payload> payloads_;       // until content_ takes them
+  std::vector<size_t> host_records_;    // the storages that are read where they lie
+  std::vector<DeviceBytes> on_device_;  // by record, where there are any
+  std::unique_ptr<DeviceSource> devices_;
   std::unique_ptr<DeviceClones> clones_;
-  std::unique_ptr<TorchDeviceSource> originals_;  // until they have been cloned
+  std::unique_ptr<DeviceSource> originals_;  // until they have been cloned
   std::unique_ptr<PackedPayloads> packed_;
   std::unique_ptr<ArchiveContent> content_;
 };

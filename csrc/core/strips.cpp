@@ -1,28 +1,29 @@
-#include "bindings/strips.h"
+#include "core/strips.h"
 
-#include <c10/core/DeviceType.h>
-#include <c10/core/Storage.h>
 #include <pybind11/stl.h>
 
 #include <algorithm>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "bindings/direct_io_wish.h"
-#include "bindings/storage_table.h"
-#include "bindings/watching.h"
+#include "core/direct_io_wish.h"
+#include "core/kept_storages.h"
+#include "core/storage_table.h"
+#include "core/torch.h"
+#include "core/watching.h"
 #include "file/positional_sink.h"
+#include "file/system_error.h"
 #include "pipeline/strip_writer.h"
-#include "staging/fixed_storages.h"
-#include "staging/torch_device_source.h"
 
 namespace py = pybind11;
 
 namespace sdio {
 namespace {
 
-std::vector<Strip> strips_from(const py::sequence& list, const std::vector<c10::Storage>& storages) {
+std::vector<Strip> strips_from(const py::sequence& list, const std::vector<Storage>& storages,
+                               const std::vector<StorageBytes>& planned) {
   std::vector<Strip> strips;
   strips.reserve(list.size());
   for (const py::handle item : list) {
@@ -36,33 +37,43 @@ std::vector<Strip> strips_from(const py::sequence& list, const std::vector<c10::
     strip.num_rows = fields[4].cast<uint64_t>();
     strip.file_pitch = fields[5].cast<uint64_t>();
     strip.nbytes_after = fields[6].cast<uint64_t>();
-    const c10::Storage& storage = storages.at(strip.source);
-    if (strip.source_offset > storage.nbytes() || strip.nbytes() > storage.nbytes() - strip.source_offset) {
+    const StorageBytes& bytes = planned.at(strip.source);
+    if (strip.source_offset > bytes.nbytes || strip.nbytes() > bytes.nbytes - strip.source_offset) {
       throw py::value_error("a strip is longer than its storage");
     }
-    if (storage.device_type() == c10::DeviceType::CPU) {
-      strip.data = static_cast<const char*>(storage.data()) + strip.source_offset;
-    }
+    if (storages[strip.source].on_host()) strip.data = bytes.data + strip.source_offset;
     strips.push_back(strip);
   }
   return strips;
 }
 
+void check_unmoved(const std::vector<Storage>& storages, const std::vector<StorageBytes>& planned) {
+  for (size_t i = 0; i < storages.size(); ++i) {
+    const StorageBytes bytes = storages[i].bytes();
+    if (bytes.nbytes == planned[i].nbytes && (bytes.data == planned[i].data || !storages[i].on_host())) continue;
+    throw std::runtime_error("storage " + std::to_string(i) +
+                             " was resized or moved while it was being saved: it had " +
+                             std::to_string(planned[i].nbytes) + " bytes, now it has " + std::to_string(bytes.nbytes));
+  }
+}
+
 py::list write(const py::list& storage_list, const py::sequence& strip_list, int direct_fd, int fd,
                const std::string& direct, bool compute_crc32, const py::object& progress, size_t num_writers,
                size_t region_nbytes) {
-  std::vector<c10::Storage> storages = storages_of(storage_list);
-  const std::vector<Strip> strips = strips_from(strip_list, storages);
+  const std::vector<Storage> storages = storages_of(storage_list);
+  std::vector<StorageBytes> planned;
+  for (const Storage& storage : storages) planned.push_back(storage.bytes());
+  const std::vector<Strip> strips = strips_from(strip_list, storages, planned);
   uint64_t nbytes = 0;
   for (const Strip& strip : strips) nbytes += strip.nbytes();
-  std::unique_ptr<TorchDeviceSource> devices;
-  const auto on_device = [](const c10::Storage& storage) { return storage.device_type() != c10::DeviceType::CPU; };
+  std::unique_ptr<DeviceSource> devices;
+  const auto on_device = [](const Storage& storage) { return !storage.on_host(); };
   if (std::any_of(storages.begin(), storages.end(), on_device)) {
     std::vector<DeviceBytes> sources(storages.size());
     for (size_t i = 0; i < storages.size(); ++i) {
-      if (on_device(storages[i])) sources[i] = {storages[i], 0, storages[i].nbytes()};
+      if (on_device(storages[i])) sources[i] = {storages[i], 0, planned[i].nbytes};
     }
-    devices = std::make_unique<TorchDeviceSource>(std::move(sources));
+    devices = storages.front().torch().source(sources);
   }
   StripOptions options;
   options.compute_crc32 = compute_crc32;
@@ -71,12 +82,19 @@ py::list write(const py::list& storage_list, const py::sequence& strip_list, int
   std::vector<StripResult> results;
   {
     const DirectIo wish = direct_io_from(direct);
-    const FixedStorages fixed(storages);
-    ReleasedGil gil;
-    PositionalSink direct_sink(direct_fd, wish);
-    PositionalSink buffered_sink(fd, DirectIo::kOff);
-    results = write_strips(strips, direct_sink, buffered_sink, devices.get(), options,
-                           [&](uint64_t bytes_done) { watch(gil, progress, bytes_done, nbytes); });
+    KeptStorages kept(storages, [&] { check_unmoved(storages, planned); });
+    options.gate = kept.gate();
+    try {
+      ReleasedGil gil;
+      PositionalSink direct_sink(direct_fd, wish);
+      PositionalSink buffered_sink(fd, DirectIo::kOff);
+      results = write_strips(strips, direct_sink, buffered_sink, devices.get(), options,
+                             [&](uint64_t bytes_done) { watch(gil, progress, bytes_done, nbytes, kept); });
+    } catch (const SystemError&) {
+      kept.check();  // the kernel may have found memory gone that was a storage's
+      throw;
+    }
+    kept.check();
   }
   py::list told(results.size());
   for (size_t i = 0; i < results.size(); ++i) {

@@ -1,19 +1,14 @@
-#include "bindings/storage_table.h"
-
-#include <ATen/core/Tensor.h>
-#include <c10/core/DispatchKeySet.h>
-#include <c10/util/Exception.h>
-#include <torch/csrc/Dtype.h>
-#include <torch/csrc/DynamicTypes.h>
-#include <torch/csrc/Storage.h>
-#include <torch/csrc/autograd/python_variable.h>
+#include "core/storage_table.h"
 
 #include <memory>
 #include <new>
+#include <stdexcept>
 #include <string>
 #include <unordered_map>
 #include <utility>
 #include <vector>
+
+#include "core/owned.h"
 
 namespace py = pybind11;
 
@@ -39,18 +34,13 @@ void stand_in_dealloc(PyObject* self) {
 PyTypeObject* stand_in_type() {
   static PyTypeObject* const type = [] {
     static PyType_Slot slots[] = {{Py_tp_dealloc, reinterpret_cast<void*>(&stand_in_dealloc)}, {0, nullptr}};
-    static PyType_Spec spec = {"statedict_io._native.StandIn", sizeof(StandIn), 0, Py_TPFLAGS_DEFAULT, slots};
+    static PyType_Spec spec = {"statedict_io._core.StandIn", sizeof(StandIn), 0, Py_TPFLAGS_DEFAULT, slots};
     return reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&spec));
   }();
   return type;
 }
 
 bool is_stand_in(PyObject* obj) { return Py_TYPE(obj) == stand_in_type(); }
-
-py::object owned(PyObject* result) {
-  if (result == nullptr) throw py::error_already_set();
-  return py::reinterpret_steal<py::object>(result);
-}
 
 // Neither of these can be part of a cycle: the collector need not look at them.
 py::object untracked(py::object tuple) {
@@ -63,30 +53,11 @@ py::object pack(Objects&&... objects) {
   return untracked(owned(PyTuple_Pack(sizeof...(objects), objects.ptr()...)));
 }
 
-py::object tuple_of(at::IntArrayRef values) {
-  py::object tuple = owned(PyTuple_New(static_cast<Py_ssize_t>(values.size())));
-  for (size_t i = 0; i < values.size(); ++i) {
-    PyTuple_SET_ITEM(tuple.ptr(), static_cast<Py_ssize_t>(i), owned(PyLong_FromLongLong(values[i])).release().ptr());
-  }
-  return values.empty() ? tuple : untracked(std::move(tuple));  // () is everybody's
-}
-
 py::object stand_in(StandIn::For what, PyObject* object) {
   py::object made = owned(stand_in_type()->tp_alloc(stand_in_type(), 0));
   reinterpret_cast<StandIn*>(made.ptr())->what = what;
   reinterpret_cast<StandIn*>(made.ptr())->object = Py_XNewRef(object);
   return made;
-}
-
-// Strided, dense, on a device with storages, no lazy conjugation or negation, no wrapper, no mode: what torch reduces
-// to _rebuild_tensor_v2.
-bool is_plain(const at::Tensor& tensor) {
-  using c10::DispatchKey;
-  static const uint64_t plain_keys =
-      c10::DispatchKeySet({DispatchKey::CPU, DispatchKey::CUDA, DispatchKey::AutogradCPU, DispatchKey::AutogradCUDA,
-                           DispatchKey::AutocastCPU, DispatchKey::AutocastCUDA, DispatchKey::ADInplaceOrView})
-          .raw_repr();
-  return (tensor.key_set().raw_repr() & ~plain_keys) == 0 && tensor.has_storage();
 }
 
 bool has_python_state(PyObject* obj) {
@@ -113,21 +84,10 @@ struct TensorReduction {
   // Interned, as the literals in torch's code are: the memo goes by identity.
   const py::object storage_word = owned(PyUnicode_InternFromString("storage"));
   const py::object cpu_word = owned(PyUnicode_InternFromString("cpu"));
+  const py::object dtype_word = owned(PyUnicode_InternFromString("dtype"));
+  const py::object requires_grad_word = owned(PyUnicode_InternFromString("requires_grad"));
   const py::object no_hooks = pack(ordered_dict, owned(PyTuple_New(0)));  // an empty OrderedDict, reduced
 };
-
-// The address of the storage's memory, null where it has none and needs none. Raises what torch's data_ptr() raises,
-// for example of tensors under torch.func.functionalize.
-const void* data_of(const c10::Storage& storage) {
-  if (storage.device_type() == c10::DeviceType::Meta) return nullptr;
-  const void* data = nullptr;
-  try {
-    data = storage.data();
-  } catch (const c10::Error&) {
-  }
-  if (data == nullptr && storage.sym_nbytes() != 0) owned(THPStorage_Wrap(storage)).attr("data_ptr")();
-  return data;
-}
 
 // One per pickled object.
 class StorageTable {
@@ -137,13 +97,14 @@ class StorageTable {
     if (stand_in_type() == nullptr) throw py::error_already_set();
   }
 
-  const std::vector<c10::Storage>& storages() const { return storages_; }
+  const std::vector<Storage>& storages() const { return storages_; }
 
   // The key of `storage`, the next one if it is new. Raises RuntimeError where the same bytes were seen as another
   // dtype.
   py::object key_of(const py::object& storage, const py::object& dtype) {
-    if (!THPStorage_Check(storage.ptr())) throw py::type_error("expected torch.UntypedStorage");
-    return key_of(THPStorage_Unpack(storage.ptr()), dtype.ptr());
+    Storage held = implementation_.storage_of(storage);
+    const StorageBytes bytes = held.bytes();
+    return key_of(std::move(held), bytes, dtype.ptr());
   }
 
   // A new reference: what the pickler writes instead of `obj`, or None.
@@ -160,17 +121,19 @@ class StorageTable {
   PyObject* reduce(PyObject* obj) {
     if (is_stand_in(obj)) {
       const StandIn* const stands = reinterpret_cast<StandIn*>(obj);
-      return stands->what == StandIn::kNoHooks ? Py_NewRef(torch_->no_hooks.ptr())
-                                               : reduce_tensor(THPVariable_Unpack(stands->object));
+      return stands->what == StandIn::kNoHooks ? Py_NewRef(torch_->no_hooks.ptr()) : reduce_data_of(stands->object);
     }
+    PlainTensor tensor;
     if (Py_TYPE(obj) == reinterpret_cast<PyTypeObject*>(torch_->tensor_type.ptr())) {
-      const at::Tensor& tensor = THPVariable_Unpack(obj);
       // A tensor that requires grad may have hooks that torch warns of.
-      if (is_plain(tensor) && !tensor.requires_grad() && !has_python_state(obj) && has_storage_type(tensor))
-        return reduce_tensor(tensor);
+      if (!has_python_state(obj) && implementation_.describe(obj, tensor) && !tensor.requires_grad &&
+          storage_type_of(tensor) != nullptr) {
+        return reduce_tensor(std::move(tensor));
+      }
     } else if (Py_TYPE(obj) == reinterpret_cast<PyTypeObject*>(torch_->parameter_type.ptr())) {
-      const at::Tensor& tensor = THPVariable_Unpack(obj);
-      if (is_plain(tensor) && !has_python_state(obj) && has_storage_type(tensor)) return reduce_parameter(obj, tensor);
+      if (!has_python_state(obj) && implementation_.is_plain(obj) && has_storage_type(obj)) {
+        return reduce_parameter(obj);
+      }
     }
     return Py_NewRef(Py_NotImplemented);
   }
@@ -186,68 +149,72 @@ class StorageTable {
            type == reinterpret_cast<PyTypeObject*>(torch_->parameter_type.ptr());
   }
 
-  py::object key_of(const c10::Storage& storage, PyObject* dtype) {
-    const void* const data = data_of(storage);
-    if (data != nullptr) {
-      const auto [seen, is_new] = dtypes_.emplace(data, dtype);
+  py::object key_of(Storage storage, const StorageBytes& bytes, PyObject* dtype) {
+    if (bytes.data != nullptr) {
+      const auto [seen, is_new] = dtypes_.emplace(bytes.data, dtype);
       if (!is_new && seen->second != dtype) {
         PyErr_SetString(PyExc_RuntimeError,
                         "Cannot save multiple tensors or storages that view the same data as different types");
         throw py::error_already_set();
       }
     }
-    const auto known = keys_.find(storage.unsafeGetStorageImpl());
-    if (known != keys_.end()) return known->second;
-    py::object key = owned(PyObject_Str(owned(PyLong_FromSize_t(keys_.size())).ptr()));
-    keys_.emplace(storage.unsafeGetStorageImpl(), key);
-    storages_.push_back(storage);
-    return key;
+    const auto [entry, is_new] = keys_.try_emplace(storage.identity());
+    if (is_new) {
+      entry->second = owned(PyObject_Str(owned(PyLong_FromSize_t(storages_.size())).ptr()));
+      storages_.push_back(std::move(storage));
+    }
+    return entry->second;
   }
 
-  static PyObject* dtype_of(const at::Tensor& tensor) {
-    return reinterpret_cast<PyObject*>(torch::getTHPDtype(tensor.scalar_type()));
+  // Null: newer dtypes have none and are reduced in another way.
+  PyObject* storage_type_of(const PlainTensor& tensor) const {
+    return PyDict_GetItem(torch_->storage_types.ptr(), tensor.dtype.ptr());
   }
 
-  // Newer dtypes have none and are reduced in another way.
-  bool has_storage_type(const at::Tensor& tensor) const {
-    return PyDict_GetItem(torch_->storage_types.ptr(), dtype_of(tensor)) != nullptr;
+  bool has_storage_type(PyObject* tensor) const {
+    const py::object dtype = owned(PyObject_GetAttr(tensor, torch_->dtype_word.ptr()));
+    return PyDict_GetItem(torch_->storage_types.ptr(), dtype.ptr()) != nullptr;
   }
 
-  PyObject* reduce_tensor(const at::Tensor& tensor) {
-    PyObject* const dtype = dtype_of(tensor);
-    PyObject* const storage_type = PyDict_GetItem(torch_->storage_types.ptr(), dtype);
-    const c10::Storage& storage = tensor.storage();
-    const py::object key = key_of(storage, dtype);
-    const py::object location = storage.device_type() == c10::DeviceType::CPU
-                                    ? torch_->cpu_word
-                                    : torch_->location_tag(owned(THPStorage_Wrap(storage)));
-    const py::object numel = owned(PyLong_FromSize_t(storage.nbytes() / tensor.element_size()));
+  PyObject* reduce_data_of(PyObject* parameter) {
+    PlainTensor data;
+    // Its reduction found it plain.
+    if (!implementation_.describe(parameter, data)) throw std::runtime_error("a parameter has changed its kind");
+    return reduce_tensor(std::move(data));
+  }
+
+  PyObject* reduce_tensor(PlainTensor tensor) {
+    PyObject* const storage_type = storage_type_of(tensor);
+    const StorageBytes bytes = tensor.storage.bytes();
+    const py::object location =
+        tensor.storage.on_host() ? torch_->cpu_word : torch_->location_tag(tensor.storage.object());
+    const py::object key = key_of(std::move(tensor.storage), bytes, tensor.dtype.ptr());
+    const py::object numel = owned(PyLong_FromUnsignedLongLong(bytes.nbytes / static_cast<uint64_t>(tensor.itemsize)));
     const py::object id = pack(torch_->storage_word, py::handle(storage_type), key, location, numel);
 
-    const py::object args =
-        pack(stand_in(StandIn::kStorage, id.ptr()), owned(PyLong_FromLongLong(tensor.storage_offset())),
-             tuple_of(tensor.sizes()), tuple_of(tensor.strides()), py::handle(Py_False),
-             stand_in(StandIn::kNoHooks, nullptr));
+    const py::object args = pack(stand_in(StandIn::kStorage, id.ptr()), tensor.storage_offset, tensor.sizes,
+                                 tensor.strides, py::handle(Py_False), stand_in(StandIn::kNoHooks, nullptr));
     return pack(torch_->rebuild_tensor, args).release().ptr();
   }
 
-  PyObject* reduce_parameter(PyObject* obj, const at::Tensor& parameter) const {
+  PyObject* reduce_parameter(PyObject* parameter) const {
+    const py::object requires_grad = owned(PyObject_GetAttr(parameter, torch_->requires_grad_word.ptr()));
     const py::object args =
-        pack(stand_in(StandIn::kData, obj), py::handle(parameter.requires_grad() ? Py_True : Py_False),
-             stand_in(StandIn::kNoHooks, nullptr));
+        pack(stand_in(StandIn::kData, parameter), requires_grad, stand_in(StandIn::kNoHooks, nullptr));
     return pack(torch_->rebuild_parameter, args).release().ptr();
   }
 
   const std::shared_ptr<const TensorReduction> torch_;
   const py::object reference_;  // the same as persistent_id, for objects that may be storages
-  std::unordered_map<const c10::StorageImpl*, py::object> keys_;
+  const Torch& implementation_ = torch();
+  std::unordered_map<const void*, py::object> keys_;  // by the storages' identities
   std::unordered_map<const void*, PyObject*> dtypes_;
-  std::vector<c10::Storage> storages_;
+  std::vector<Storage> storages_;
 };
 
 // Plain C functions with the table in a capsule: pybind11's dispatch would cost more than the work, and the pickler
 // asks about every object it meets.
-constexpr char kCapsuleName[] = "statedict_io._native.StorageTable";
+constexpr char kCapsuleName[] = "statedict_io._core.StorageTable";
 
 template <PyObject* (StorageTable::*method)(PyObject*)>
 PyObject* call(PyObject* capsule, PyObject* obj) {
@@ -277,13 +244,12 @@ py::object function_of(const py::object& table, PyMethodDef* method) {
 
 }  // namespace
 
-std::vector<c10::Storage> storages_of(const py::object& table_or_list) {
+std::vector<Storage> storages_of(const py::object& table_or_list) {
   if (py::isinstance<StorageTable>(table_or_list)) return table_or_list.cast<const StorageTable&>().storages();
-  std::vector<c10::Storage> storages;
+  std::vector<Storage> storages;
   for (const py::handle storage : table_or_list.cast<py::list>()) {
-    if (!THPStorage_Check(storage.ptr())) throw py::type_error("expected torch.UntypedStorage");
-    storages.push_back(THPStorage_Unpack(storage.ptr()));
-    data_of(storages.back());
+    storages.push_back(torch().storage_of(storage));
+    storages.back().bytes();
   }
   return storages;
 }
@@ -308,8 +274,7 @@ void bind_storage_table(py::module_& module) {
       .def_property_readonly("storages",
                              [](const StorageTable& table) {
                                py::list wrapped;
-                               for (const c10::Storage& storage : table.storages())
-                                 wrapped.append(owned(THPStorage_Wrap(storage)));
+                               for (const Storage& storage : table.storages()) wrapped.append(storage.object());
                                return wrapped;
                              })
       .def("key_of", py::overload_cast<const py::object&, const py::object&>(&StorageTable::key_of), py::arg("storage"),

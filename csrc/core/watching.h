@@ -5,7 +5,8 @@
 
 #include <cstdint>
 
-#include "bindings/released_gil.h"
+#include "core/kept_storages.h"
+#include "core/released_gil.h"
 
 namespace sdio {
 
@@ -14,6 +15,16 @@ inline void watch(ReleasedGil& gil, const pybind11::object& progress, uint64_t b
   gil.with_gil([&] {
     if (PyErr_CheckSignals() != 0) throw pybind11::error_already_set();
     if (!progress.is_none()) progress(bytes_done, bytes_total);
+  });
+}
+
+// The same while `storages` are read, which `progress` may resize: an error then, before anybody reads on.
+inline void watch(ReleasedGil& gil, const pybind11::object& progress, uint64_t bytes_done, uint64_t bytes_total,
+                  KeptStorages& storages) {
+  if (progress.is_none()) return watch(gil, progress, bytes_done, bytes_total);
+  ReadGate::closed(storages.gate(), [&] {
+    watch(gil, progress, bytes_done, bytes_total);
+    gil.with_gil([&] { storages.check(); });
   });
 }
 

@@ -1,7 +1,6 @@
-#include "bindings/archive_reader.h"
+#include "core/archive_reader.h"
 
 #include <pybind11/stl.h>
-#include <torch/csrc/Storage.h>
 
 #include <memory>
 #include <optional>
@@ -12,23 +11,19 @@
 
 #include "archive/corrupt_archive.h"
 #include "archive/directory.h"
-#include "bindings/direct_io_wish.h"
-#include "bindings/watching.h"
+#include "core/direct_io_wish.h"
+#include "core/owned.h"
+#include "core/read_storages.h"
+#include "core/torch.h"
+#include "core/watching.h"
 #include "file/positional_source.h"
 #include "pipeline/archive_reader.h"
 #include "pipeline/payload_reader.h"
-#include "staging/storage_memory.h"
-#include "staging/torch_device_destination.h"
 
 namespace py = pybind11;
 
 namespace sdio {
 namespace {
-
-py::object owned(PyObject* object) {
-  if (object == nullptr) throw py::error_already_set();
-  return py::reinterpret_steal<py::object>(object);
-}
 
 // Names are bytes of anybody's choice: what is not UTF-8 stays printable.
 py::object text(std::string_view bytes) {
@@ -95,39 +90,34 @@ class ArchiveReader {
   // (storages, records whose checksum is wrong): no storages if there are any.
   py::tuple load_storages(const std::vector<size_t>& records, bool verify, const py::object& progress,
                           size_t num_threads, uint64_t span_nbytes) const {
-    std::vector<c10::Storage> storages;
+    ReadStorages memory(records.size());
     std::vector<size_t> wrong;
     {
       ReleasedGil gil;
-      StorageMemory memory(records.size());
       wrong = load_payloads(*directory_, *source_, records, memory, verify, {num_threads, span_nbytes},
                             [&](uint64_t done, uint64_t total) { watch(gil, progress, done, total); });
-      if (wrong.empty()) storages = memory.take_storages();
     }
-    return py::make_tuple(wrapped(std::move(storages)), wrong);
+    return py::make_tuple(wrong.empty() ? memory.storages() : py::list(), wrong);
   }
 
   // The same onto a device; None where that is for torch to do.
-  std::optional<py::tuple> load_storages_onto(const std::string& device_name, const std::vector<size_t>& records,
+  std::optional<py::tuple> load_storages_onto(const std::string& device, const std::vector<size_t>& records,
                                               bool verify, const py::object& progress, size_t num_threads,
                                               uint64_t span_nbytes) const {
-    const c10::Device device(device_name);
     std::vector<uint64_t> sizes;
     for (const size_t record : records) {
       check(record);
       sizes.push_back((*directory_)[record].nbytes);
     }
-    std::vector<c10::Storage> storages;
+    const std::unique_ptr<StorageDestination> destination = torch().destination(device, sizes);
+    if (destination == nullptr) return std::nullopt;
     std::vector<size_t> wrong;
     {
       ReleasedGil gil;
-      const std::unique_ptr<TorchDeviceDestination> destination = TorchDeviceDestination::make(device, sizes);
-      if (!destination) return std::nullopt;
       wrong = load_payloads_onto(*directory_, *source_, records, *destination, verify, {num_threads, span_nbytes},
                                  [&](uint64_t done, uint64_t total) { watch(gil, progress, done, total); });
-      if (wrong.empty()) storages = destination->take_storages();
     }
-    return py::make_tuple(wrapped(std::move(storages)), wrong);
+    return py::make_tuple(wrong.empty() ? destination->storages() : py::list(), wrong);
   }
 
   std::vector<uint32_t> checksums(const std::vector<size_t>& records, const py::object& progress, size_t num_threads,
@@ -140,12 +130,6 @@ class ArchiveReader {
   uint64_t direct_nbytes() const { return source_->direct_nbytes(); }
 
  private:
-  static py::list wrapped(std::vector<c10::Storage> storages) {
-    py::list list(storages.size());
-    for (size_t i = 0; i < storages.size(); ++i) list[i] = owned(THPStorage_Wrap(std::move(storages[i])));
-    return list;
-  }
-
   void check(size_t record) const {
     if (record >= directory_->num_records()) throw py::index_error("no record " + std::to_string(record));
   }
@@ -159,7 +143,7 @@ class ArchiveReader {
 void bind_archive_reader(py::module_& module) {
   static const auto corrupt_archive =
       py::exception<CorruptArchive>(module, "CorruptArchive", PyExc_ValueError).release();
-  py::register_exception_translator([](std::exception_ptr error) {
+  py::register_local_exception_translator([](std::exception_ptr error) {
     try {
       if (error) std::rethrow_exception(error);
     } catch (const CorruptArchive& e) {

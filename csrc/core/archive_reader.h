@@ -1,4 +1,4 @@
-// statedict_io._native.ArchiveReader and the exception for archives that are not sound.
+// statedict_io._core.ArchiveReader and the exception for archives that are not sound.
 #pragma once
 
 #include <pybind11/pybind11.h>

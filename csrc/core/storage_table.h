@@ -5,10 +5,11 @@
 // time on. All functions need the GIL.
 #pragma once
 
-#include <c10/core/Storage.h>
 #include <pybind11/pybind11.h>
 
 #include <vector>
+
+#include "core/torch.h"
 
 namespace sdio {
 
@@ -16,6 +17,6 @@ void bind_storage_table(pybind11::module_& module);
 
 // The storages of a StorageTable or of a list of torch.UntypedStorage, in order. Raises TypeError for anything else,
 // and what torch's data_ptr() raises where one has no memory.
-std::vector<c10::Storage> storages_of(const pybind11::object& table_or_list);
+std::vector<Storage> storages_of(const pybind11::object& table_or_list);
 
 }  // namespace sdio

@@ -1,6 +1,7 @@
 """The compiled half. Internal: names may change at any time."""
 
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 from torch import UntypedStorage, dtype
@@ -206,7 +207,21 @@ def abridged_pickle(
 def simd() -> str:
     """Name of the CRC-32 implementation in use."""
 
-def forget_fixed_storages() -> None: ...
+boundary_version: int  #: of csrc/boundary/torch_functions.h
+
+def use_torch_access(access: ModuleType) -> None:
+    """Reaches torch through its Python API from now on; ``access`` is :mod:`statedict_io.backends.torch_access`."""
+
+def use_torch_functions(capsule: object) -> None:
+    """Reaches torch through the functions of a module ``_torch_<release>`` from now on.
+
+    Raises:
+        ValueError: they are of another version of the interface.
+    """
+
+def forget_fixed_storages() -> None:
+    """In a forked child: storages that threads of the parent kept from being resized."""
+
 def num_slots_allocated() -> int:
     """Staging slots allocated since the process started; a second save adds none."""
 
@@ -233,7 +248,7 @@ class TensorReduction:
 
 class StorageTable:
     """Reduces plain tensors for the C pickler, as ``torch.Tensor.__reduce_ex__`` does; see
-    csrc/bindings/storage_table.cpp."""
+    csrc/core/storage_table.cpp."""
 
     storages: list[UntypedStorage]
     persistent_id: Callable[[Any], Any]

@@ -1,0 +1,26 @@
+// Storages on devices through statedict_io.backends.device_copies, in Python: from the same worker threads, into the
+// same slots, as LibTorch's would be.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/torch.h"
+
+namespace sdio {
+
+// `copies` is that module.
+std::unique_ptr<SlotMemory> pin_through_python(const pybind11::object& copies);
+std::unique_ptr<DeviceSource> source_through_python(const pybind11::object& copies,
+                                                    const std::vector<DeviceBytes>& records);
+std::unique_ptr<StorageDestination> destination_through_python(const pybind11::object& copies,
+                                                               const std::string& device,
+                                                               const std::vector<uint64_t>& sizes);
+std::unique_ptr<DeviceClones> clones_through_python(const pybind11::object& copies, const Torch& torch,
+                                                    const std::vector<DeviceBytes>& originals);
+
+}  // namespace sdio

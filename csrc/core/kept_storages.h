@@ -1,0 +1,43 @@
+// Storages whose memory is read without the GIL: torch keeps it where it is or, where torch cannot be told to, a change
+// is found out before what was written counts.
+//
+// With the GIL, but for gate().
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "core/torch.h"
+#include "pipeline/read_gate.h"
+
+namespace sdio {
+
+class KeptStorages {
+ public:
+  // `check` throws where a storage's memory is not what was planned; it is called here first.
+  KeptStorages(const std::vector<Storage>& storages, std::function<void()> check) : check_(std::move(check)) {
+    check_();
+    if (storages.empty()) return;
+    fixed_ = storages.front().torch().fix(storages);
+    may_move_ = fixed_ == nullptr;
+  }
+
+  bool may_move() const { return may_move_; }
+
+  // Readers pass it, so that they pause while Python code runs; null where nothing can move.
+  ReadGate* gate() { return may_move_ ? &gate_ : nullptr; }
+
+  // After Python code has run, and at the end.
+  void check() const {
+    if (may_move_) check_();
+  }
+
+ private:
+  const std::function<void()> check_;
+  std::unique_ptr<FixedStorages> fixed_;
+  bool may_move_ = false;
+  ReadGate gate_;
+};
+
+}  // namespace sdio

@@ -1,0 +1,186 @@
+#include "core/torch_through_python.h"
+
+#include <stdexcept>
+#include <utility>
+
+#include "core/devices_through_python.h"
+#include "core/memory_object.h"
+#include "core/owned.h"
+#include "core/python_error.h"
+
+namespace py = pybind11;
+
+namespace sdio {
+namespace {
+
+PyObject* interned(const char* name) { return owned(PyUnicode_InternFromString(name)).release().ptr(); }
+
+// Never destroyed, as all here.
+struct Names {
+  PyObject* const untyped_storage = interned("untyped_storage");
+  PyObject* const data_ptr = interned("data_ptr");
+  PyObject* const nbytes = interned("nbytes");
+  PyObject* const cdata = interned("_cdata");
+  PyObject* const device = interned("device");
+  PyObject* const type = interned("type");
+  PyObject* const raw_repr = interned("raw_repr");
+  PyObject* const storage_offset = interned("storage_offset");
+  PyObject* const size = interned("size");
+  PyObject* const stride = interned("stride");
+  PyObject* const dtype = interned("dtype");
+  PyObject* const itemsize = interned("itemsize");
+  PyObject* const requires_grad = interned("requires_grad");
+  PyObject* const dtype_only = owned(PyTuple_Pack(1, dtype)).release().ptr();
+};
+
+py::object call(PyObject* object, PyObject* method) { return owned(PyObject_CallMethodNoArgs(object, method)); }
+py::object get(PyObject* object, PyObject* attribute) { return owned(PyObject_GetAttr(object, attribute)); }
+
+uint64_t as_uint64(const py::object& number) {
+  const unsigned long long value = PyLong_AsUnsignedLongLong(number.ptr());
+  if (value == static_cast<unsigned long long>(-1) && PyErr_Occurred() != nullptr) throw py::error_already_set();
+  return value;
+}
+
+const void* as_pointer(const py::object& number) {
+  const void* const value = PyLong_AsVoidPtr(number.ptr());
+  if (value == nullptr && PyErr_Occurred() != nullptr) throw py::error_already_set();
+  return value;
+}
+
+// The cyclic collector need not look at a tuple of numbers.
+py::object untracked(py::object tuple) {
+  if (PyTuple_GET_SIZE(tuple.ptr()) != 0) PyObject_GC_UnTrack(tuple.ptr());  // () is everybody's
+  return tuple;
+}
+
+// torch.Size is a tuple, but pickled as one of its own kind.
+py::object exact_tuple(const py::object& sequence) {
+  if (PyTuple_CheckExact(sequence.ptr())) return sequence;
+  if (!PyTuple_Check(sequence.ptr())) throw py::type_error("a tensor's shape is no tuple");
+  return owned(PyTuple_GetSlice(sequence.ptr(), 0, PyTuple_GET_SIZE(sequence.ptr())));
+}
+
+PyObject* reference(void* held) { return static_cast<PyObject*>(held); }
+
+class TorchThroughPython final : public Torch {
+ public:
+  explicit TorchThroughPython(py::object access)
+      : access_(std::move(access)),
+        untyped_storage_(access_.attr("UntypedStorage")),
+        dispatch_keys_(access_.attr("dispatch_keys")),
+        plain_keys_(access_.attr("PLAIN_KEYS").cast<uint64_t>()),
+        device_keys_(access_.attr("DEVICE_KEYS").cast<uint64_t>()),
+        frombuffer_(access_.attr("frombuffer")),
+        uint8_(access_.attr("uint8")) {}
+
+  Storage storage_of(py::handle storage) const override {
+    const int is_storage = PyObject_IsInstance(storage.ptr(), untyped_storage_.ptr());
+    if (is_storage < 0) throw py::error_already_set();
+    if (is_storage == 0) throw py::type_error("expected torch.UntypedStorage");
+    const py::object type = get(get(storage.ptr(), names_.device).ptr(), names_.type);
+    const bool on_host = PyUnicode_CompareWithASCIIString(type.ptr(), "cpu") == 0;
+    return Storage(*this, retain(storage.ptr()), on_host);
+  }
+
+  py::object storage_over(char* data, uint64_t nbytes, std::unique_ptr<ReadMemory> memory) const override {
+    if (nbytes == 0) return access_.attr("no_bytes")();  // torch.frombuffer refuses that
+    const py::object buffer = memory_object(data, nbytes, std::move(memory));
+    PyObject* const arguments[] = {nullptr, buffer.ptr(), uint8_.ptr()};
+    const py::object tensor = owned(
+        PyObject_Vectorcall(frombuffer_.ptr(), arguments + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, names_.dtype_only));
+    return call(tensor.ptr(), names_.untyped_storage);
+  }
+
+  bool is_plain(PyObject* tensor) const override {
+    uint64_t keys = 0;
+    return has_plain_keys(tensor, keys);
+  }
+
+  bool describe(PyObject* tensor, PlainTensor& described) const override {
+    uint64_t keys = 0;
+    if (!has_plain_keys(tensor, keys)) return false;
+    const bool on_host = (keys & device_keys_) == 0;
+    described.storage = Storage(*this, call(tensor, names_.untyped_storage).release().ptr(), on_host);
+    const py::object dtype = get(tensor, names_.dtype);
+    described.dtype = dtype;  // lives as long as torch
+    described.itemsize = itemsize_of(dtype);
+    described.storage_offset = call(tensor, names_.storage_offset);
+    described.sizes = untracked(exact_tuple(call(tensor, names_.size)));
+    described.strides = untracked(exact_tuple(call(tensor, names_.stride)));
+    described.requires_grad = get(tensor, names_.requires_grad).ptr() == Py_True;
+    return true;
+  }
+
+  std::unique_ptr<FixedStorages> fix(const std::vector<Storage>&) const override { return nullptr; }
+  void forget_fixed() const override {}
+
+  std::unique_ptr<SlotMemory> pin() const override {
+    try {
+      return in_python([&] { return pin_through_python(device_copies()); });
+    } catch (const PythonError&) {  // plain memory serves too
+      return nullptr;
+    }
+  }
+
+  std::unique_ptr<DeviceSource> source(const std::vector<DeviceBytes>& records) const override {
+    return source_through_python(device_copies(), records);
+  }
+
+  std::unique_ptr<StorageDestination> destination(const std::string& device,
+                                                  const std::vector<uint64_t>& sizes) const override {
+    return destination_through_python(device_copies(), device, sizes);
+  }
+
+  std::unique_ptr<DeviceClones> clones(const std::vector<DeviceBytes>& originals) const override {
+    return clones_through_python(device_copies(), *this, originals);
+  }
+
+  void* retain(void* held) const override { return Py_NewRef(reference(held)); }
+  void release(void* held) const override { Py_DECREF(reference(held)); }
+  const void* identity(void* held) const override { return as_pointer(get(reference(held), names_.cdata)); }
+
+  StorageBytes bytes(void* held) const override {
+    const void* const data = as_pointer(call(reference(held), names_.data_ptr));
+    return {static_cast<const char*>(data), as_uint64(call(reference(held), names_.nbytes))};
+  }
+
+  std::string device(void* held) const override { return py::str(get(reference(held), names_.device)); }
+  py::object object(void* held) const override { return py::reinterpret_borrow<py::object>(reference(held)); }
+
+ private:
+  // The bits by which LibTorch itself chooses how a tensor is handled.
+  bool has_plain_keys(PyObject* tensor, uint64_t& keys) const {
+    if (dispatch_keys_.is_none()) return false;
+    const py::object key_set = owned(PyObject_CallOneArg(dispatch_keys_.ptr(), tensor));
+    keys = as_uint64(call(key_set.ptr(), names_.raw_repr));
+    return (keys & ~plain_keys_) == 0;
+  }
+
+  int64_t itemsize_of(const py::object& dtype) const {
+    if (dtype.ptr() != last_dtype_) {
+      last_itemsize_ = static_cast<int64_t>(as_uint64(get(dtype.ptr(), names_.itemsize)));
+      last_dtype_ = dtype.ptr();
+    }
+    return last_itemsize_;
+  }
+
+  py::object device_copies() const { return access_.attr("device_copies")(); }
+
+  const Names names_;
+  const py::object access_;
+  const py::object untyped_storage_;
+  const py::object dispatch_keys_;  // None where torch does not tell them
+  const uint64_t plain_keys_;
+  const uint64_t device_keys_;
+  const py::object frombuffer_;
+  const py::object uint8_;
+  mutable PyObject* last_dtype_ = nullptr;
+  mutable int64_t last_itemsize_ = 0;
+};
+
+}  // namespace
+
+const Torch& torch_through_python(py::object access) { return *new TorchThroughPython(std::move(access)); }
+
+}  // namespace sdio

@@ -1,0 +1,13 @@
+// torch as its Python API shows it, for every release.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include "core/torch.h"
+
+namespace sdio {
+
+// `access` is the module statedict_io.backends.torch_access. Lives as long as the process.
+const Torch& torch_through_python(pybind11::object access);
+
+}  // namespace sdio
