@@ -1,6 +1,7 @@
 """The backend without compiled code: pure Python over torch. Same bytes, same promises.
 
-zlib releases the GIL, so a large payload is checksummed beside its writing; everything else is one thread's work.
+zlib releases the GIL, so a large payload is checksummed beside its writing; everything else is one thread's work. Of a
+durable save the device writes while the rest comes.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ name = "torch"
 
 _CHUNK_NBYTES = 1 << 20
 _GATHER_BELOW_NBYTES = 64 << 10
+_FLUSH_NBYTES = 16 << 20  # the device is kept busy while the rest is written
 
 #: a record's content; an int is the size of a hole
 _Value: TypeAlias = "bytes | memoryview | torch.UntypedStorage | FileRange | int"
@@ -56,10 +58,9 @@ class FallbackArchive:
     def write_fd(
         self, fd: int, *, durable: bool, progress: ProgressCallback | None, bytes_per_second: float | None = None
     ) -> None:
-        del durable  # the commit's affair; there is no direct I/O here
         strips_module.preallocate(fd, self.nbytes)
         pace = WritePace(bytes_per_second)
-        offset = 0
+        offset = flushed = 0
         for chunk in self._chunks(progress, calls_back=progress is not None):
             if isinstance(chunk, int):
                 offset += chunk
@@ -72,6 +73,9 @@ class FallbackArchive:
                     raise OSError(errno.EIO, "pwrite wrote nothing")
                 offset += written
                 left = left[written:]
+            if durable and offset - flushed >= _FLUSH_NBYTES:
+                strips_module.start_flushing(fd, flushed, offset - flushed)
+                flushed = offset
         strips_module.set_nbytes(fd, self.nbytes)
 
     def write_stream(self, write: Callable[[memoryview], Any], *, progress: ProgressCallback | None) -> None:
