@@ -174,7 +174,7 @@ def try_out(wheel: Path, others: list[str]) -> None:
 
         for number, other in enumerate(others):
             found = probe(environment_with(wheel, Path(scratch, f"other{number}"), site_packages_of(other)))
-            expect(found, name="torch", reason=f"found torch {found['found']}")
+            expect(found, name="python", reason=f"found torch {found['found']}")
             expect(found, auto="torch's bytes", torch="torch's bytes", native="STATEDICT_IO_BUILD=native pip install")
             print("other torch:", found)
 

@@ -5,16 +5,31 @@ try:
 except ImportError as e:
     raise ImportError("statedict_io needs PyTorch 2.6 or later, which this environment lacks: pip install torch") from e
 
+import importlib as _importlib
+from typing import TYPE_CHECKING, Any
+
+# What saves is there from the beginning: a signal handler may be the first who needs it, and cannot wait for an import
+# that it has interrupted.
 from .async_saving import save_async
-from .backends import BackendInfo, backend_info, release_buffers
-from .checkpoint import Checkpoint, TensorInfo, open_checkpoint
-from .errors import CorruptCheckpointError, FileKindError, NativeUnavailableError, SnapshotLimitError, StateDictIOError
-from .loading import load
-from .patching import Patch, patch_torch
+from .backends import release_buffers
+from .errors import (
+    CorruptCheckpointError,
+    FileKindError,
+    NativeUnavailableError,
+    SlowerWarning,
+    SnapshotLimitError,
+    StateDictIOError,
+)
 from .pending import PendingSave, wait_all
 from .saving import fastsave, save
-from .verification import RecordReport, VerifyReport, verify
 from .version import VERSION
+
+if TYPE_CHECKING:
+    from .backends.info import BackendInfo, backend_info
+    from .checkpoint import Checkpoint, TensorInfo, open_checkpoint
+    from .loading import load
+    from .patching import Patch, patch_torch
+    from .verification import RecordReport, VerifyReport, verify
 
 __version__ = VERSION
 
@@ -27,6 +42,7 @@ __all__ = [
     "Patch",
     "PendingSave",
     "RecordReport",
+    "SlowerWarning",
     "SnapshotLimitError",
     "StateDictIOError",
     "TensorInfo",
@@ -42,3 +58,29 @@ __all__ = [
     "verify",
     "wait_all",
 ]
+
+# Imported when it is first asked for: name -> module.
+_LATER = {
+    "BackendInfo": "backends.info",
+    "Checkpoint": "checkpoint",
+    "Patch": "patching",
+    "RecordReport": "verification",
+    "TensorInfo": "checkpoint",
+    "VerifyReport": "verification",
+    "backend_info": "backends.info",
+    "load": "loading",
+    "open_checkpoint": "checkpoint",
+    "patch_torch": "patching",
+    "verify": "verification",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(_importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

@@ -11,7 +11,7 @@ from typing import NoReturn
 import torch
 
 from . import benchmark
-from .backends import backend_info
+from .backends.info import backend_info
 from .commands import convert, inspect, verify
 from .commands.printing import complain, say
 from .errors import StateDictIOError

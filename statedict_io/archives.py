@@ -6,20 +6,20 @@ import functools
 import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import backends
-from .backends.fallback_reader import NETWORK, FallbackReader
 from .backends.protocol import ArchiveReader, Backend, LeanPickle, RecordEntry
 from .descriptors import open_file
 from .errors import CorruptCheckpointError, FileKindError, StateDictIOError, UnknownKindError, corrupt
 from .escaping import escaped
-from .outline import tensors_by_record
 from .reading import kinds
 from .reading.kinds import ZIP_START
 from .reading.limits import MAX_RECORDS_SHOWN, SPARE_NBYTES, shown
-from .remote import ranges
-from .remote.stores import is_url
+from .remote.urls import is_url
+
+if TYPE_CHECKING:
+    from .remote.ranges import RangedObject
 
 DATA_PKL = "data.pkl"
 _ZIP_END = b"PK\x05\x06"
@@ -138,6 +138,8 @@ class Records:
 
     def describe(self, names: tuple[str, ...] | list[str]) -> list[str]:
         """A line a record: its name and its tensors."""
+        from .outline import tensors_by_record
+
         tensors: dict[str, list[str]] = {}
         try:
             # A compressed one may be a thousand times as large as what the file has of it.
@@ -177,11 +179,14 @@ def opened(
         FileKindError: it is of another kind; an :class:`UnknownKindError` is a CorruptCheckpointError too.
     """
     chosen = backends.for_reading(backend)
+    backends.warn_if_reading_is_slow(backend)
     if not is_url(path):
         given = os.fsdecode(path)
         with _opened_file(given, name or given, chosen, random_access) as records:
             yield records
         return
+    from .remote import ranges
+
     with ranges.opened(path) as found:
         if isinstance(found.content, str):
             with _opened_file(found.content, found.url, chosen, random_access) as records:
@@ -190,13 +195,15 @@ def opened(
             yield of_ranges(found.content, chosen)
 
 
-def of_ranges(source: ranges.RangedObject, chosen: Backend) -> Records:
+def of_ranges(source: RangedObject, chosen: Backend) -> Records:
     """The records of an object that is not on this machine; it must stay open."""
 
     def read_at(offset: int, nbytes: int) -> bytes:
         data = bytearray(max(min(nbytes, source.nbytes - offset), 0))
         source.read_into(memoryview(data), offset)
         return bytes(data)
+
+    from .backends.fallback_reader import NETWORK, FallbackReader
 
     reader = _open_archive(lambda: FallbackReader(source, source.name, NETWORK), read_at, source.nbytes, source.name)
     return Records(

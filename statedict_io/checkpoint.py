@@ -310,7 +310,7 @@ def open_checkpoint(path: Any, *, backend: str = "auto", weights_only: bool = Tr
     Args:
         path: of a file in torch's zip format, also one that was zipped again; or a URL of fsspec (``str``), of which
             only the ranges that are needed are requested.
-        backend: ``"auto"``, ``"native"`` or ``"torch"``, as for :func:`load`.
+        backend: ``"auto"``, ``"native"`` or ``"python"``, as for :func:`load`.
         weights_only: unpickle with torch's restricted unpickler: the security boundary. Open with ``False`` only what
             you trust.
 

@@ -169,7 +169,7 @@ def _to_pt(source: str, target: FileTarget, progress: ProgressCallback | None, a
             )
             ranges[storage._cdata] = FileRange(fd, tensor.begin, tensor.nbytes, source)
         left_out = [key for key, value in metadata.items() if (key, value) != ("format", "pt")]
-        if backends.choose("torch") is None:
+        if backends.choose("python") is None:
             stock.save_zip(obj, target, durable=True, atomic=atomic)
         else:
             _save(obj, lambda storage: ranges[storage._cdata], target, progress, atomic)

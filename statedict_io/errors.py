@@ -52,6 +52,11 @@ class NativeUnavailableError(StateDictIOError):
     """``backend="native"`` was asked for and the compiled extension cannot be used; says why and what to do."""
 
 
+class SlowerWarning(UserWarning):
+    """What runs is slower than what was installed for; says what, why and what to do. Once a process, at the first save
+    or load that it concerns, and not where a call asks for ``backend="python"`` or nothing compiled is installed."""
+
+
 class SnapshotLimitError(StateDictIOError):
     """``save_async(when_full="raise")``: as many saves are in flight, or hold as much memory, as the limits allow."""
 

@@ -7,8 +7,8 @@ import io
 import os
 import pickle
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.serialization
@@ -16,7 +16,6 @@ import torch.serialization
 from . import backends, installed
 from . import progress as progress_module
 from .archives import DATA_PKL, Records, archive_at, check_kind, of_ranges
-from .backends.fallback_reader import FallbackReader
 from .backends.protocol import Backend, LeanPickle
 from .errors import (
     CorruptArchiveError,
@@ -27,15 +26,16 @@ from .errors import (
     corrupt,
 )
 from .progress import Progress, ProgressCallback
-from .proofs import proof
+from .proofs import LOADING, proof
 from .readahead import ReadAhead
 from .reading import kinds
 from .reading.opened_again import Replaced, opened_again
 from .reading.persistent_ids import StorageFeed
-from .remote import ranges
-from .remote.stores import is_url
+from .remote.urls import is_url
 from .unpickling import ZipReader, can_rebind, swaps_bytes, torch_load
-from .verification import check
+
+if TYPE_CHECKING:
+    from .remote.ranges import RangedObject
 
 _MAX_ATTEMPTS = 100  # to map a file that is replaced while torch opens it by its path
 
@@ -68,7 +68,7 @@ def load(
         verify: check the CRC-32 of every record, those that are not asked for too. Records without one (saved with CRCs
             off) pass.
         backend: what reads the file: ``"auto"`` the compiled extension where it can be used, else torch alone;
-            ``"native"`` insists on the extension, ``"torch"`` does without it.
+            ``"native"`` insists on the extension, ``"python"`` does without it.
         progress: ``True`` for a bar on stderr (needs ``tqdm``), or a callable taking (bytes_done, bytes_total).
         pickle_module, pickle_load_args: as for ``torch.load``.
 
@@ -93,20 +93,24 @@ def load(
     progress_module.check(progress)
     chosen = backends.for_reading(backend)
     with contextlib.ExitStack() as exit_stack:
-        source: ranges.RangedObject | None = None
+        source: RangedObject | None = None
         name = f
         if is_url(f):
+            from .remote import ranges
+
             found = exit_stack.enter_context(ranges.opened(f))
             f, name = found.content, found.url
             if not isinstance(f, str):
                 source, f = f, exit_stack.enter_context(f.stream())
         if verify and isinstance(f, (str, os.PathLike)) and os.fsdecode(f).endswith(".safetensors"):
             raise ValueError(_without_checksums(name, "a safetensors file"))
-        quick = can_rebind() and _agrees(chosen.lean_pickle)
+        loading = loads_like_torch(chosen.lean_pickle)
+        backends.warn_if_reading_is_slow(backend, loading=loading)
+        quick = bool(loading) and can_rebind()
         callback = exit_stack.enter_context(progress_module.reporting(progress, "load"))
         options: dict[str, Any] = {"weights_only": weights_only, "mmap": mmap, **pickle_load_args}
         for _ in range(_MAX_ATTEMPTS):
-            archive = _Archive(f, source, name, map_location, mmap, verify, chosen, callback)
+            archive = _Archive(f, source, name, map_location, mmap, verify, backend, chosen, callback)
             try:
                 if not quick:
                     with archive.verified() as content:
@@ -161,11 +165,12 @@ class _Archive:
     def __init__(
         self,
         f: Any,
-        source: ranges.RangedObject | None,
+        source: RangedObject | None,
         name: Any,
         map_location: Any,
         mmap: bool | None,
         verify: bool,
+        wish: str,
         backend: Backend,
         progress: ProgressCallback | None,
     ) -> None:
@@ -175,6 +180,7 @@ class _Archive:
         self._map_location = map_location
         self._mmap = mmap
         self._verify = verify
+        self._wish = wish
         self._backend = backend
         self._progress = progress
         self._feed: ReadAhead | None = None
@@ -195,13 +201,15 @@ class _Archive:
         _check_made_by_torch(records)
         self._records = records
         if self._verify:
-            check(records, records.others())
+            _check(records, records.others())
         if torch.serialization._is_meta_location(self._map_location) if _HAS_META else _is_meta(self._map_location):
             return contextlib.nullcontext(self._reader(records, _MetaFeed(), meta=True))
+        device = _only_device(self._map_location, records)
+        backends.warn_if_reading_is_slow(self._wish, device=device)
         self._feed = ReadAhead(
             records,
             stay=_stays_on_cpu(self._map_location, records),
-            device=_only_device(self._map_location, records),
+            device=device,
             verify=self._verify,
             progress=self._progress,
         )
@@ -215,7 +223,7 @@ class _Archive:
         """What was not read has to be sound too."""
         if self._verify and self._records is not None:
             unread = self._records.storages() if self._feed is None else self._feed.unread()
-            check(self._records, unread)
+            _check(self._records, unread)
 
     @contextlib.contextmanager
     def _open_to_map(self, file: Any) -> Iterator[Any]:
@@ -273,7 +281,7 @@ class _Archive:
         """Checks the archive that torch reads, if that has not been done and is wanted."""
         records, self._unchecked = self._unchecked, None
         if records is not None:
-            check(records, range(len(records.entries)), self._progress)
+            _check(records, range(len(records.entries)), self._progress)
 
     def _open_records(self, file: Any) -> Records | None:
         """None where nobody needs them."""
@@ -285,6 +293,8 @@ class _Archive:
             return Records(archive_at(file.fileno(), name, self._backend), name, file_nbytes=nbytes)
         if not self._verify:
             return None
+        from .backends.fallback_reader import FallbackReader
+
         source = _ObjectSource(file)
         try:
             return Records(FallbackReader(source, source.name), source.name, file_nbytes=source.nbytes)
@@ -309,6 +319,12 @@ class _Archive:
             or torch._guards.detect_fake_mode(None) is not None
             or torch.serialization._serialization_tls.skip_data
         )
+
+
+def _check(records: Records, indices: Iterable[int], progress: ProgressCallback | None = None) -> None:
+    from .verification import check
+
+    check(records, indices, progress)
 
 
 def _is_torchscript(records: Records) -> bool:
@@ -405,9 +421,11 @@ def _as_torch_error(error: CorruptCheckpointError) -> CorruptArchiveError:
     return described
 
 
-@proof
-def _agrees(lean_pickle: LeanPickling) -> bool:
+@proof(LOADING)
+def loads_like_torch(lean_pickle: LeanPickling) -> bool:
     """The proof that the installed torch's loading works with our reader: the same small object both ways."""
+    from .backends.fallback_reader import FallbackReader
+
     base = torch.arange(1.0, 9.0, device="cpu")
     sample = {
         "a": base,

@@ -16,7 +16,7 @@ import torch.serialization
 from torch import Tensor
 from torch.nn import Parameter
 
-from .proofs import proof
+from .proofs import REDUCTION, proof
 
 # Bound here, as what a save looks up in the large dictionaries of torch's modules is in no cache when it begins.
 _num_function_modes = torch._C._len_torch_function_stack
@@ -90,7 +90,7 @@ def pickle_object(
         RuntimeError: where two tensors view the same bytes as different dtypes.
         Exception: whatever pickling ``obj`` raises.
     """
-    if native_tables is not None and _is_stock(pickle_module) and _agrees(native_tables):
+    if native_tables is not None and _is_stock(pickle_module) and reduces_like_torch(native_tables):
         return _pickle_through_table(obj, pickle_protocol, native_tables)
     table = PythonStorageTable()
 
@@ -208,8 +208,8 @@ def _is_stock(pickle_module: Any) -> bool:
     )
 
 
-@proof
-def _agrees(native_tables: NativeTables) -> bool:
+@proof(REDUCTION)
+def reduces_like_torch(native_tables: NativeTables) -> bool:
     """The proof that this torch's reduction is the one that ``native_tables`` knows."""
     tensor = torch.arange(24.0, device="cpu").reshape(2, 3, 4)
     with torch.enable_grad():

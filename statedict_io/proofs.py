@@ -12,11 +12,18 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 _SHORTAGES = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOSPC)
 
 T = TypeVar("T")
+
+#: the proofs of this package, by the names under which :func:`~statedict_io.backend_info` reports them
+FORMAT = "format"
+REDUCTION = "reduction"
+LOADING = "loading"
+DCP_STRUCTURE = "dcp structure"
+NAMES = (FORMAT, REDUCTION, LOADING, DCP_STRUCTURE)
 
 
 @dataclass(frozen=True)
@@ -25,29 +32,82 @@ class Verdict:
 
     holds: bool
     shortage: str | None = None  #: what the trial failed for want of; None where it said something of torch
+    problem: str = ""  #: what went otherwise than expected, in words; empty where the proof holds or lacked something
 
     def __bool__(self) -> bool:
         return self.holds
 
 
-def proof(trial: Callable[..., bool]) -> Callable[..., Verdict]:
-    """Decorates a function that tries something out and says whether it went as expected; an exception means that it
-    did not. Runs where no torch mode, ``skip_data`` or default device of the caller applies. Kept by arguments."""
-    verdicts: dict[tuple[Any, ...], Verdict] = {}
+@dataclass(frozen=True)
+class ProofReport:
+    """What has become of one proof in this process."""
 
-    @functools.wraps(trial)
-    def prove(*args: Any) -> Verdict:
-        verdict = verdicts.get(args)
-        if verdict is None:
-            try:
-                verdict = Verdict(in_clean_thread(lambda: trial(*args)))
-            except Exception as e:  # whatever a future torch changed, its own code knows
-                verdict = Verdict(False, f"{type(e).__name__}: {e}" if is_shortage(e) else None)
-            if verdict.shortage is None:
-                verdicts[args] = verdict
+    status: Literal["holds", "failed", "not tried yet", "could not be tried"]
+    reason: str = ""  #: why it failed or could not be tried; empty otherwise
+
+    def __str__(self) -> str:
+        return f"{self.status}: {self.reason}" if self.reason else self.status
+
+
+class Proof:
+    """A trial with its verdicts, one for each set of arguments."""
+
+    def __init__(self, name: str, trial: Callable[..., bool]) -> None:
+        self._trial = trial
+        self._verdicts: dict[tuple[Any, ...], Verdict] = {}  # final, but for those that lacked something
+        functools.update_wrapper(self, trial)
+        _proofs[name] = self
+
+    def __call__(self, *args: Any) -> Verdict:
+        """The verdict for ``args``; tried out where there is none yet."""
+        verdict = self._verdicts.get(args)
+        if verdict is None or verdict.shortage is not None:
+            verdict = self._verdicts[args] = self._try_out(args)
         return verdict
 
-    return prove
+    def known(self, *args: Any) -> Verdict | None:
+        """The verdict for ``args``, without trying anything; None where there is none yet."""
+        return self._verdicts.get(args)
+
+    def report(self) -> ProofReport:
+        """The worst of its verdicts."""
+        verdicts = list(self._verdicts.values())
+        failed = [verdict.problem for verdict in verdicts if not verdict and verdict.shortage is None]
+        if failed:
+            return ProofReport("failed", failed[0])
+        lacking = [verdict.shortage for verdict in verdicts if verdict.shortage is not None]
+        if lacking:
+            return ProofReport("could not be tried", lacking[0])
+        return ProofReport("holds" if verdicts else "not tried yet")
+
+    def _try_out(self, args: tuple[Any, ...]) -> Verdict:
+        try:
+            if in_clean_thread(lambda: self._trial(*args)):
+                return Verdict(True)
+        except Exception as e:  # whatever a future torch changed, its own code knows
+            described = f"{type(e).__name__}: {e}"
+            return Verdict(False, described) if is_shortage(e) else Verdict(False, problem=described)
+        return Verdict(False, problem="a small sample came out otherwise than with torch's own code")
+
+
+_proofs: dict[str, Proof] = {}
+
+
+def proof(name: str) -> Callable[[Callable[..., bool]], Proof]:
+    """Decorates a function that tries something out and says whether it went as expected; an exception means that it
+    did not. Runs where no torch mode, ``skip_data`` or default device of the caller applies.
+
+    Args:
+        name: one of :data:`NAMES`.
+    """
+    assert name in NAMES, name
+    return lambda trial: Proof(name, trial)
+
+
+def reports() -> dict[str, ProofReport]:
+    """By name, in the order of :data:`NAMES`. Tries nothing, and imports nothing: who has not been imported has tried
+    nothing yet."""
+    return {name: _proofs[name].report() if name in _proofs else ProofReport("not tried yet") for name in NAMES}
 
 
 def is_shortage(error: BaseException) -> bool:

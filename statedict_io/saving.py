@@ -14,12 +14,11 @@ import torch.serialization
 
 from . import backends, pending
 from . import progress as progress_module
-from .backends import formats, stock
+from .backends import formats
 from .backends.protocol import Archive, Backend, Content
 from .pacing import paced
-from .pickling import pickle_object
+from .pickling import pickle_object, reduces_like_torch
 from .progress import Progress
-from .remote.uploads import Upload
 from .targets import FileTarget, PathStreamTarget, Target, URLTarget, resolve
 from .writing.full_writes import full_writer
 from .writing.places import write_content, write_file
@@ -56,7 +55,7 @@ def save(
             ``torch.save`` does; the replacement is atomic either way. A file object is the caller's to flush to the
             device; what a finished upload is worth is the store's promise.
         backend: ``"auto"`` uses the compiled extension where it can be used, else writes with torch alone; ``"native"``
-            insists on the extension, ``"torch"`` does without it.
+            insists on the extension, ``"python"`` does without it.
         progress: ``True`` for a bar on stderr (needs ``tqdm``), or a callable taking (bytes_done, bytes_total), called
             in the calling thread.
         atomic: ``False`` writes into the file itself, for places that cannot replace it: a mount without rename, a
@@ -143,7 +142,7 @@ def plan(
     if isinstance(target, (FileTarget, URLTarget)):
         pending.current_call().file = lambda: target.identity
     try:
-        return _plan(
+        planned = _plan(
             obj,
             target,
             chosen,
@@ -152,6 +151,9 @@ def plan(
             use_new_zipfile_serialization,
             disable_byteorder_record,
         )
+        tables = None if chosen is None else chosen.native_tables()
+        backends.warn_if_saving_is_slow(backend, reduction=reduces_like_torch.known(tables))
+        return planned
     except BaseException:
         target.close()
         raise
@@ -167,6 +169,8 @@ def _plan(
     disable_byteorder_record: bool,
 ) -> PlannedSave:
     def write_stock(durable: bool, atomic: bool | None) -> OSError | None:
+        from .backends import stock
+
         options = {
             "pickle_module": pickle_module,
             "pickle_protocol": pickle_protocol,
@@ -239,6 +243,8 @@ def write(
                 is_superseded=call.is_superseded,
             )
         elif isinstance(target, URLTarget):
+            from .remote.uploads import Upload
+
             with Upload(target.place, getattr(content, "nbytes", None)) as upload:
                 content.write_stream(paced(upload.write, bytes_per_second), progress=callback)
                 if not call.is_superseded():

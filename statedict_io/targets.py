@@ -12,15 +12,18 @@ import io
 import os
 import stat
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.serialization
 
 from .descriptors import open_file
 from .errors import refused_target
-from .remote.stores import Place, is_url, locate
+from .remote.urls import is_url
 from .writing.directories import Directory
+
+if TYPE_CHECKING:
+    from .remote.stores import Place
 
 _MAX_SYMLINKS = 40  # as the kernel
 
@@ -145,6 +148,8 @@ def archive_name_of(path: str) -> str:
 
 
 def _resolve_url(url: str, names_archive: bool) -> Target:
+    from .remote.stores import locate
+
     place = locate(url)
     if place.local_path is not None:
         return _resolve_path(place.local_path + "/" * url.endswith("/"), names_archive)

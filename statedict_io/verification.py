@@ -73,7 +73,7 @@ def verify(path: Any, *, backend: str = "auto", progress: Progress = None) -> Ve
 
     Args:
         path: of a file in torch's zip format (a TorchScript archive is one too), or a URL of fsspec (``str``).
-        backend: ``"auto"``, ``"native"`` or ``"torch"``, as for :func:`load`.
+        backend: ``"auto"``, ``"native"`` or ``"python"``, as for :func:`load`.
         progress: ``True`` for a bar on stderr (needs ``tqdm``), or a callable taking (bytes_done, bytes_total).
 
     Returns:

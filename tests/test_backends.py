@@ -28,17 +28,21 @@ sys.meta_path = [f for f in sys.meta_path if not getattr(f, "__module__", "").st
 
 # Prints what happens in a process that has the package at hand in some other state.
 PROBE = """
-import dataclasses, json, sys, torch, statedict_io as sio
+import json, sys, torch, warnings, statedict_io as sio
 info = sio.backend_info()
 found = {k: getattr(info, k) for k in ("name", "reason", "built_for_torch", "torch", "simd")}
+found["core"], found["torch_module"] = info.core.present, info.torch_module.present
 found["package"] = sio.__file__
 obj = {"weight": torch.arange(1.0, 9.0)}
-for wish in ("auto", "torch", "native"):
-    try:
-        sio.save(obj, f"{wish}.pt", backend=wish)
-        found[wish] = "saved"
-    except Exception as error:
-        found[wish] = [type(error).__name__, str(error)]
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for wish in ("python", "auto", "torch", "native", "auto"):
+        try:
+            sio.save(obj, f"{wish}.pt", backend=wish)
+            found[wish] = "saved"
+        except Exception as error:
+            found[wish] = [type(error).__name__, str(error)]
+found["warnings"] = [str(warning.message) for warning in caught if warning.category is sio.SlowerWarning]
 torch.save(obj, "reference.pt")
 print(json.dumps(found, default=str))
 """
@@ -70,16 +74,20 @@ def probe(copied, tmp_path):
     return found
 
 
-def assert_falls_back(found, tmp_path, *causes):
-    """`auto` and `torch` save with the fallback; `native` names the cause and the cure."""
-    assert found["name"] == "torch"
-    assert found["auto"] == found["torch"] == "saved"
+def assert_falls_back(found, tmp_path, *causes, warns):
+    """`auto` and `python` save with the Python backend; `native` names the cause and the cure, and so does the one
+    warning of the process, where there is one."""
+    assert found["name"] == "python"
+    assert found["auto"] == found["python"] == found["torch"] == "saved"
+    assert not found["core"] and not found["torch_module"]
+    assert len(found["warnings"]) == warns
+    assert all(found["reason"] in warning for warning in found["warnings"])
     kind, message = found["native"]
     assert kind == "NativeUnavailableError"
     for cause in causes:
         assert cause in message and cause in found["reason"]
     assert re.search("install|build", message), f"no cure in {message!r}"
-    assert names_in(tmp_path / "work") == ["auto.pt", "reference.pt", "torch.pt"]
+    assert names_in(tmp_path / "work") == ["auto.pt", "python.pt", "reference.pt", "torch.pt"]
     sizes = {(tmp_path / "work" / name).stat().st_size for name in ("auto.pt", "reference.pt", "torch.pt")}
     assert max(sizes) - min(sizes) < 1024  # the names differ, and with them the padding
 
@@ -94,12 +102,17 @@ def torch_module_files(package):
 
 def test_backend_info_tells_what_auto_uses():
     info = sio.backend_info()
-    assert info.name in ("native", "torch")
+    assert info.name in ("native", "python")
     assert info.torch == TORCH
     assert isinstance(info.reason, str) and info.reason
-    if info.name == "native":
-        if info.built_for_torch is not None:
-            assert info.built_for_torch.split("+")[0].split(".")[:2] == TORCH.split("+")[0].split(".")[:2]
+    assert info.core.reason and info.torch_module.reason
+    assert info.core.present == bool(info.core) == (info.name == "native")
+    assert list(info.proofs) == ["format", "reduction", "loading", "dcp structure"]
+    assert info.proofs["format"].status == "holds"
+    assert all(str(part) in str(info) for part in (info.name, info.core, info.torch_module, *info.proofs))
+    if info.torch_module:
+        assert info.built_for_torch.split("+")[0].split(".")[:2] == TORCH.split("+")[0].split(".")[:2]
+    if info.core:
         assert isinstance(info.simd, str) and info.simd
 
 
@@ -126,7 +139,8 @@ def test_an_unknown_backend_is_a_value_error_and_creates_nothing(value, tmp_path
 def test_the_installed_extension_is_used(copied, tmp_path):
     require_native()
     found = probe(copied, tmp_path)
-    assert (found["name"], found["auto"], found["native"], found["torch"]) == ("native", "saved", "saved", "saved")
+    assert (found["name"], found["auto"], found["native"], found["python"]) == ("native", "saved", "saved", "saved")
+    assert found["core"] and found["warnings"] == []
     assert_same_bytes(*(resaved(tmp_path, name) for name in ("native", "torch")))
 
 
@@ -138,19 +152,19 @@ def resaved(tmp_path, name):
     return directory / "model.pt"
 
 
-def test_without_the_extension(copied, tmp_path):
-    for path in extension_files(copied):
+def test_without_compiled_modules(copied, tmp_path):
+    for path in [*extension_files(copied), *torch_module_files(copied)]:
         path.unlink()
     found = probe(copied, tmp_path)
     assert found["built_for_torch"] is None and found["simd"] is None
-    assert_falls_back(found, tmp_path, "no compiled")
+    assert_falls_back(found, tmp_path, "no compiled _core", warns=0)
 
 
 def test_with_an_extension_that_cannot_be_loaded(copied, tmp_path):
     require_native()
     for path in extension_files(copied):
         path.write_bytes(b"not a shared library" * 100)
-    assert_falls_back(probe(copied, tmp_path), tmp_path, "_core")
+    assert_falls_back(probe(copied, tmp_path), tmp_path, "cannot be loaded", warns=1)
 
 
 def test_without_a_module_for_this_torch(copied, tmp_path):

@@ -266,7 +266,7 @@ class TestReleasedFiles:
         release = ".".join(torch.__version__.split(".")[:2])
         assert wheel.name.startswith(f"statedict_io-0.1.0+torch{release}-")
         if os.environ.get("STATEDICT_IO_OTHER_PYTHON"):
-            assert "other torch: {'name': 'torch'" in said
+            assert "other torch: {'name': 'python'" in said
 
     def test_the_wheel_under_a_torch_that_it_was_not_built_for(
         self, released: tuple[Path, Path, str], tmp_path: Path
@@ -278,7 +278,7 @@ class TestReleasedFiles:
         assert changed == 1
         record.write_text(text)
         found = script("wheels").probe(python)
-        assert found["name"] == "torch" and found["auto"] == found["torch"] == "torch's bytes"
+        assert found["name"] == "python" and found["auto"] == found["torch"] == "torch's bytes"
         for said in (found["reason"], found["native"]):
             assert "built for torch 2.12.1" in said and torch.__version__ in said
 
@@ -293,8 +293,8 @@ class TestReleasedFiles:
         assert NOTICE in said and "no C++ compiler was found" in said
         check_wheel("pure", wheel)
         found = script("wheels").probe(installed(wheel, tmp_path / "venv"))
-        assert found["name"] == "torch" and found["auto"] == "torch's bytes"
-        assert "no compiled extension" in found["reason"]
+        assert found["name"] == "python" and found["auto"] == "torch's bytes"
+        assert "no compiled _core" in found["reason"]
 
 
 @pytest.mark.long

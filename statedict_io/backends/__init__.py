@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
 
 import torch
 
+from .. import installation, proofs, slower
 from ..errors import NativeUnavailableError
 from ..proofs import Verdict
-from . import fallback, formats, native
+from . import extension, formats, native
 from .protocol import Backend
 
-
-@dataclass(frozen=True)
-class BackendInfo:
-    """Which backend ``backend="auto"`` uses, and why."""
-
-    name: str  #: "native" or "torch"
-    reason: str  #: in words; where the extension is not used, with the cure
-    built_for_torch: str | None  #: version that the extension was built for; None where there is no extension
-    torch: str  #: version found
-    simd: str | None  #: the CRC-32 implementation in use; None without the extension
-
-
-def backend_info() -> BackendInfo:
-    """Tells which backend is active and why. Never raises."""
-    extension, reason, built_for = native.load()
-    simd = extension.simd() if extension is not None else None
-    chosen = native.name if extension is not None else fallback.name
-    if chosen == native.name and not (verdict := formats.reproduced_by(native)):
-        chosen, reason = fallback.name, _not_reproduced(verdict)
-    elif chosen == fallback.name and not (verdict := formats.reproduced_by(fallback)):
-        reason = f"{reason}; {_not_reproduced(verdict)}"
-    return BackendInfo(chosen, reason, built_for, torch.__version__, simd)
+PYTHON = "python"  #: the name of the backend that needs nothing compiled
+_OLD_NAME = "torch"  # of that one, still taken
+_WISHES = ("auto", native.name, PYTHON, _OLD_NAME)
 
 
 def choose(wish: str) -> Backend | None:
@@ -40,19 +22,20 @@ def choose(wish: str) -> Backend | None:
 
     Raises:
         NativeUnavailableError: ``wish`` is "native" and it cannot be used.
-        ValueError: ``wish`` is none of "auto", "native", "torch".
+        ValueError: ``wish`` is none of "auto", "native", "python" and "torch", which is another word for "python".
     """
-    _check(wish)
-    if wish != "torch":
-        extension, reason, _ = native.load()
-        if extension is not None:
+    if _wants_compiled(wish):
+        found = extension.find()
+        reason = found.core_info.reason
+        if found.core is not None:
             verdict = formats.reproduced_by(native)
             if verdict:
                 return native
-            reason = _not_reproduced(verdict)
-        if wish == "native":
+            reason = not_reproduced(verdict)
+        if wish == native.name:
             raise NativeUnavailableError(f"backend='native': {reason}")
-    return fallback if formats.reproduced_by(fallback) else None
+    python = python_backend()
+    return python if formats.reproduced_by(python) else None
 
 
 def for_reading(wish: str) -> Backend:
@@ -60,26 +43,73 @@ def for_reading(wish: str) -> Backend:
 
     Raises:
         NativeUnavailableError: ``wish`` is "native" and it cannot be used.
-        ValueError: ``wish`` is none of "auto", "native", "torch".
+        ValueError: as :func:`choose`.
     """
-    _check(wish)
-    if wish != "torch":
-        extension, reason, _ = native.load()
-        if extension is not None:
+    if _wants_compiled(wish):
+        found = extension.find()
+        if found.core is not None:
             return native
-        if wish == "native":
-            raise NativeUnavailableError(f"backend='native': {reason}")
+        if wish == native.name:
+            raise NativeUnavailableError(f"backend='native': {found.core_info.reason}")
+    return python_backend()
+
+
+def python_backend() -> Backend:
+    """The one that needs nothing compiled."""
+    from . import fallback
+
     return fallback
 
 
-def _check(wish: str) -> None:
-    if wish not in ("auto", "native", "torch"):
-        raise ValueError(f"backend must be 'auto', 'native' or 'torch', got {wish!r}")
+def _wants_compiled(wish: str) -> bool:
+    if wish not in _WISHES:
+        raise ValueError(f"backend must be 'auto', 'native' or 'python', got {wish!r}")
+    return wish not in (PYTHON, _OLD_NAME)
+
+
+def warn_if_saving_is_slow(wish: str, *, reduction: Verdict | None = None) -> None:
+    """The one warning of the process, where what saves is not what was installed for. Called before anything is
+    written.
+
+    Args:
+        wish: as for :func:`choose`.
+        reduction: whether compiled code may reduce tensors; None where that was not asked.
+    """
+    if slower.has_warned() or not _wants_compiled(wish):
+        return
+    found = extension.find()
+    if found.core is None and found.is_installed:
+        slower.warn(found.core_info.reason)
+    elif not (verdict := formats.reproduced_by(native if found.core is not None else python_backend())):
+        slower.warn(not_reproduced(verdict))
+    elif reduction is not None and not reduction:
+        finding = "reduces tensors otherwise than compiled code here does"
+        slower.warn(_not_proved(proofs.REDUCTION, reduction, finding, "Python code reduces them"))
+
+
+def warn_if_reading_is_slow(wish: str, *, loading: Verdict | None = None, device: torch.device | None = None) -> None:
+    """The same for what reads.
+
+    Args:
+        wish: as for :func:`for_reading`.
+        loading: whether torch's loading works with our reader; None where that was not asked.
+        device: that all of it is read onto; None if there is none.
+    """
+    if slower.has_warned() or not _wants_compiled(wish):
+        return
+    found = extension.find()
+    if found.core is None and found.is_installed:
+        slower.warn(found.core_info.reason)
+    elif loading is not None and not loading:
+        finding = "does not load through the reader of statedict_io"
+        slower.warn(_not_proved(proofs.LOADING, loading, finding, "torch reads by itself"))
+    elif device is not None and found.core is not None and not found.torch_info:
+        slower.warn(found.torch_info.reason)
 
 
 def release_buffers() -> None:
     """Gives the memory that is kept for the next save back to the system; that of saves in flight stays."""
-    for backend in (native, fallback):
+    for backend in _imported():
         backend.release_buffers()
     # Pinned memory goes to torch's allocator, which keeps it too. Not of other devices: one that has no such allocator
     # crashes the process.
@@ -90,10 +120,24 @@ def release_buffers() -> None:
 
 def snapshot_memory_nbytes() -> int:
     """Host memory that snapshots of asynchronous saves take, and that is kept for the next."""
-    return sum(backend.snapshot_memory_nbytes() for backend in (native, fallback))
+    return sum(backend.snapshot_memory_nbytes() for backend in _imported())
 
 
-def _not_reproduced(verdict: Verdict) -> str:
+def _imported() -> list[Backend]:
+    """The backends that this process may have used."""
+    return [native, python_backend()] if f"{__name__}.fallback" in sys.modules else [native]
+
+
+def not_reproduced(verdict: Verdict) -> str:
+    """What it means that the proof of the format does not hold."""
+    finding = "writes a format that statedict_io does not reproduce"
+    return _not_proved(proofs.FORMAT, verdict, finding, "the Python backend or torch.save saves instead")
+
+
+def _not_proved(name: str, verdict: Verdict, finding: str, consequence: str) -> str:
     if verdict.shortage is not None:
-        return f"whether it writes torch's format could not be tried out now ({verdict.shortage}); torch.save is used"
-    return f"torch {torch.__version__} writes a format that statedict_io does not reproduce; its own torch.save is used"
+        return f"the proof {name!r} could not be tried out now ({verdict.shortage}), so {consequence}"
+    return (
+        f"torch {torch.__version__} {finding} (the proof {name!r} failed: {verdict.problem}), so {consequence}; "
+        f"{installation.cure(newer=True)}"
+    )

@@ -26,7 +26,7 @@ from .fallback_reader import FallbackReader, FileSource, storage_memory
 from .file_range import FileRange
 from .protocol import Contents, LeanPickle, Strip
 
-name = "torch"
+name = "python"
 
 _CHUNK_NBYTES = 1 << 20
 _GATHER_BELOW_NBYTES = 64 << 10

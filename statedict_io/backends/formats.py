@@ -20,7 +20,7 @@ from torch.utils.serialization import config
 
 from ..installed import torch_save
 from ..pickling import PickledObject, pickle_object
-from ..proofs import in_clean_thread, proof
+from ..proofs import FORMAT, in_clean_thread, proof
 from .protocol import Backend, Contents
 
 _FORMAT_RECORDS = (".format_version", ".storage_alignment", "byteorder")
@@ -86,7 +86,7 @@ def _sample() -> tuple[dict[str, bytes], bytes]:
         return {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}, whole
 
 
-@proof
+@proof(FORMAT)
 def reproduced_by(backend: Backend) -> bool:
     """Whether ``backend`` writes the bytes of the installed torch's format."""
     _, expected = _sample()

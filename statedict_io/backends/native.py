@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from .. import host_memory
+from .. import host_memory, slower
 from ..pickling import NativeTables
 from ..processes import in_forked_child
 from ..progress import ProgressCallback
-from ..proofs import is_shortage
-from . import torch_access
-from .native_reader import NativeReader
+from .extension import find, known
 from .protocol import Contents, LeanPickle, Strip, TensorCall
-from .strips import opened
+
+if TYPE_CHECKING:
+    from .native_reader import NativeReader
 
 name = "native"
 
-_REBUILD = "STATEDICT_IO_BUILD=native pip install --force-reinstall --no-deps --no-cache-dir ., in the source tree"
 # With streams and pinned memory. Storages elsewhere are copied to the CPU first, as torch.save does.
 _DEVICE_TYPES = ["cuda", "xpu"]
 # Below this a durable save is bound by the fsync, and direct writes only add waiting.
@@ -31,43 +29,10 @@ _DIRECT_FROM_NBYTES = 4 << 20
 _BUFFERED_BELOW_NBYTES = 1 << 30
 
 
-_loaded: tuple[ModuleType | None, str, str | None] | None = None
-
-
 def load() -> tuple[ModuleType | None, str, str | None]:
-    """(the extension or None, why, the torch it was built for or None). Never raises. Tried once, and again where it
-    failed for want of memory or file descriptors."""
-    global _loaded
-    if _loaded is not None:
-        return _loaded
-    shortage, found = _try_to_load()
-    if not shortage:
-        _loaded = found
-    return found
-
-
-def _try_to_load() -> tuple[bool, tuple[ModuleType | None, str, str | None]]:
-    """(whether it failed for want of something, as :func:`load`)."""
-    try:
-        core = importlib.import_module("statedict_io._core")
-        core.use_torch_access(torch_access)
-    except ModuleNotFoundError:
-        return False, (None, f"this installation has no compiled extension; to build it: {_REBUILD}", None)
-    except Exception as e:  # a damaged file can raise nearly anything
-        shortage = is_shortage(e)
-        cure = "" if shortage else f"; to rebuild it: {_REBUILD}"
-        return shortage, (None, f"the extension cannot be loaded: {e}{cure}", None)
-    # Major and minor: torch's C++ interface is stable within a minor release, and a build against the CPU libraries
-    # serves all devices.
-    name = "_torch_{}_{}".format(*torch.__version__.split(".")[:2])
-    try:
-        for_torch = importlib.import_module(f"statedict_io.{name}")
-        core.use_torch_functions(for_torch.functions)
-    except ModuleNotFoundError:
-        return False, (core, f"_core is in use; there is no {name}", None)
-    except Exception as e:
-        return is_shortage(e), (core, f"_core is in use; {name} cannot be: {e}", None)
-    return False, (core, f"_core and {name} are in use", for_torch.built_for)
+    """(``_core`` or None, why, the torch that the ``_torch`` module was built for or None). Never raises."""
+    found = find()
+    return found.core, found.core_info.reason, found.built_for_torch
 
 
 class NativeArchive:
@@ -168,12 +133,23 @@ def plan(archive_name: str, contents: Contents, *, alignment: int, compute_crc32
         )
 
     try:
-        return NativeArchive(make([*_DEVICE_TYPES, torch._C._get_privateuse1_backend_name()]))
+        archive = NativeArchive(make([*_DEVICE_TYPES, torch._C._get_privateuse1_backend_name()]))
     except RuntimeError:  # an out-of-tree device without streams or events
-        return NativeArchive(make([]))
+        archive = NativeArchive(make([]))
+    _warn_if_slow(lambda: bool(archive.device_nbytes))
+    return archive
+
+
+def _warn_if_slow(on_device: Callable[[], bool]) -> None:
+    """``on_device`` tells whether something that is to be saved is on a device; asked where that makes a difference."""
+    torch_info = find().torch_info
+    if not torch_info and not slower.has_warned() and on_device():
+        slower.warn(torch_info.reason)
 
 
 def open_archive(fd: int, path: str) -> NativeReader:
+    from .native_reader import NativeReader
+
     extension, reason, _ = load()
     assert extension is not None, reason
     return NativeReader(extension, fd, path)
@@ -202,8 +178,9 @@ def snapshot_memory_nbytes() -> int:
 
 def _start_anew() -> None:
     """In a forked child: storages that a thread of the parent was writing."""
-    if _loaded is not None and _loaded[0] is not None:
-        _loaded[0].forget_fixed_storages()
+    found = known()
+    if found is not None and found.core is not None:
+        found.core.forget_fixed_storages()
 
 
 in_forked_child(_start_anew)
@@ -218,10 +195,13 @@ def write_strips(
     compute_crc32: bool,
     progress: ProgressCallback | None,
 ) -> list[tuple[int, bytes]]:
+    from .strips import opened
+
     extension, reason, _ = load()
     assert extension is not None, reason
-    known = ("cpu", *_DEVICE_TYPES, torch._C._get_privateuse1_backend_name())
-    held = [storage if storage.device.type in known else storage.cpu() for storage in storages]
+    known_types = ("cpu", *_DEVICE_TYPES, torch._C._get_privateuse1_backend_name())
+    _warn_if_slow(lambda: any(storage.device.type in known_types[1:] for storage in storages))
+    held = [storage if storage.device.type in known_types else storage.cpu() for storage in storages]
     nbytes = sum(strip.row_nbytes * strip.num_rows for strip in strips)
     with opened(path) as fd, opened(path) as direct_fd:
         results: list[tuple[int, bytes]] = extension.write_strips(

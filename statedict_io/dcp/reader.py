@@ -38,7 +38,7 @@ class SingleFileReader(StorageReader):  # type: ignore[misc]
         weights_only: unpickle with torch's restricted unpickler: the security boundary. A load that asks for a value
             that it refuses raises ``pickle.UnpicklingError``; one that does not ask for it works. Use ``False`` only
             for what you trust.
-        backend: ``"auto"``, ``"native"`` or ``"torch"``, as for :func:`statedict_io.load`.
+        backend: ``"auto"``, ``"native"`` or ``"python"``, as for :func:`statedict_io.load`.
 
     Attributes:
         bytes_read: that this rank read from the file in the last load: data, structure and directory.

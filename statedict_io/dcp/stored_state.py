@@ -15,7 +15,8 @@ from ..reading.lazy.lazy_file import LazyFile
 from ..reading.limits import shown
 from ..reading.refusals import refusal
 from ..reading.set_aside import Refused
-from ..remote.stores import is_url, locate
+from ..remote.stores import locate
+from ..remote.urls import is_url
 from .flattening import FlatState, flatten
 
 

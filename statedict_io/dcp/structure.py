@@ -19,7 +19,7 @@ import torch.serialization
 
 from ..errors import StateDictIOError
 from ..pickling import PythonStorageTable, pickle_object
-from ..proofs import proof
+from ..proofs import DCP_STRUCTURE, proof
 from ..reading.spellings import spelled
 
 _MAX_GAP = 1_000_000  # of a list's items, which have no values
@@ -154,7 +154,7 @@ def _check_reproduced() -> None:
         )
 
 
-@proof
+@proof(DCP_STRUCTURE)
 def _reproduced() -> bool:
     """Whether entries are pickled as the installed torch pickles tensors: on a sample."""
     dtypes = [torch.float32, torch.bfloat16, torch.uint8, torch.float8_e4m3fn, torch.uint16]

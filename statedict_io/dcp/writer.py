@@ -21,7 +21,8 @@ from .. import backends
 from ..backends import formats
 from ..errors import StateDictIOError
 from ..installed import torch_load
-from ..remote.stores import is_url, locate
+from ..remote.stores import locate
+from ..remote.urls import is_url
 from ..targets import FileTarget, Target, resolve
 from ..writing.places import takes_bytes_in_order_only
 from ..writing.suffixes import check_suffix
@@ -41,7 +42,7 @@ class SingleFileWriter(StorageWriter):  # type: ignore[misc]
     Args:
         path: of the file, on a file system that all ranks share.
         durable: on return the file is on the device, whichever rank wrote what.
-        backend: ``"auto"``, ``"native"`` or ``"torch"``, as for :func:`statedict_io.save`.
+        backend: ``"auto"``, ``"native"`` or ``"python"``, as for :func:`statedict_io.save`.
         progress: a callable taking (bytes_done, bytes_total) of this rank, or None.
         overwrite: ``False`` raises :class:`FileExistsError` where there is a file: before anything is written, and
             again before the file would be replaced.
@@ -151,6 +152,7 @@ class SingleFileWriter(StorageWriter):  # type: ignore[misc]
                 f"torch {torch.__version__} writes a format that statedict_io does not reproduce, and cannot write "
                 "itself from many ranks; save with FileSystemWriter"
             )
+        backends.warn_if_saving_is_slow(self.backend)
         if formats.skip_data():
             raise ValueError("torch.serialization.skip_data: a file without data needs one rank only; use torch.save")
         self._abandon()
@@ -199,6 +201,7 @@ class SingleFileWriter(StorageWriter):  # type: ignore[misc]
     def _write(self, plan: SavePlan, order: WorkOrder, planner: SavePlanner) -> Written:
         backend = backends.choose(self.backend)
         assert backend is not None, "checked when it was planned"
+        backends.warn_if_saving_is_slow(self.backend)
         num_opaque = len(plan.items) - order.num_ranges
         opaque = {}
         for item in plan.items[:num_opaque]:

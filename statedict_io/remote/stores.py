@@ -1,4 +1,4 @@
-"""What a URL is, the fsspec file system behind it, and its errors in one shape: an OSError that names the URL.
+"""The fsspec file system behind a URL, and its errors in one shape: an OSError that names the URL.
 
 fsspec is imported when the first URL is used, inside the functions of this package that need it.
 """
@@ -15,8 +15,6 @@ from typing import Any
 
 from ..errors import StateDictIOError
 
-# "s3://...", "simplecache::s3://...". A scheme of one letter is a drive.
-_URL = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]+::)*[A-Za-z][A-Za-z0-9+.-]+://")
 _PASSWORD = re.compile(r"(://[^/@:]*):[^/@]*@")
 
 _NUMBER_OF_TYPE = (
@@ -30,11 +28,6 @@ _NUMBER_OF_TYPE = (
     (NotImplementedError, errno.EOPNOTSUPP),
 )
 _NUMBER_OF_STATUS = {401: errno.EACCES, 403: errno.EACCES, 404: errno.ENOENT, 408: errno.ETIMEDOUT}
-
-
-def is_url(f: object) -> bool:
-    """Whether ``f`` names something through fsspec. Only a ``str`` does: a Path has lost one of the slashes."""
-    return isinstance(f, str) and "://" in f and _URL.match(f) is not None
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ import statedict_io as sio
 from statedict_io import proofs
 from statedict_io.__main__ import main
 from statedict_io.remote import uploads
-from statedict_io.remote.stores import is_url, locate
+from statedict_io.remote.stores import locate
 from statedict_io.remote.uploads import part_nbytes
+from statedict_io.remote.urls import is_url
 
 fsspec = pytest.importorskip("fsspec")
 MIB = 1 << 20

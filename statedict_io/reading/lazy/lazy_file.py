@@ -44,7 +44,7 @@ class LazyFile:
 
     Args:
         path: of the file, or a URL.
-        backend: ``"auto"``, ``"native"`` or ``"torch"``, as for :func:`statedict_io.load`.
+        backend: ``"auto"``, ``"native"`` or ``"python"``, as for :func:`statedict_io.load`.
         random_access: little of the file will be read; tells the kernel not to read ahead.
         max_overhead: views are read with what lies between their elements if that is so many times their bytes at most;
             it saves system calls.
