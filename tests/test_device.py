@@ -14,7 +14,7 @@ import pytest
 
 CHECKS = [
     pathlib.Path(__file__).with_name("device_standin") / name
-    for name in ("checks.py", "async_checks.py", "load_checks.py", "slower_checks.py")
+    for name in ("checks.py", "async_checks.py", "load_checks.py", "copies_checks.py", "slower_checks.py")
 ]
 NAMES = [
     node.name
