@@ -9,7 +9,7 @@ import os
 
 import pytest
 import torch
-from conftest import promised, require_native
+from conftest import promised, require_native, require_torch_module
 from oracle import assert_same_bytes, assert_same_file, first_difference, names_in, two_directories
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -356,7 +356,7 @@ def at_once(some, others):
 
 
 def test_copies_of_different_regions_overlap_each_other_and_what_follows_them(tmp_path, standin):
-    require_native()
+    require_torch_module()  # which records steps
     state = {"w": random_bytes(96 * MIB, 1).to("standin:0")}
     ref, ours = two_directories(tmp_path)
     reference_of(state, ref / "model.pt")
