@@ -1,4 +1,4 @@
-"""The installed torch's own ``save`` and ``load``, whatever is bound to their names.
+"""The installed torch's own ``save`` and ``load``, whatever is bound to their names, and its settings for them.
 
 Whatever has torch write or read calls these: what others bind to the names may call back, as ``torch.load = sio.load``
 and :func:`~statedict_io.patch_torch` do. Where the names were bound to something else before this was imported, torch's
@@ -27,6 +27,16 @@ def _own(name: str) -> Any:
 
 torch_save = _own("save")
 torch_load = _own("load")
+
+
+def setting(of: str, name: str, default: Any) -> Any:
+    """``torch.utils.serialization.config.<of>.<name>`` as it is now; ``default`` where the release has no such setting:
+    2.6 has no such module."""
+    try:
+        from torch.utils.serialization import config
+    except ImportError:
+        return default
+    return getattr(getattr(config, of, None), name, default)
 
 
 def save_is_rebound() -> bool:

@@ -16,6 +16,7 @@ import torch.serialization
 from . import backends, installed
 from . import progress as progress_module
 from .archives import DATA_PKL, Records, archive_at, check_kind, of_ranges
+from .backends import formats
 from .backends.protocol import Backend, LeanPickle
 from .errors import (
     CorruptArchiveError,
@@ -305,10 +306,8 @@ class _Archive:
         return isinstance(self._f, (str, os.PathLike))
 
     def _is_mapped(self) -> bool:
-        from torch.utils.serialization import config
-
         if self._mmap is None:
-            return self._is_path() and bool(getattr(getattr(config, "load", None), "mmap", False))
+            return self._is_path() and bool(installed.setting("load", "mmap", False))
         return self._is_path() and bool(self._mmap)
 
     def _is_for_torch(self, records: Records) -> bool:
@@ -317,7 +316,7 @@ class _Archive:
             or self._is_mapped()
             or _is_torchscript(records)
             or torch._guards.detect_fake_mode(None) is not None
-            or torch.serialization._serialization_tls.skip_data
+            or formats.skip_data()
         )
 
 

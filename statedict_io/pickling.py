@@ -19,9 +19,10 @@ from torch.nn import Parameter
 from .proofs import REDUCTION, proof
 
 # Bound here, as what a save looks up in the large dictionaries of torch's modules is in no cache when it begins.
-_num_function_modes = torch._C._len_torch_function_stack
-_num_dispatch_modes = torch._C._len_torch_dispatch_stack
-_location_tags = torch.serialization._package_registry
+# A torch without one of them is one in which somebody always interferes.
+_num_function_modes: Callable[[], int] = getattr(torch._C, "_len_torch_function_stack", lambda: 1)
+_num_dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
+_location_tags: list[Any] = getattr(torch.serialization, "_package_registry", [(0, None)])
 
 
 class StorageTable(Protocol):
@@ -180,7 +181,7 @@ def _reducers() -> tuple[Any, ...]:
     return (
         pickle.Pickler,
         Tensor.__reduce_ex__,
-        Tensor._reduce_ex_internal,
+        getattr(Tensor, "_reduce_ex_internal", None),
         Parameter.__reduce_ex__,
         _location_tags[0][1],
     )
@@ -189,7 +190,7 @@ def _reducers() -> tuple[Any, ...]:
 # None where somebody interfered before this module was imported.
 _STOCK_REDUCERS = (
     _reducers()
-    if [reducer.__module__ for reducer in _reducers()]
+    if [getattr(reducer, "__module__", None) for reducer in _reducers()]
     == ["_pickle", "torch._tensor", "torch._tensor", "torch.nn.parameter", "torch.serialization"]
     else None
 )

@@ -20,7 +20,6 @@ from typing import Any, Protocol
 
 import torch
 import torch.serialization
-from torch.utils._python_dispatch import _disable_current_modes
 
 from . import installed
 from .backends.protocol import LeanPickle, TensorCall
@@ -28,6 +27,7 @@ from .processes import in_forked_child
 from .reading.allowed_globals import may_call_others
 from .reading.hash_bounds import Gate, check_pickle
 from .reading.persistent_ids import PersistentIds, StorageFeed, storage_types, with_persistent_ids
+from .reading.sparse_validation import without_placeholders
 
 
 class SmallRecords(Protocol):
@@ -136,6 +136,12 @@ class _Handed:
         return self
 
 
+try:
+    from torch.utils._python_dispatch import _disable_current_modes
+except ImportError:  # the modes of whoever asks first then apply
+    _disable_current_modes = contextlib.nullcontext
+
+
 class DeferredTensor:
     """Stands for a plain tensor in what was unpickled, until somebody asks for the tensor.
 
@@ -223,7 +229,8 @@ def torch_load(
             if persistent_ids is not None:
                 pickle_module = with_persistent_ids(pickle_module, sets_aside=zip_file.sets_aside)
                 options["persistent_ids"] = persistent_ids
-            result = torch_unpickle(zip_file, map_location, pickle_module, **options)
+            load = without_placeholders(torch_unpickle) if zip_file.placeholders else torch_unpickle
+            result = load(zip_file, map_location, pickle_module, **options)
         after()
         return result
 

@@ -405,6 +405,20 @@ def test_sparse_tensors_are_validated_when_they_are_made(validated, backend, tmp
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("first", [False, True])
+def test_sparse_tensors_beside_one_that_needs_its_data(first, backend, tmp_path):
+    """Opening fails in the middle and begins again: what has been made until then is nobody's to validate."""
+    needy = {"q": torch.quantize_per_tensor(torch.arange(6.0), 0.1, 3, torch.qint8)}
+    obj = {**needy, **sparse_beside_plain()} if first else {**sparse_beside_plain(), **needy}
+    torch.save(obj, tmp_path / "model.pt")
+    with torch.sparse.check_sparse_tensor_invariants():
+        with sio.open_checkpoint(tmp_path / "model.pt", backend=backend) as checkpoint:
+            for name, tensor in obj.items():
+                assert difference(tensor, checkpoint[name]) is None
+        torch.load(tmp_path / "model.pt")
+
+
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("validated", [False, True])
 def test_unsound_sparse_tensors_are_refused_as_torch_does(validated, backend, tmp_path):
     coo = torch.sparse_coo_tensor(torch.tensor([[0, 9]]), torch.ones(2), (4,), check_invariants=False)

@@ -411,3 +411,14 @@ def test_no_descriptor_and_no_thread_stays(backend, tmp_path):
     while after := more():  # fewer is fine: a thread of an earlier test may end meanwhile
         assert time.monotonic() < deadline, f"descriptors and threads: {before} before, {after} after"
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("map_location", [None, "cpu", "meta", {"cpu": "cpu"}])
+def test_ties_of_storages_without_data_are_those_of_torch(map_location, backend, tmp_path):
+    """From 2.15 on tensors over one of them share it, also where they call it another dtype."""
+    empty = torch.empty(0)
+    obj = [empty, empty.view(0, 3), torch.empty(0), empty.view(torch.int32), torch.ones(3)[:0], torch.ones(3)]
+    torch.save(obj, tmp_path / "model.pt")
+    expected = torch.load(tmp_path / "model.pt", map_location=map_location)
+    found = sio.load(tmp_path / "model.pt", map_location=map_location, backend=backend)
+    assert storages_of(found) == storages_of(expected) and difference(expected, found) is None

@@ -293,3 +293,16 @@ def test_whoever_did_so_before_the_import(backend, tmp_path):
     subprocess.run([sys.executable, "-c", program, ref, ours, backend], check=True)
     assert_same_bytes(ref, ours)
     assert b"data/0" not in ours.read_bytes()
+
+
+def test_a_torch_without_the_module_of_settings(monkeypatch):
+    """As 2.6 is."""
+    from statedict_io import installed
+    from statedict_io.backends import formats
+
+    assert installed.setting("save", "storage_alignment", 1) == config.save.storage_alignment
+    monkeypatch.setitem(sys.modules, "torch.utils.serialization", None)
+    assert installed.setting("save", "storage_alignment", 1) == 1 and formats.storage_alignment() == 64
+    hidden = "import sys, torch; sys.modules['torch.utils.serialization'] = None; import statedict_io"
+    done = subprocess.run([sys.executable, "-c", hidden], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -16,9 +16,8 @@ from typing import Any
 
 import torch
 import torch.serialization
-from torch.utils.serialization import config
 
-from ..installed import torch_save
+from ..installed import setting, torch_save
 from ..pickling import PickledObject, pickle_object
 from ..proofs import FORMAT, in_clean_thread, proof
 from .protocol import Backend, Contents
@@ -28,16 +27,16 @@ _FORMAT_RECORDS = (".format_version", ".storage_alignment", "byteorder")
 
 def storage_alignment() -> int:
     """Of payload offsets, bytes; torch before 2.7 had no setting."""
-    return getattr(config.save, "storage_alignment", 64)
+    return setting("save", "storage_alignment", 64)
 
 
 def compute_crc32() -> bool:
     """Whether records get their checksums; else 0."""
-    return config.save.compute_crc32
+    return torch.serialization.get_crc32_options()
 
 
 def skip_data() -> bool:
-    return torch.serialization._serialization_tls.skip_data
+    return bool(getattr(getattr(torch.serialization, "_serialization_tls", None), "skip_data", False))
 
 
 def contents(pickled: PickledObject, alignment: int, *, disable_byteorder_record: bool = False) -> Contents:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import types
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -10,7 +11,9 @@ from typing import Any, Protocol
 import torch
 import torch.serialization
 
+from .. import installed
 from ..backends.protocol import TensorCall
+from ..proofs import proof
 from .set_aside import SetsAside
 
 #: makes what :meth:`PersistentIds.load` returns for a tensor call, given what makes the tensor
@@ -34,7 +37,6 @@ class TensorSource(Protocol):
     feed: StorageFeed
     calls: Sequence[TensorCall]  #: for which ids that are numbers stand; set when ``data.pkl`` has been read
     defers: bool  #: whether ``defer`` is to be used; known then too
-    placeholders: bool  #: the feed's storages may be without data
 
 
 class PersistentIds:
@@ -69,6 +71,8 @@ class PersistentIds:
         self._rebuild = _without_fake_tensors(allowed["torch._utils._rebuild_tensor_v2"])
         self._no_hooks = allowed["collections.OrderedDict"]
         self._storage_types = storage_types()
+        # Before 2.15 torch makes those without data anew for each tensor.
+        self._shares_empty = bool(_shares_storages_without_data())
         self._loaded: dict[str, Any] = {}
         self.torch_load: Callable[[Any], Any] = _unset  #: ``_load``'s own ``persistent_load``
 
@@ -86,14 +90,6 @@ class PersistentIds:
             return self.torch_load(saved_id)
         return self._storage(storage_type, key, location, numel)
 
-    def loaded(self) -> None:
-        """After an unpickler has come to its end, or failed. torch then validates the sparse tensors that it has made:
-        always for the restricted unpickler, from 2.14 on. Those without data are not for that; they are made once more
-        when they are asked for, with their data."""
-        unvalidated = getattr(torch._utils, "_sparse_tensors_to_validate", None)
-        if self._source.placeholders and unvalidated:
-            unvalidated[:] = [tensor for tensor in unvalidated if not tensor.is_meta]
-
     def _tensor(self, call: TensorCall) -> torch.Tensor:
         kind, key, location, numel, *rest = call
         storage = self._storage(self._storage_types[kind], key, location, numel)
@@ -102,8 +98,11 @@ class PersistentIds:
     def _storage(self, storage_type: Any, key: str, location: Any, numel: Any) -> Any:
         dtype = torch.uint8 if storage_type is torch.UntypedStorage else storage_type.dtype
         known = self._loaded.get(key)
-        if known is not None:
+        if known is not None and (known.dtype == dtype or not self._shares_empty):
             return known
+        if known is not None and type(numel) is int and known._untyped_storage.nbytes() == numel * _element_size(dtype):
+            # Of a record without data: others are of one dtype.
+            return torch.storage.TypedStorage(wrap_storage=known._untyped_storage, dtype=dtype, _internal=True)
         if self._direct and (self._in_place or location == "cpu") and type(numel) is int and type(dtype) is torch.dtype:
             untyped = self._take(f"data/{key}", numel * _element_size(dtype))
             typed = torch.storage.TypedStorage(wrap_storage=untyped, dtype=dtype, _internal=True)
@@ -111,9 +110,19 @@ class PersistentIds:
         else:
             typed = self.torch_load(("storage", storage_type, key, location, numel))
             has_data = typed._data_ptr() != 0
-        if has_data:  # those without are made anew each time, by torch too
-            self._loaded[key] = typed
+        if has_data or self._shares_empty:
+            self._loaded.setdefault(key, typed)
         return typed
+
+
+@proof
+def _shares_storages_without_data() -> bool:
+    file = io.BytesIO()
+    empty = torch.empty(0, device="cpu")
+    installed.torch_save([empty, empty.view(0, 2)], file)
+    file.seek(0)
+    first, second = installed.torch_load(file, weights_only=True)
+    return bool(first.untyped_storage()._cdata == second.untyped_storage()._cdata)
 
 
 def with_persistent_ids(pickle_module: Any, *, sets_aside: bool = False) -> Any:
@@ -145,14 +154,12 @@ class _AsksPersistentIds:
             value = self._persistent_ids.load
         super().__setattr__(name, value)
 
-    def load(self) -> Any:
-        try:
-            return super().load()  # type: ignore[misc]
-        finally:
-            self._persistent_ids.loaded()
+
+# Without it :mod:`~statedict_io.loading`'s proof fails, and torch loads by itself.
+_Unpickler: Any = getattr(getattr(torch, "_weights_only_unpickler", None), "Unpickler", object)
 
 
-class _RestrictedUnpickler(torch._weights_only_unpickler.Unpickler):  # type: ignore[misc]
+class _RestrictedUnpickler(_Unpickler):  # type: ignore[misc]
     """torch's is Python, and sets attributes all the time: ``__setattr__`` would slow it down."""
 
     def __init__(self, file: Any, *, persistent_ids: PersistentIds, **options: Any) -> None:
@@ -166,12 +173,6 @@ class _RestrictedUnpickler(torch._weights_only_unpickler.Unpickler):  # type: ig
     @persistent_load.setter
     def persistent_load(self, value: Any) -> None:
         self._persistent_ids.torch_load = value
-
-    def load(self) -> Any:
-        try:
-            return super().load()
-        finally:
-            self._persistent_ids.loaded()
 
 
 class _SettingAsideUnpickler(SetsAside, _RestrictedUnpickler):
