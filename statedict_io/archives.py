@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import backends
 from .backends.protocol import ArchiveReader, Backend, LeanPickle, RecordEntry
-from .descriptors import open_file
+from .descriptors import open_file, read_at
 from .errors import CorruptCheckpointError, FileKindError, StateDictIOError, UnknownKindError, corrupt
 from .escaping import escaped
 from .reading import kinds
@@ -219,7 +219,7 @@ def archive_at(fd: int, path: str, backend: Backend) -> ArchiveReader:
     """
     return _open_archive(
         lambda: backend.open_archive(fd, path),
-        lambda offset, nbytes: os.pread(fd, nbytes, offset),
+        lambda offset, nbytes: read_at(fd, nbytes, offset),
         os.fstat(fd).st_size,
         path,
     )
@@ -266,7 +266,7 @@ def check_kind(records: Records, *, allowed: Collection[kinds.FileKind] = ()) ->
 @contextmanager
 def _opened_file(path: str, given: str, chosen: Backend, random_access: bool) -> Iterator[Records]:
     """``given``: what errors call it."""
-    fd = open_file(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = open_file(path, os.O_RDONLY)
     try:
         if random_access and hasattr(os, "posix_fadvise"):
             # The directory is at the end and data.pkl at the beginning: the disk fetches both at once.

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from .descriptors import open_file, sync
 from .escaping import escaped
 from .installed import torch_save
 from .saving import save
@@ -126,12 +127,13 @@ def _serve(connection: Connection, label: str, nbytes: int, device: str, path: s
 def _time_one(save_to: Callable[[Any, str], None], state_dict: Any, path: str) -> tuple[float, float]:
     if os.path.exists(path):
         os.unlink(path)
-    os.sync()  # the last contender's dirty pages are not this one's to write
+    if hasattr(os, "sync"):
+        os.sync()  # the last contender's dirty pages are not this one's to write
     start = time.perf_counter()
     save_to(state_dict, path)
     returned = time.perf_counter()
-    fd = os.open(path, os.O_RDONLY)
-    os.fsync(fd)
+    fd = open_file(path, os.O_RDWR)
+    sync(fd)
     os.close(fd)
     return returned - start, time.perf_counter() - start
 

@@ -17,7 +17,7 @@ from .backends import fallback, formats, stock
 from .backends.file_range import FileRange
 from .backends.protocol import Contents
 from .checkpoint import Checkpoint, open_checkpoint
-from .descriptors import open_file
+from .descriptors import open_file, read_at, write_all_at
 from .errors import FileKindError, StateDictIOError
 from .pickling import pickle_object
 from .progress import ProgressCallback
@@ -98,11 +98,11 @@ def _to_safetensors(
 
     def write(file: OpenFile) -> None:
         done = 0
-        _write(file.fd, header, 0)
+        write_all_at(file.fd, header, 0)
         for name in names:
             for block in checkpoint.blocks(name, _BLOCK_NBYTES):
                 plain = block.resolve_conj().resolve_neg().contiguous()
-                _write(file.fd, memory_of(plain), len(header) + done)
+                write_all_at(file.fd, memory_of(plain), len(header) + done)
                 done += plain.numel() * plain.element_size()
                 if progress is not None:
                     progress(done, total)
@@ -150,10 +150,10 @@ def _check_can_be_held(checkpoint: Checkpoint) -> None:
 
 
 def _to_pt(source: str, target: FileTarget, progress: ProgressCallback | None, atomic: bool) -> Conversion:
-    fd = open_file(source, os.O_RDONLY | os.O_CLOEXEC)
+    fd = open_file(source, os.O_RDONLY)
     try:
         file_nbytes = os.fstat(fd).st_size
-        _check_is_safetensors(os.pread(fd, kinds.START_NBYTES, 0), source)
+        _check_is_safetensors(read_at(fd, kinds.START_NBYTES, 0), source)
         tensors, metadata = safetensors_format.parse(
             lambda offset, nbytes: FileRange(fd, offset, nbytes, source).read(), file_nbytes, source
         )
@@ -226,11 +226,3 @@ class _Ranges:
 
 def _contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     return torch.empty(shape, device="meta").stride()
-
-
-def _write(fd: int, data: bytes | memoryview, offset: int) -> None:
-    left = memoryview(data)
-    while left:
-        written = os.pwrite(fd, left, offset)
-        offset += written
-        left = left[written:]

@@ -16,6 +16,7 @@ from . import backends, pending
 from . import progress as progress_module
 from .backends import formats
 from .backends.protocol import Archive, Backend, Content
+from .descriptors import sync
 from .pacing import paced
 from .pickling import pickle_object, reduces_like_torch
 from .progress import Progress
@@ -134,7 +135,7 @@ def plan(
 ) -> PlannedSave:
     """Everything that can be refused without touching the target; arguments and errors are those of :func:`save`.
     Called inside a :class:`~statedict_io.pending.Call`, as is what writes."""
-    if pickle_module is not pickle:
+    if pickle_module is not pickle and hasattr(torch.serialization, "_check_dill_version"):
         torch.serialization._check_dill_version(pickle_module)
     progress_module.check(progress)
     chosen = backends.choose(backend)
@@ -254,7 +255,7 @@ def write(
                 with target.open() as stream:
                     content.write_stream(paced(full_writer(stream), bytes_per_second), progress=callback)
                     if durable and stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-                        os.fsync(stream.fileno())
+                        sync(stream.fileno())
             except OSError as e:
                 if e.errno is not None:
                     e.filename = target.given

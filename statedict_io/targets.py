@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.serialization
 
-from .descriptors import open_file
 from .errors import refused_target
 from .remote.urls import is_url
-from .writing.directories import Directory
+from .writing.directories import SEPARATORS, Directory, split
 
 if TYPE_CHECKING:
     from .remote.stores import Place
@@ -41,7 +40,7 @@ class FileTarget:
     @property
     def identity(self) -> str:
         """Equal for all spellings of the path; also after :meth:`close`."""
-        return f"{self.directory.identity}/{self.name}"
+        return self.directory.identity_of(self.name)
 
     def close(self) -> None:
         """Lets go of the directory: the target can be written no more."""
@@ -60,14 +59,14 @@ class PathStreamTarget:
     @property
     def identity(self) -> str:
         """Equal for all spellings of the path; also after :meth:`close`."""
-        return f"{self.directory.identity}/{self.name}"
+        return self.directory.identity_of(self.name)
 
     def open(self) -> io.FileIO:
         """For writing, unbuffered."""
         return io.FileIO(self.name, "w", opener=self._open)
 
     def _open(self, name: str, flags: int) -> int:
-        return open_file(name, flags, 0o666, dir_fd=self.directory.fd)
+        return self.directory.open(name, flags, 0o666)
 
     def close(self) -> None:
         """Lets go of the directory: the target can be written no more."""
@@ -119,7 +118,7 @@ def resolve(f: Any, *, names_archive: bool = True) -> Target:
     """
     if isinstance(f, (str, os.PathLike)):
         f = os.fspath(f)
-    else:
+    elif hasattr(torch.serialization, "_check_save_filelike"):
         torch.serialization._check_save_filelike(f)
     if is_url(f):
         return _resolve_url(f, names_archive)
@@ -171,7 +170,7 @@ def _resolve_path(given: str, names_archive: bool) -> Target:
     if not given:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), given)
     try:
-        if names_archive and given.isascii() and "/" not in given:
+        if names_archive and given.isascii() and "/" not in given and os.sep == "/":
             _check_parent_before_backslash(given)
         return _look_at(given, archive_name, names_archive)
     except OSError as e:
@@ -184,12 +183,12 @@ def _resolve_path(given: str, names_archive: bool) -> Target:
 
 def _look_at(given: str, archive_name: str, names_archive: bool) -> Target:
     """Raises the OSError, without a path, that opening ``given`` for writing would."""
-    if given.endswith("/"):
-        os.stat(os.path.dirname(given.rstrip("/")) or os.curdir)
+    if given[-1] in SEPARATORS:
+        os.stat(os.path.dirname(given.rstrip(SEPARATORS)) or os.curdir)
         raise _system_error(errno.EISDIR)
-    parent, _, name = given.rpartition("/")
+    parent, name = split(given)
     try:
-        directory = Directory(parent or ("/" if given[0] == "/" else os.curdir))
+        directory = Directory(parent or os.curdir)
     except OSError as e:
         if parent and names_archive and given.isascii() and e.errno not in (errno.EMFILE, errno.ENFILE):
             raise _no_parent(e, given, parent) from None
@@ -201,7 +200,7 @@ def _look_at(given: str, archive_name: str, names_archive: bool) -> Target:
                 return _target(given, directory, name, archive_name, existing)
             if directory.is_of_descriptors():  # what is there is open: it must be written to, not replaced
                 return PathStreamTarget(given, directory, name, archive_name)
-            directory, name = _followed(directory, os.readlink(name, dir_fd=directory.fd))
+            directory, name = _followed(directory, directory.read_link(name))
         raise _system_error(errno.ELOOP)
     except BaseException:
         directory.close()
@@ -219,21 +218,19 @@ def _target(
         raise _system_error(errno.EISDIR)
     if not stat.S_ISREG(existing.st_mode):
         return PathStreamTarget(given, directory, name, archive_name)
-    if not os.access(name, os.W_OK, dir_fd=directory.fd, effective_ids=os.access in os.supports_effective_ids):
-        # Why not (EACCES, EROFS, ESTALE, ...) only open() tells; it changes nothing, and where it is allowed so are we.
-        os.close(os.open(name, os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=directory.fd))
+    directory.check_writable(name)
     return FileTarget(given, directory, name, archive_name, existing)
 
 
 def _followed(directory: Directory, link: str) -> tuple[Directory, str]:
     """Where a symlink in ``directory``, which is closed if it is another, leads to."""
-    parent, slash, name = link.rpartition("/")
+    parent, name = split(link)
     if not name:
-        os.stat(link, dir_fd=directory.fd)
+        directory.check_exists(link)
         raise _system_error(errno.EISDIR)
-    if not slash:
+    if not parent:
         return directory, name
-    other = Directory(parent or "/", below=directory)
+    other = Directory(parent, below=directory)
     directory.close()
     return other, name
 

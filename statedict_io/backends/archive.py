@@ -6,9 +6,10 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from .names_hash import hash_combine, names_hash
+
 _MAX16 = 0xFFFF
 _MAX32 = 0xFFFFFFFF
-_MASK64 = (1 << 64) - 1
 
 _SERIALIZATION_ID = ".data/serialization_id"
 _SERIALIZATION_ID_NBYTES = 40
@@ -145,61 +146,7 @@ class SerializationId:
             self.fold_crc(int.from_bytes(written[4:8], "little"))
 
     def fold_crc(self, crc: int) -> None:
-        self._crcs = _hash_combine(self._crcs, crc)
+        self._crcs = hash_combine(self._crcs, crc)
 
     def digits(self, names: Sequence[str]) -> bytes:
-        names_hash = 0
-        for name_hash in _unordered_set_order([_hash_bytes(name.encode()) for name in names]):
-            names_hash = _hash_combine(names_hash, name_hash)
-        return b"%020d%020d" % (names_hash, self._crcs)
-
-
-def _hash_combine(seed: int, value: int) -> int:
-    """``c10::hash_combine``"""
-    return seed ^ (value + 0x9E3779B9 + (seed << 6) + (seed >> 2)) & _MASK64
-
-
-def _hash_bytes(data: bytes) -> int:
-    """libstdc++'s ``std::hash<std::string>``: 64-bit MurmurHash2 with seed 0xc70f6907 (libsupc++/hash_bytes.cc)."""
-    mul = 0xC6A4A7935BD1E995
-    value = 0xC70F6907 ^ (len(data) * mul & _MASK64)
-    aligned = len(data) & ~7
-    for (word,) in struct.iter_unpack("<Q", data[:aligned]):
-        word = word * mul & _MASK64
-        word = (word ^ word >> 47) * mul & _MASK64
-        value = (value ^ word) * mul & _MASK64
-    if aligned != len(data):
-        value = (value ^ int.from_bytes(data[aligned:], "little")) * mul & _MASK64
-    value = (value ^ value >> 47) * mul & _MASK64
-    return value ^ value >> 47
-
-
-# The sizes that a growing libstdc++ hash table goes through from empty (src/c++11/hashtable_c++0x.cc: next prime above
-# twice the last).
-_BUCKET_COUNTS = (
-    13, 29, 59, 127, 257, 541, 1109, 2357, 5087, 10273, 20753, 42043, 85229, 172933, 351061, 712697, 1447153, 2938679,
-    5967347, 12117689, 24607243, 49969847,
-)  # fmt: skip
-
-
-def _unordered_set_order(hashes: Sequence[int]) -> list[int]:
-    """``hashes`` in the order in which libstdc++ iterates a ``std::unordered_set`` that they were inserted into one by
-    one.
-
-    It is one list: the first element of a bucket goes to the front of the list, the next ones to the front of their
-    bucket. A rehash
-    inserts all anew, in list order.
-    """
-    order: list[int] = []
-    taken = 0
-    for count in _BUCKET_COUNTS:
-        # A table of `count` buckets takes `count` elements before it grows.
-        arriving = hashes[taken:count]
-        taken += len(arriving)
-        buckets: dict[int, list[int]] = {}
-        for value in [*order, *arriving]:
-            buckets.setdefault(value % count, []).append(value)
-        order = [value for bucket in reversed(buckets.values()) for value in reversed(bucket)]
-        if taken == len(hashes):
-            return order
-    raise ValueError(f"{len(hashes)} records are more than the fallback can name")
+        return b"%020d%020d" % (names_hash(names), self._crcs)

@@ -7,9 +7,7 @@ durable save the device writes while the rest comes.
 from __future__ import annotations
 
 import ctypes
-import errno
 import mmap
-import os
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +15,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from ..descriptors import sync, write_all_at
 from ..pacing import WritePace
 from ..progress import ProgressCallback
 from . import arenas
@@ -65,14 +64,9 @@ class FallbackArchive:
             if isinstance(chunk, int):
                 offset += chunk
                 continue
-            left = memoryview(chunk)
-            pace.wait_for(len(left))
-            while left:
-                written = os.pwrite(fd, left, offset)
-                if written == 0:
-                    raise OSError(errno.EIO, "pwrite wrote nothing")
-                offset += written
-                left = left[written:]
+            pace.wait_for(len(chunk))
+            write_all_at(fd, chunk, offset)
+            offset += len(chunk)
             if durable and offset - flushed >= _FLUSH_NBYTES:
                 strips_module.start_flushing(fd, flushed, offset - flushed)
                 flushed = offset
@@ -307,7 +301,7 @@ def write_strips(
     with strips_module.opened(path) as fd:
         results = strips_module.write_strips(fd, storages, strips, compute_crc32=compute_crc32, progress=progress)
         if durable:
-            os.fsync(fd)
+            sync(fd)
     return results
 
 

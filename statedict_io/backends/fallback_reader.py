@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 
+from ..descriptors import read_into
 from ..errors import CorruptCheckpointError, corrupt
 from ..progress import ProgressCallback
 from . import crc32
@@ -66,7 +67,7 @@ class FileSource:
     def read_into(self, destination: memoryview, offset: int) -> None:
         try:
             while destination:
-                taken = os.preadv(self._fd, [destination], offset)
+                taken = read_into(self._fd, destination, offset)
                 if taken == 0:
                     raise EOFError
                 destination = destination[taken:]

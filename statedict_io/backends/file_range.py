@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
+from ..descriptors import read_at, read_into
 from ..errors import corrupt
 
 
@@ -19,7 +19,7 @@ class FileRange:
         return self._nbytes
 
     def read(self) -> bytes:
-        data = os.pread(self._fd, self._nbytes, self._offset)
+        data = read_at(self._fd, self._nbytes, self._offset)
         if len(data) == self._nbytes:
             return data
         return b"".join(bytes(piece) for piece in self.pieces(1 << 20))  # one call reads 2 GiB at most
@@ -32,7 +32,7 @@ class FileRange:
             piece = buffer[: self._nbytes - done]
             filled = 0
             while filled < len(piece):
-                taken = os.preadv(self._fd, [piece[filled:]], self._offset + done + filled)
+                taken = read_into(self._fd, piece[filled:], self._offset + done + filled)
                 if taken == 0:
                     raise corrupt(self._path, "the file became shorter while it was read")
                 filled += taken

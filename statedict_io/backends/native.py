@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from .. import host_memory, slower
+from ..descriptors import sync
 from ..pickling import NativeTables
 from ..processes import in_forked_child
 from ..progress import ProgressCallback
@@ -214,5 +214,5 @@ def write_strips(
             progress=progress,
         )
         if durable:
-            os.fsync(fd)
+            sync(fd)
     return results

@@ -7,13 +7,14 @@ import ctypes
 import errno
 import functools
 import os
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
 
-from ..descriptors import open_file
+from ..descriptors import NOFOLLOW, open_file, write_all_at
 from ..progress import ProgressCallback
 from . import crc32
 from .fallback_reader import storage_memory
@@ -32,7 +33,7 @@ def opened(path: str) -> Iterator[int]:
     others write.
     """
     try:
-        fd = open_file(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = open_file(path, os.O_WRONLY | NOFOLLOW)
         try:
             yield fd
         except BaseException:
@@ -69,7 +70,7 @@ def write_strips(
                 first_bytes = first_bytes or bytes(chunk[:8])
                 if compute_crc32:
                     crc = zlib.crc32(chunk, crc)
-                write_all(fd, chunk, strip.file_offset + start)
+                write_all_at(fd, chunk, strip.file_offset + start)
                 done += nbytes
                 if progress is not None:
                     progress(done, total)
@@ -85,7 +86,7 @@ def write_strips(
                     line = chunk[row * strip.row_nbytes : (row + 1) * strip.row_nbytes]
                     if compute_crc32:
                         crc = crc32.shift_by(over_pitch, crc) ^ zlib.crc32(line)
-                    write_all(fd, line, strip.file_offset + (first + row) * strip.file_pitch)
+                    write_all_at(fd, line, strip.file_offset + (first + row) * strip.file_pitch)
                 done += len(chunk)
                 if progress is not None:
                     progress(done, total)
@@ -101,15 +102,6 @@ def bytes_of(storage: torch.UntypedStorage, offset: int, nbytes: int) -> memoryv
         on_device = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage, offset, (nbytes,), (1,))
         storage, offset = on_device.cpu().untyped_storage(), 0
     return storage_memory(storage)[offset : offset + nbytes]
-
-
-def write_all(fd: int, data: memoryview, offset: int) -> None:
-    while data:
-        written = os.pwrite(fd, data, offset)
-        if written == 0:
-            raise OSError(errno.EIO, "pwrite wrote nothing")
-        offset += written
-        data = data[written:]
 
 
 def set_nbytes(fd: int, nbytes: int) -> None:
@@ -157,6 +149,8 @@ def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
 
 
 def _of_libc(names: Sequence[str], types: list[Any]) -> Callable[[int, int, int, int], int] | None:
+    if sys.platform != "linux":
+        return None
     libc = ctypes.CDLL(None, use_errno=True)
     for name in names:
         call = getattr(libc, name, None)

@@ -9,7 +9,8 @@ import zlib
 from collections.abc import Mapping, Sequence
 
 from ..backends.archive import ArchiveLayout, RecordLayout, SerializationId
-from ..backends.strips import set_nbytes, write_all
+from ..backends.strips import set_nbytes
+from ..descriptors import write_all_at
 
 _GATHER_NBYTES = 1 << 20
 
@@ -109,5 +110,5 @@ class _Gathered:
         self._bytes += data
 
     def flush(self) -> None:
-        write_all(self._fd, memoryview(self._bytes), self._offset)
+        write_all_at(self._fd, self._bytes, self._offset)
         self._bytes = bytearray()

@@ -12,7 +12,7 @@ from types import TracebackType
 
 from torch.distributed.checkpoint.metadata import Metadata
 
-from ..descriptors import open_file
+from ..descriptors import open_file, sync
 from ..errors import StateDictIOError
 from ..targets import FileTarget, resolve
 from ..writing.places import OpenFile, write_file
@@ -63,7 +63,7 @@ class DirectoryReplacement:
         """False where the directory was removed meanwhile, by a conversion that had made it and has failed."""
         # Some directories may not be read, some file systems have no locks, or none of directories, nor has Windows.
         with contextlib.suppress(OSError, ImportError):
-            self._descriptor = open_file(self._directory, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            self._descriptor = open_file(self._directory, os.O_RDONLY)
             import fcntl
 
             fcntl.flock(self._descriptor, fcntl.LOCK_EX)
@@ -92,7 +92,7 @@ class DirectoryReplacement:
         unneeded = self._named_by_the_old_metadata()
         if self._descriptor >= 0:
             with contextlib.suppress(OSError):  # some file systems sync no directories
-                os.fsync(self._descriptor)
+                sync(self._descriptor)
 
         def write(file: OpenFile) -> None:
             with open(file.fd, "wb", closefd=False) as stream:

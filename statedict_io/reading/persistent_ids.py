@@ -13,7 +13,7 @@ import torch.serialization
 
 from .. import installed
 from ..backends.protocol import TensorCall
-from ..proofs import proof
+from ..proofs import in_clean_thread
 from .set_aside import SetsAside
 
 #: makes what :meth:`PersistentIds.load` returns for a tensor call, given what makes the tensor
@@ -72,7 +72,7 @@ class PersistentIds:
         self._no_hooks = allowed["collections.OrderedDict"]
         self._storage_types = storage_types()
         # Before 2.15 torch makes those without data anew for each tensor.
-        self._shares_empty = bool(_shares_storages_without_data())
+        self._shares_empty = _shares_storages_without_data()
         self._loaded: dict[str, Any] = {}
         self.torch_load: Callable[[Any], Any] = _unset  #: ``_load``'s own ``persistent_load``
 
@@ -115,14 +115,19 @@ class PersistentIds:
         return typed
 
 
-@proof
+@functools.cache
 def _shares_storages_without_data() -> bool:
-    file = io.BytesIO()
-    empty = torch.empty(0, device="cpu")
-    installed.torch_save([empty, empty.view(0, 2)], file)
-    file.seek(0)
-    first, second = installed.torch_load(file, weights_only=True)
-    return bool(first.untyped_storage()._cdata == second.untyped_storage()._cdata)
+    """Of the installed torch, tried out on a sample."""
+
+    def shares() -> bool:
+        file = io.BytesIO()
+        empty = torch.empty(0, device="cpu")
+        installed.torch_save([empty, empty.view(0, 2)], file)
+        file.seek(0)
+        first, second = installed.torch_load(file, weights_only=True)
+        return bool(first.untyped_storage()._cdata == second.untyped_storage()._cdata)
+
+    return in_clean_thread(shares)
 
 
 def with_persistent_ids(pickle_module: Any, *, sets_aside: bool = False) -> Any:

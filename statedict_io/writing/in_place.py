@@ -8,10 +8,9 @@ import os
 import re
 from types import TracebackType
 
-from ..descriptors import open_file
+from ..descriptors import NOFOLLOW, sync
 from ..errors import StateDictIOError, refused_target
 from ..processes import in_forked_child
-from ..replacement import sync, sync_directory
 from ..targets import FileTarget
 
 _being_written: dict[str, InPlace] = {}  # by the identity of its target; of this process
@@ -92,22 +91,21 @@ class InPlace:
         """Has it on the device, where that was asked for."""
         try:
             if self._by_path:
-                flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-                self.fd = open_file(self.target.name, flags, dir_fd=self.target.directory.fd)
+                self.fd = self.target.directory.open(self.target.name, os.O_WRONLY | NOFOLLOW)
             if self._durable:
                 sync(self.fd)
             fd, self.fd = self.fd, -1
             os.close(fd)
             if self._durable and self._has_created:
-                sync_directory(self.target.directory.fd)
+                self.target.directory.sync()
             self._has_created = False
         except OSError as e:
             e.filename = self.target.given
             raise
 
     def _open(self) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        self.fd = open_file(self.target.name, flags, 0o666, dir_fd=self.target.directory.fd)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | NOFOLLOW
+        self.fd = self.target.directory.open(self.target.name, flags, 0o666)
 
     def _end(self, *, failed: bool) -> None:
         # As Replacement.abandon: each step also if a signal's exception ends the one before.
@@ -123,7 +121,7 @@ class InPlace:
                 if failed and self._has_created and os.getpid() == self._process:
                     self._has_created = False
                     with contextlib.suppress(OSError):
-                        os.unlink(self.target.name, dir_fd=self.target.directory.fd)
+                        self.target.directory.remove_file(self.target.name)
             finally:
                 if _being_written.get(self.target.identity) is self:
                     del _being_written[self.target.identity]

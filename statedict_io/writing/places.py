@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 
 from ..backends.protocol import Content
+from ..descriptors import NOT_IMPLEMENTED
 from ..pacing import paced
 from ..progress import ProgressCallback
 from ..replacement import Replacement
@@ -17,9 +18,8 @@ from .in_place import InPlace
 
 OpenFile = Replacement | InPlace
 
-_NOT_IMPLEMENTED = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 # The answers of mounts that take bytes only behind those they have, or cannot cut a file to its length.
-_IN_ORDER_ONLY = {errno.EINVAL, errno.ESPIPE, *_NOT_IMPLEMENTED}
+_IN_ORDER_ONLY = {errno.EINVAL, errno.ESPIPE, *NOT_IMPLEMENTED}
 
 # File systems, directories or files, each with where it was: numbers of what is gone are given out again.
 _in_order_only: set[tuple[int, str]] = set()
@@ -151,8 +151,8 @@ def _is_known(target: FileTarget) -> bool:
 
 def _place_of(target: FileTarget, error_number: int | None) -> tuple[int | str, str]:
     """What else shares the reason: the file system, the directory, or nothing but the file."""
-    if error_number in _NOT_IMPLEMENTED:
+    if error_number in NOT_IMPLEMENTED:
         return target.directory.facts.st_dev, _mount_point_of(target.directory)
-    if error_number in (errno.EBUSY, errno.ENAMETOOLONG):
+    if error_number in (errno.EBUSY, errno.ENAMETOOLONG) or os.name == "nt":  # where whoever has it open is the reason
         return target.identity, target.directory.location
     return target.directory.identity, target.directory.location

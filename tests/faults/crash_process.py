@@ -22,7 +22,7 @@ import torch
 import statedict_io as sio
 from faults.preload import AFTER, BEFORE, HALFWAY, Preload
 from faults.ways import options_for
-from statedict_io import replacement
+from statedict_io.writing import temporary_names
 
 SMALL, LARGE = 100_000, 9 << 20
 
@@ -84,7 +84,7 @@ def watch(checkpoints, report):
 
 
 def enumerated_kills(preload, checkpoints):
-    replacement._owner.cache_clear()  # as in a forked child, which has another process id
+    temporary_names.owner.cache_clear()  # as in a forked child, which has another process id
     with preload.watching(record=1, no_sync=True) as control:
         checkpoints.save(0, SMALL)
         total = control.total

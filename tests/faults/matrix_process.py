@@ -21,8 +21,7 @@ import statedict_io as sio
 from faults.fault_oracle import REFUSED, SAVED, decisive, expected_errno, faults_of, leaves_temporary, steps_of
 from faults.preload import AFTERWARDS, Preload
 from faults.ways import options_for
-from statedict_io import replacement
-from statedict_io.writing import places
+from statedict_io.writing import places, temporary_names
 
 SECONDS_A_SAVE = 20
 SMALL, LARGE = 3000, 12 << 20
@@ -74,14 +73,14 @@ class Laboratory:
             os.link(self.old_file, self.path)  # a save replaces the name and leaves this file alone
         if self.leftover:
             # Of a process of this boot whose id is past the largest that Linux gives out.
-            host, boot, namespace, _, _ = replacement._owner(os.getpid()).split("-")
+            host, boot, namespace, _, _ = temporary_names.owner(os.getpid()).split("-")
             self.leftover_name = (
-                f"{replacement._temporary_prefix('model.pt')}{host}-{boot}-{namespace}-{1 << 23:x}-1.0-0.sdio-tmp"
+                f"{temporary_names.prefix_of('model.pt')}{host}-{boot}-{namespace}-{1 << 23:x}-1.0-0.sdio-tmp"
             )
             self.path.with_name(self.leftover_name).write_bytes(b"left over")
         if self.cold:
-            replacement._owner.cache_clear()
-            replacement._machine.cache_clear()
+            temporary_names.owner.cache_clear()
+            temporary_names._machine.cache_clear()
 
     def enumerate(self, preload):
         self.reset()

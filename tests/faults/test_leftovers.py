@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import statedict_io as sio
-from statedict_io import replacement
+from statedict_io.writing import machine, temporary_names
 
 DAY = 24 * 3600
 
@@ -17,17 +17,17 @@ class Owner:
     """The parts of a temporary's name that say whose it is: those of this process, or as given."""
 
     def __init__(self, pid=None, start=None, **others):
-        parts = replacement._owner(os.getpid()).split("-")
+        parts = temporary_names.owner(os.getpid()).split("-")
         self.host, self.boot, self.namespace, self.pid, self.start = parts
         if pid is not None:
-            self.pid, self.start = f"{pid:x}", f"{replacement._start_time(pid) if start is None else start:x}"
+            self.pid, self.start = f"{pid:x}", f"{machine.start_time(pid) if start is None else start:x}"
         elif start is not None:
             self.start = f"{start:x}"
         vars(self).update(others)
 
     def temporary(self, target="model.pt"):
         owner = "-".join((self.host, self.boot, self.namespace, self.pid, self.start))
-        return f"{replacement._temporary_prefix(target)}{owner}.0-0.sdio-tmp"
+        return f"{temporary_names.prefix_of(target)}{owner}.0-0.sdio-tmp"
 
 
 DEAD = 1 << 23  # past the largest process id that Linux gives out
@@ -79,8 +79,8 @@ def test_a_killed_process_that_nobody_has_waited_for(tmp_path):
 
 
 def test_what_only_looks_like_a_leftover_stays(tmp_path):
-    prefix = replacement._temporary_prefix("model.pt")
-    host, boot, namespace, *_ = replacement._owner(os.getpid()).split("-")
+    prefix = temporary_names.prefix_of("model.pt")
+    host, boot, namespace, *_ = temporary_names.owner(os.getpid()).split("-")
     here = f"{host}-{boot}-{namespace}"
     names = [
         Owner(DEAD, 1).temporary("other.pt"),
@@ -104,13 +104,13 @@ def test_a_cut_boot_or_machine_record_condemns_nobody(tmp_path, monkeypatch):
     """A process that could not read who it is - no descriptors left, no /proc - removes nothing that may live."""
     living = tmp_path / Owner(os.getppid()).temporary()
     living.write_bytes(b"half")
-    monkeypatch.setattr(replacement, "_read", lambda path: "")
-    for cached in (replacement._owner, replacement._machine):
+    monkeypatch.setattr(machine, "_read", lambda path: "")
+    for cached in (temporary_names.owner, temporary_names._machine):
         cached.cache_clear()
     try:
         sio.save({"weight": torch.ones(3)}, tmp_path / "model.pt")
     finally:
-        for cached in (replacement._owner, replacement._machine):
+        for cached in (temporary_names.owner, temporary_names._machine):
             cached.cache_clear()
     assert living.exists()
 
