@@ -62,7 +62,9 @@ class Proof:
         """The verdict for ``args``; tried out where there is none yet."""
         verdict = self._verdicts.get(args)
         if verdict is None or verdict.shortage is not None:
-            verdict = self._verdicts[args] = self._try_out(args)
+            verdict = self._try_out(args)
+            self._verdicts.pop(args, None)  # so that the last one is that of the last trial
+            self._verdicts[args] = verdict
         return verdict
 
     def known(self, *args: Any) -> Verdict | None:
@@ -70,15 +72,15 @@ class Proof:
         return self._verdicts.get(args)
 
     def report(self) -> ProofReport:
-        """The worst of its verdicts."""
+        """A verdict that it failed if there is one, else that of the last trial."""
         verdicts = list(self._verdicts.values())
         failed = [verdict.problem for verdict in verdicts if not verdict and verdict.shortage is None]
         if failed:
             return ProofReport("failed", failed[0])
-        lacking = [verdict.shortage for verdict in verdicts if verdict.shortage is not None]
-        if lacking:
-            return ProofReport("could not be tried", lacking[0])
-        return ProofReport("holds" if verdicts else "not tried yet")
+        if not verdicts:
+            return ProofReport("not tried yet")
+        shortage = verdicts[-1].shortage
+        return ProofReport("holds") if shortage is None else ProofReport("could not be tried", shortage)
 
     def _try_out(self, args: tuple[Any, ...]) -> Verdict:
         try:

@@ -62,12 +62,15 @@ def test_one_that_lacked_something_is_tried_again(made, shortage):
     assert trial() and report() == ProofReport("holds")
 
 
-def test_the_worst_verdict_is_reported(made):
-    trial = made(True, MemoryError("none left"), ValueError("no"))
+def test_a_failure_is_reported_and_otherwise_the_last_trial(made):
+    trial = made(True, MemoryError("none left"), True, ValueError("no"), True)
     assert trial(1)
     trial(2)
-    assert report().status == "could not be tried"
+    assert report() == ProofReport("could not be tried", "MemoryError: none left")
     trial(3)
+    assert report() == ProofReport("holds")  # what 2 lacked was lacking once
+    trial(4)
+    trial(5)
     assert report() == ProofReport("failed", "ValueError: no")
     assert trial.known(1) == Verdict(True)
 
