@@ -368,7 +368,7 @@ def scenario_drives(sio, directory):
         "\\\\server\\share\\model.pt": ("\\\\server\\share\\", "model.pt"),
     }.items():
         assert directories.split(path) == expected, (path, directories.split(path))
-    from statedict_io.remote.stores import is_url
+    from statedict_io.remote.urls import is_url
     from statedict_io.targets import archive_name_of
 
     assert not any(map(is_url, ["C:\\dir\\model.pt", "C:/dir/model.pt", "C://dir/model.pt"]))
