@@ -4,7 +4,8 @@
 #   make test        the C++ tests (where GoogleTest is installed) and the Python tests
 #   make test-long   the same, with the tests that take minutes
 #   make docs        the pages and the API reference, as HTML in build/docs; a warning is an error
-#   make wheels      the sdist and a wheel for this torch, in dist/, checked and tried out
+#   make wheels      the sdist and a wheel for this CPU, Python and torch, in dist/, checked and tried out; docs/releasing.md
+#   make test-aarch64  the C++ tests for AArch64, under qemu-user
 #   make lint        linters, type checker, formatting
 #   make sanitize    tests under MODE=address | thread | valgrind (C++) | python-address
 #   make fuzz        mutated archives for the reader; FUZZ_ARGS=SECONDS or '--runs 1000000'
@@ -38,7 +39,7 @@ cpp_sources = $(shell find csrc tests benchmarks -name '*.cpp' -o -name '*.h')
 torch_dir = $(shell $(bin)/python -c 'import importlib.util; print(*importlib.util.find_spec("torch").submodule_search_locations)')
 editable_install := $(bin)/python -m pip install --quiet --no-build-isolation --editable
 
-.PHONY: demo test test-long test-cpp docs wheels lint format sanitize fuzz bench clean distclean
+.PHONY: demo test test-long test-cpp test-aarch64 docs wheels lint format sanitize fuzz bench clean distclean
 
 # A test that would skip for want of Lightning, transformers or accelerate fails.
 test test-long: export STATEDICT_IO_REQUIRE_INTEGRATIONS := 1
@@ -54,6 +55,9 @@ test-long: test-cpp $(VENV)/.integrations $(VENV)/.weights
 
 test-cpp: $(VENV)/.torch
 	TORCH_DIR='$(torch_dir)' scripts/cpp_tests.sh build/tests
+
+test-aarch64:
+	scripts/aarch64.sh
 
 docs: $(VENV)/.docs
 	$(bin)/sphinx-build -W --keep-going -q -b html docs build/docs

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -81,11 +82,6 @@ def build_wheel(
 
 def check_wheel(kind: str, wheel: Path) -> None:
     run(sys.executable, CHECK_WHEEL, kind, wheel)
-
-
-def modules_in(wheel: Path) -> list[str]:
-    with zipfile.ZipFile(wheel) as archive:
-        return sorted(name.split("/")[1].split(".")[0] for name in archive.namelist() if name.endswith(".so"))
 
 
 def can_build_here() -> bool:
@@ -175,7 +171,8 @@ class TestCheckWheel:
             ({"statedict_io/test_saving.py": ""}, "does not belong"),
             ({"statedict_io/checksum.cpp": ""}, "does not belong"),
             ({"statedict_io_other/__init__.py": ""}, "does not belong"),
-            ({"statedict_io/_core.cpython-311-x86_64-linux-gnu.so": ""}, "in a pure wheel"),
+            ({"statedict_io/_core.cpython-311-x86_64-linux-gnu.so": ""}, "_core is in a pure wheel"),
+            ({"statedict_io/_torch_2_13.cpython-311-x86_64-linux-gnu.so": ""}, "_torch_2_13 is in a pure wheel"),
             ({"statedict_io/weights.bin": "x" * (2 << 20)}, "over 1048576"),
             ({METADATA: SOUND[METADATA].replace("tqdm; extra == 'progress'", "torch")}, "requires ['torch']"),
             ({METADATA: SOUND[METADATA].replace("Requires-Python: >=3.10\n", "")}, "which Python"),
@@ -192,41 +189,142 @@ class TestCheckWheel:
     @pytest.mark.skipif(not (shutil.which("cc") and shutil.which("readelf")), reason="needs cc and readelf")
     def test_run_paths_and_paths_of_the_build(self, tmp_path: Path) -> None:
         check = script("check_wheel")
-        source = tmp_path / "lib.c"
         # memfd_create came with glibc 2.27.
-        source.write_text('#define _GNU_SOURCE\n#include <sys/mman.h>\nint f(void){return memfd_create("x", 0);}\n')
-
-        def built(*options: str) -> bytes:
-            run("cc", "-shared", "-fPIC", *options, "-o", tmp_path / "lib.so", source)
-            return (tmp_path / "lib.so").read_bytes()
-
-        plain = built("-s")
-        assert check.problems_of_extension(plain) == []
-        assert check.problems_of_stripped(plain) == []
+        source = """#define _GNU_SOURCE
+        #include <sys/mman.h>
+        void *PyInit__core(void) { return (void *)(long)memfd_create("x", 0); }
+        """
+        plain = shared_object(tmp_path, source, "-s")
+        assert check.problems_of_module("_core", plain) == []
+        assert check.problems_of_module("_torch_2_13", plain) == ["_torch_2_13 is no Python module"]
+        assert check.problems_of_released("_core", plain) == []
         assert (2, 27) <= check.glibc_level(plain) < (3, 0)
-        assert check.problems_of_tag(Path("x-manylinux_2_26_x86_64.whl"), [plain])
-        assert check.problems_of_tag(Path("x-manylinux_2_99_x86_64.whl"), [plain]) == []
+        assert check.problems_of_tag(Path("x-manylinux_2_26_x86_64.whl"), {"_core": plain})
+        assert check.problems_of_tag(Path("x-manylinux_2_99_x86_64.whl"), {"_core": plain}) == []
         for flag in ("--enable-new-dtags", "--disable-new-dtags"):
-            (problem,) = check.problems_of_extension(built(f"-Wl,{flag},-rpath,{tmp_path}"))
+            linked = shared_object(tmp_path, source, f"-Wl,{flag},-rpath,{tmp_path}")
+            (problem,) = check.problems_of_module("_core", linked)
             assert "RUNPATH" in problem or "RPATH" in problem
-        assert check.problems_of_stripped(built("-g")) == ["the extension is not stripped"]
-        source.write_text('const char *where = "/home/someone/build/checksum.cpp";\n')
-        assert "/home/someone/build/checksum.cpp" in check.problems_of_stripped(built("-s"))[0]
+        assert check.problems_of_released("_core", shared_object(tmp_path, source, "-g")) == ["_core is not stripped"]
+        named = shared_object(tmp_path, 'const char *where = "/home/someone/build/checksum.cpp";', "-s")
+        assert "/home/someone/build/checksum.cpp" in check.problems_of_released("_core", named)[0]
+
+    @pytest.mark.skipif(not (shutil.which("cc") and shutil.which("readelf")), reason="needs cc and readelf")
+    def test_what_modules_ask_of_others(self, tmp_path: Path) -> None:
+        check = script("check_wheel")
+        of_torch = "void _ZN3c105ErrorC1Ev(void); void *PyInit_{}(void) {{ _ZN3c105ErrorC1Ev(); return 0; }}"
+        (problem,) = [
+            problem
+            for problem in check.problems_of_module("_core", shared_object(tmp_path, of_torch.format("_core")))
+            if "symbols of torch" in problem
+        ]
+        assert "_ZN3c105ErrorC1Ev" in problem
+        name = "_torch_2_13"
+        built = shared_object(tmp_path, of_torch.format(name), "-s")
+        assert check.problems_of_module(name, built) + check.unversioned(name, built) == []
+        unknown = "void nobody_has_this(void); void *PyInit__core(void) { nobody_has_this(); return 0; }"
+        (problem,) = check.problems_of_tag(
+            Path("x-manylinux_2_99_x86_64.whl"), {"_core": shared_object(tmp_path, unknown)}
+        )
+        assert "nobody_has_this" in problem
+        (tmp_path / "libc10.so").write_bytes(shared_object(tmp_path, "int torchs;", "-Wl,-soname,libc10.so"))
+        needs = ("-Wl,--no-as-needed", str(tmp_path / "libc10.so"))
+        assert check.problems_of_module(name, shared_object(tmp_path, of_torch.format(name), *needs)) == []
+        of_core = "void *PyInit__core(void) { return 0; }"
+        assert check.problems_of_module("_core", shared_object(tmp_path, of_core, *needs)) == [
+            "_core needs ['libc10.so']"
+        ]
+
+
+def shared_object(directory: Path, source: str, *options: str) -> bytes:
+    """What the C compiler makes of `source`."""
+    (directory / "lib.c").write_text(source)
+    run("cc", "-shared", "-fPIC", "-o", directory / "lib.so", directory / "lib.c", *options)
+    return (directory / "lib.so").read_bytes()
+
+
+@pytest.mark.skipif(not (shutil.which("cc") and shutil.which("readelf")), reason="needs cc and readelf")
+class TestStubLibraries:
+    """What wheels for other systems are linked against."""
+
+    SOURCE = """
+    void kept(void) {}
+    void old(void) {}
+    void new(void) {}
+    void later(void) {}
+    __asm__(".symver old, both@V_1.0\\n.symver new, both@@V_1.2");
+    __thread int counter;
+    """
+    VERSIONS = (
+        "V_1.0 { global: kept; counter; both; local: *; }; V_1.2 { global: both; } V_1.0;"
+        " V_1.10 { global: later; } V_1.2;"
+    )
+
+    def real(self, directory: Path) -> Path:
+        (directory / "versions").write_text(self.VERSIONS)
+        (directory / "libreal.so.1").write_bytes(
+            shared_object(directory, self.SOURCE, f"-Wl,--version-script={directory}/versions")
+        )
+        return directory / "libreal.so.1"
+
+    def test_a_stub_has_the_versions_of_an_older_library(self, tmp_path: Path) -> None:
+        stubs = script("stub_libraries")
+        symbols = stubs.dynamic_symbols(self.real(tmp_path))
+        for latest, expected in (
+            ("1.0", {"kept": "V_1.0", "counter": "V_1.0", "both": "V_1.0"}),
+            ("1.9", {"kept": "V_1.0", "counter": "V_1.0", "both": "V_1.2"}),
+            ("1.10", {"kept": "V_1.0", "counter": "V_1.0", "both": "V_1.2", "later": "V_1.10"}),
+        ):
+            stub = tmp_path / latest / "libreal.so.1"
+            stubs.build(stub, stubs.up_to(symbols, {"V": latest}), Path(shutil.which("cc")))
+            offered = {s.name: s for s in stubs.dynamic_symbols(stub) if s.is_defined}
+            assert {name: symbol.version for name, symbol in offered.items()} == expected
+            assert [name for name, symbol in offered.items() if symbol.is_thread_local] == ["counter"]
+
+    def test_what_is_linked_against_a_stub_runs_with_the_real_library(self, tmp_path: Path) -> None:
+        stubs = script("stub_libraries")
+        real = self.real(tmp_path)
+        stub = tmp_path / "stub" / "libreal.so.1"
+        stubs.build(stub, stubs.up_to(stubs.dynamic_symbols(real), {"V": "1.0"}), Path(shutil.which("cc")))
+        (tmp_path / "main.c").write_text(
+            "void kept(void); void both(void); int main(void) { kept(); both(); return 0; }"
+        )
+        run("cc", "-o", tmp_path / "main", tmp_path / "main.c", stub)
+        run(tmp_path / "main", LD_LIBRARY_PATH=str(tmp_path))
+        asked = {s.name: s.version for s in stubs.dynamic_symbols(tmp_path / "main") if not s.is_defined}
+        assert asked["both"] == "V_1.0"
+
+
+def test_what_is_missing_to_build_wheels_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler, headers = script("cross_compiler"), script("headers")
+    monkeypatch.setattr(shutil, "which", lambda *_: None)
+    monkeypatch.setattr(compiler, "find_spec", lambda _: None)
+    with pytest.raises(compiler.MissingToolError) as missing:
+        compiler.check("aarch64")
+    for command in ("pip install ziglang", "apt-get install g++-aarch64-linux-gnu", "apt-get install binutils"):
+        assert command in str(missing.value)
+    with pytest.raises(headers.WrongHeadersError, match=r"headers\.py --headers .* --torch 2\.14\.0"):
+        headers.torch_headers(tmp_path, "2.14")
+    with pytest.raises(headers.WrongHeadersError, match=r"headers\.py --headers .* --python python3\.12"):
+        headers.python_headers(tmp_path, "3.12")
 
 
 @pytest.mark.skipif(not shutil.which("readelf"), reason="needs readelf")
-def test_the_extension_in_use_asks_for_nothing_of_this_machine() -> None:
+def test_the_modules_in_use_ask_for_nothing_of_this_machine() -> None:
     require_native()
-    extension = Path(importlib.import_module("statedict_io._core").__file__).read_bytes()
     check = script("check_wheel")
-    assert check.problems_of_extension(extension) == []
-    assert (2, 14) <= check.glibc_level(extension) < (3, 0)
+    modules = list(Path(importlib.import_module("statedict_io").__file__).parent.glob("_*.so"))
+    assert modules
+    for module in modules:
+        content = module.read_bytes()
+        assert check.problems_of_module(module.name.partition(".")[0], content) == []
+        assert (2, 14) <= check.glibc_level(content) < (3, 0)
 
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
     """The sdist and the wheel that scripts/wheels.py makes, and what it said."""
-    for needed in ("build", "auditwheel", "setuptools"):
+    for needed in ("build", "auditwheel", "setuptools", "wheel", "ziglang", "pybind11"):
         pytest.importorskip(needed)
     out = tmp_path_factory.mktemp("dist")
     # Of the files as git has them: what lies about in the source tree is not what this is about.
@@ -237,7 +335,7 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]
         shutil.copy(ROOT / changed, sources / changed)
     run("git", "-C", sources, "add", "--all")
     others = [f"--other={python}"] if (python := os.environ.get("STATEDICT_IO_OTHER_PYTHON")) else []
-    said = run(sys.executable, sources / "scripts" / "wheels.py", "--no-isolation", "--out", out, *others)
+    said = run(sys.executable, sources / "scripts" / "wheels.py", "--no-isolation", "--twice", "--out", out, *others)
     (sdist,), (wheel,) = out.glob("*.tar.gz"), out.glob("*.whl")
     return sdist, wheel, said
 
@@ -267,20 +365,20 @@ class TestReleasedFiles:
     def test_the_script_tried_them_out(self, released: tuple[Path, Path, str]) -> None:
         _, wheel, said = released
         assert "no torch: ImportError: statedict_io needs PyTorch" in said
-        assert "'name': 'native'" in said
-        assert wheel.name.startswith("statedict_io-0.1.0-")
-        if os.environ.get("STATEDICT_IO_OTHER_PYTHON"):
-            assert "other torch: {'name': 'python'" in said
+        assert "core imported, torch not imported" in said
+        assert said.count("torch: {'name': 'native'") == 1 + bool(os.environ.get("STATEDICT_IO_OTHER_PYTHON"))
+        assert "the same bytes when built twice" in said
+        assert re.match(r"statedict_io-0\.1\.0-cp3\d+-cp3\d+-manylinux_2_28_", wheel.name)
 
-    def test_the_wheel_under_a_torch_that_it_was_not_built_for(
+    def test_the_wheel_under_a_torch_that_none_of_its_modules_is_for(
         self, released: tuple[Path, Path, str], tmp_path: Path
     ) -> None:
-        """Without the module of this torch; STATEDICT_IO_OTHER_PYTHON names a real one."""
         python = installed(released[1], tmp_path / "venv")
-        for module in (tmp_path / "venv").glob("lib/python*/site-packages/statedict_io/_torch_*.so"):
-            module.unlink()
+        (module,) = (tmp_path / "venv").glob("lib/python*/site-packages/statedict_io/_torch_*.so")
+        module.rename(re.sub(r"_torch_\d+_\d+", "_torch_2_6", str(module)))
         found = script("wheels").probe(python)
-        assert found["name"] == "native" and found["auto"] == found["native"] == found["torch"] == "torch's bytes"
+        assert found["name"] == "native"
+        assert found["auto"] == found["native"] == found["python"] == "torch's bytes"
 
     def test_the_sdist_where_there_is_no_compiler(self, released: tuple[Path, Path, str], tmp_path: Path) -> None:
         (tmp_path / "bin").mkdir()
@@ -301,28 +399,24 @@ class TestReleasedFiles:
 class TestPlainInstall:
     """`pip install .` as a user types it: isolated, with whatever the environment has."""
 
+    def modules_in(self, wheel: Path) -> set[str]:
+        return set(script("check_wheel").modules_in(wheel))
+
     def test_with_torch_it_is_native(self, sources: Path, tmp_path: Path) -> None:
         wheel, said = build_wheel(sys.executable, sources)
         assert NOTICE not in said
         check_wheel("native", wheel)
-        assert modules_in(wheel) == ["_core", "_torch_{}_{}".format(*torch.__version__.split(".")[:2])]
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(tmp_path / "unpacked")
-        active = run(
-            *(sys.executable, "-c", "import statedict_io; print(statedict_io.backend_info().name)"),
-            PYTHONPATH=str(tmp_path / "unpacked"),
-        )
-        assert active.strip().splitlines()[-1] == "native"
+        release = "_torch_{}_{}".format(*re.findall(r"\d+", torch.__version__)[:2])
+        assert self.modules_in(wheel) == {"_core", release}
+        found = script("wheels").probe(installed(wheel, tmp_path / "venv"))
+        assert found["name"] == "native" and f"{release} is in use" in found["torch_module"]
 
-    def test_without_torch_it_has_the_core(self, sources: Path, tmp_path: Path) -> None:
+    def test_without_torch_it_is_native_for_host_memory(self, sources: Path, tmp_path: Path) -> None:
         venv.create(tmp_path / "venv", with_pip=True)
-        python = tmp_path / "venv" / "bin" / "python"
-        wheel, said = build_wheel(python, sources)
+        wheel, said = build_wheel(tmp_path / "venv" / "bin" / "python", sources)
         check_wheel("native", wheel)
-        assert NOTICE not in said and modules_in(wheel) == ["_core"]
-        run(python, "-m", "pip", "install", "--no-index", wheel)
+        assert NOTICE not in said and "WITHOUT _torch" in said
+        assert self.modules_in(wheel) == {"_core"}
         # torch arrives later: here the one that runs this test.
-        (site_packages,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
-        (site_packages / "torch.pth").write_text(str(Path(torch.__file__).parents[1]))
-        active = run(python, "-c", "import statedict_io; print(statedict_io.backend_info().name)")
-        assert active.strip().splitlines()[-1] == "native"
+        found = script("wheels").probe(installed(wheel, tmp_path / "used"))
+        assert found["name"] == "native" and found["auto"] == "torch's bytes"
