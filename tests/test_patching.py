@@ -223,16 +223,16 @@ def test_what_is_not_taken_goes_to_who_was_there_before(tmp_path, state):
 def test_a_file_that_can_be_written_but_not_replaced_is_written_in_place(tmp_path, state, monkeypatch, number):
     import errno
 
-    rename = os.rename
+    replace = os.replace
 
     def refuse(source, target, **options):
         if str(source).endswith(".sdio-tmp"):
             raise OSError(getattr(errno, number), os.strerror(getattr(errno, number)), source)
-        rename(source, target, **options)
+        replace(source, target, **options)
 
-    monkeypatch.setattr(os, "rename", refuse)
+    monkeypatch.setattr(os, "replace", refuse)
     path = tmp_path / "a.pt"
-    torch.save(state, tmp_path / "ref"), rename(tmp_path / "ref", path)
+    torch.save(state, tmp_path / "ref"), replace(tmp_path / "ref", path)
     torch.save(state, path)
     expected = path.read_bytes()
     with sio.patch_torch(), pytest.warns(RuntimeWarning, match=r"a\.pt' cannot be replaced .*in place") as caught:
