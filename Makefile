@@ -98,7 +98,7 @@ distclean: clean
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
-	$(bin)/python -m pip install --quiet '$(TORCH)' 'setuptools>=77' 'cmake>=3.24' ninja
+	$(bin)/python -m pip install --quiet '$(TORCH)' 'setuptools>=77' 'cmake>=3.24' ninja 'pybind11>=3.0'
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml $(native_sources)
