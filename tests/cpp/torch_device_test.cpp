@@ -43,6 +43,13 @@ namespace {
 
 constexpr size_t kNumThreads = 3;
 
+// What the tests that lose a wait on purpose have is a data race, at which ThreadSanitizer ends.
+#ifdef __SANITIZE_THREAD__
+constexpr bool kMayLoseWaits = false;
+#else
+constexpr bool kMayLoseWaits = true;
+#endif
+
 TableDevices& devices() {
   static auto& table = *new TableDevices(device_functions());
   return table;
@@ -216,6 +223,7 @@ TEST_F(Torch, MemoryThatCannotBePinnedServesToo) {
 // ---- the stand-in can tell: without a wait the bytes are wrong
 
 TEST_F(Torch, WithoutWaitingForEventsTheFileDiffers) {
+  if (!kMayLoseWaits) GTEST_SKIP() << "a data race, on purpose";
   const Case made = make_case(sizes());
   const OnDevices on_devices(made);
   fill_slots();
@@ -239,6 +247,7 @@ std::string copied_behind_a_late_fill() {
 
 TEST_F(Torch, CopiesComeAfterWhatTheCallersStreamHadQueued) {
   EXPECT_TRUE(copied_behind_a_late_fill() == std::string(300000, '\7'));
+  if (!kMayLoseWaits) return;
   standin_set("lose_event_block", 1);
   EXPECT_FALSE(copied_behind_a_late_fill() == std::string(300000, '\7'));
 }
@@ -290,6 +299,7 @@ TEST_F(Loading, PutsEveryPayloadOntoTheDevice) {
 }
 
 TEST_F(Loading, WithoutWaitingForEventsTheBytesDiffer) {
+  if (!kMayLoseWaits) GTEST_SKIP() << "a data race, on purpose";
   TableDestination destination(devices(), "standin:1", sizes_);
   fill_slots();
   standin_set("delay_us", 2000);
@@ -301,6 +311,7 @@ TEST_F(Loading, WithoutWaitingForEventsTheBytesDiffer) {
 
 TEST_F(Loading, CopiesComeAfterWhatTheMemoryWasUsedForBefore) {
   for (const int lose : {0, 1}) {
+    if (lose == 1 && !kMayLoseWaits) continue;
     standin_reset();
     at::Tensor old =
         at::empty({static_cast<int64_t>(sizes_[2])}, at::TensorOptions().dtype(at::kByte).device(device(0)));
