@@ -15,6 +15,7 @@
 #include "core/direct_io_wish.h"
 #include "core/kept_storages.h"
 #include "core/pinned_slots.h"
+#include "core/python_error.h"
 #include "core/storage_table.h"
 #include "core/torch.h"
 #include "core/watching.h"
@@ -61,7 +62,7 @@ class Image {
     stream_image(
         image_,
         [&](const char* bytes, size_t size) {
-          gil.with_gil([&] { write(py::memoryview::from_memory(bytes, static_cast<py::ssize_t>(size))); });
+          gil.with_gil([&] { call_python(write, py::memoryview::from_memory(bytes, static_cast<py::ssize_t>(size))); });
         },
         [&](uint64_t done) { watch(gil, progress, done, nbytes()); });
   }
@@ -111,7 +112,7 @@ class Archive {
   void write_stream(const py::object& write, const py::object& progress) const {
     read_storages([&](KeptStorages& storages, ReleasedGil& gil) {
       const auto write_view = [&](const char* bytes, size_t size) {
-        gil.with_gil([&] { write(py::memoryview::from_memory(bytes, static_cast<py::ssize_t>(size))); });
+        gil.with_gil([&] { call_python(write, py::memoryview::from_memory(bytes, static_cast<py::ssize_t>(size))); });
       };
       stream_archive(*content_, write_view, [&](uint64_t done) {
         watch(gil, progress, done, nbytes());
@@ -156,8 +157,7 @@ class Archive {
     make_room(SlotPool::snapshots(), pinned_snapshot_slots(), packed_nbytes(), max_nbytes);
     std::unique_ptr<PackedPayloads> packed;
     read_storages([&](KeptStorages&, ReleasedGil& gil) {
-      packed = std::make_unique<PackedPayloads>(host_sources(), SlotPool::snapshots(),
-                                                [&](uint64_t) { watch(gil, py::none(), 0, 0); });
+      packed = std::make_unique<PackedPayloads>(host_sources(), SlotPool::snapshots(), [&](uint64_t) { watch(gil, py::none(), 0, 0); });
     });
     packed_ = std::move(packed);
     for (size_t i = 0; i < host_records_.size(); ++i) {
@@ -209,7 +209,7 @@ class Archive {
         if (std::find(device_types.begin(), device_types.end(), type) != device_types.end()) {
           payload.kind = Payload::Kind::kDevice;
         } else {
-          storage = storage.torch().storage_of(storage.object().attr("cpu")());
+          storage = storage.torch().storage_of(call_python(storage.object().attr("cpu")));
         }
       }
       const StorageBytes bytes = storage.bytes();

@@ -43,7 +43,8 @@ class PythonSource final : public DeviceSource {
         const DevicePiece& piece = pieces[i];
         list[i] = py::make_tuple(piece.record, piece.record_offset, piece.nbytes, address(piece.destination));
       }
-      source_.get().attr("copy")(list, bounce ? py::object(py::int_(address(bounce->data()))) : py::object(py::none()));
+      call_python(source_.get().attr("copy"), list,
+                  bounce ? py::object(py::int_(address(bounce->data()))) : py::object(py::none()));
     });
   }
 
@@ -58,7 +59,7 @@ class PythonCopies final : public QueuedCopies {
   explicit PythonCopies(py::object copies) : copies_(std::move(copies)) {}
 
   void wait() override {
-    in_python([&] { copies_.get().attr("wait")(); });
+    in_python([&] { call_python(copies_.get().attr("wait")); });
   }
 
  private:
@@ -76,13 +77,13 @@ class PythonDestination final : public StorageDestination {
         const ArrivedPiece& piece = pieces[i];
         list[i] = py::make_tuple(piece.request, piece.payload_offset, piece.nbytes, address(piece.source));
       }
-      return std::make_unique<PythonCopies>(destination_.get().attr("copy")(list));
+      return std::make_unique<PythonCopies>(call_python(destination_.get().attr("copy"), list));
     });
   }
 
   SlotPool& slots() override { return pinned_slots(); }
 
-  py::list storages() const override { return py::list(destination_.get().attr("storages")()); }
+  py::list storages() const override { return py::list(call_python(destination_.get().attr("storages"))); }
 
  private:
   SharedObject destination_;
@@ -100,9 +101,9 @@ class PythonClones final : public DeviceClones {
   }
 
   const std::vector<DeviceBytes>& records() const override { return records_; }
-  bool done() const override { return clones_.get().attr("done")().cast<bool>(); }
+  bool done() const override { return call_python(clones_.get().attr("done")).cast<bool>(); }
   void wait() const override {
-    in_python([&] { clones_.get().attr("wait")(); });
+    in_python([&] { call_python(clones_.get().attr("wait")); });
   }
 
  private:
@@ -113,28 +114,28 @@ class PythonClones final : public DeviceClones {
 }  // namespace
 
 std::unique_ptr<SlotMemory> pin_through_python(const py::object& copies) {
-  const py::object pinned = copies.attr("pinned")(kSlotNbytes);
+  const py::object pinned = call_python(copies.attr("pinned"), kSlotNbytes);
   if (pinned.is_none()) return nullptr;
   auto [owner, data] = pinned.cast<std::pair<py::object, uintptr_t>>();
   return std::make_unique<PinnedByPython>(std::move(owner), data);
 }
 
 std::unique_ptr<DeviceSource> source_through_python(const py::object& copies, const std::vector<DeviceBytes>& records) {
-  return std::make_unique<PythonSource>(copies.attr("source")(listed(records)));
+  return std::make_unique<PythonSource>(call_python(copies.attr("source"), listed(records)));
 }
 
 std::unique_ptr<StorageDestination> destination_through_python(const py::object& copies, const std::string& device,
                                                                const std::vector<uint64_t>& sizes) {
   py::list listed_sizes(sizes.size());
   for (size_t i = 0; i < sizes.size(); ++i) listed_sizes[i] = sizes[i];
-  py::object destination = copies.attr("destination")(device, listed_sizes);
+  py::object destination = call_python(copies.attr("destination"), device, listed_sizes);
   if (destination.is_none()) return nullptr;
   return std::make_unique<PythonDestination>(std::move(destination));
 }
 
 std::unique_ptr<DeviceClones> clones_through_python(const py::object& copies, const Torch& torch,
                                                     const std::vector<DeviceBytes>& originals) {
-  py::object clones = copies.attr("clones")(listed(originals));
+  py::object clones = call_python(copies.attr("clones"), listed(originals));
   if (clones.is_none()) return nullptr;
   return std::make_unique<PythonClones>(std::move(clones), torch);
 }

@@ -9,6 +9,7 @@
 #include "core/archive_reader.h"
 #include "core/pinned_slots.h"
 #include "core/python_error.h"
+#include "core/released_gil.h"
 #include "core/storage_table.h"
 #include "core/strips.h"
 #include "core/torch.h"
@@ -26,7 +27,7 @@ namespace {
 
 uint32_t crc32_of_buffer(const py::buffer& buffer, uint32_t crc) {
   const py::buffer_info info = buffer.request();
-  const py::gil_scoped_release no_gil;
+  const ReleasedGil gil;
   return crc32(crc, info.ptr, static_cast<size_t>(info.size * info.itemsize));
 }
 

@@ -1,4 +1,4 @@
-// Python code that is called in the pipeline's worker threads, and what it raises.
+// Python code that is called amid C++ frames, also in the pipeline's worker threads, and what it raises.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -6,10 +6,25 @@
 #include <exception>
 #include <memory>
 #include <string>
+#include <utility>
 
+#include "core/owned.h"
 #include "core/released_gil.h"
 
 namespace sdio {
+
+// With the GIL, which the callee may give up and take again.
+template <typename... Arguments>
+pybind11::object call_python(const pybind11::object& callable, Arguments&&... arguments) {
+  const pybind11::tuple packed = pybind11::make_tuple(std::forward<Arguments>(arguments)...);
+  return owned(or_wait_for_exit([&] { return PyObject_Call(callable.ptr(), packed.ptr(), nullptr); }));
+}
+
+// Drops a reference in any thread. What dies with it may run Python code.
+inline void let_go(PyObject* object) {
+  const HeldGil gil;
+  or_wait_for_exit([object] { Py_DECREF(object); });
+}
 
 // A Python exception on its way from one thread to another. Unlike pybind11's, it may be dropped by any thread at any
 // time, the exit of the interpreter included.
@@ -25,11 +40,6 @@ class PythonError final : public std::exception {
   }
 
  private:
-  static void let_go(PyObject* value) {
-    const HeldGil gil;
-    Py_DECREF(value);
-  }
-
   std::shared_ptr<PyObject> value_;
   std::string what_;
 };
@@ -51,10 +61,7 @@ class SharedObject {
   explicit SharedObject(pybind11::object object) : object_(std::move(object)) {}
   SharedObject(const SharedObject&) = delete;
   SharedObject& operator=(const SharedObject&) = delete;
-  ~SharedObject() {
-    const HeldGil gil;
-    object_ = pybind11::object();
-  }
+  ~SharedObject() { let_go(object_.release().ptr()); }
 
   const pybind11::object& get() const { return object_; }  // with the GIL
 

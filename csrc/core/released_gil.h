@@ -1,8 +1,8 @@
 // The GIL, released by a thread that had it, or taken by one that had not.
 //
-// When the interpreter exits, CPython before 3.14 ends a thread that asks for the GIL with pthread_exit. That unwinds
-// its stack, and neither a destructor nor pybind11's dispatcher lets it through: the process would abort. Such a thread
-// waits here for the process to end instead.
+// When the interpreter exits, CPython before 3.14 ends a thread that asks for the GIL with pthread_exit, also one that
+// asks for it anew amid Python code. That unwinds its stack, through destructors that let nothing pass, or that need
+// the GIL: the process would abort. Such a thread waits here for the process to end instead.
 #pragma once
 
 #include <Python.h>
@@ -10,11 +10,12 @@
 
 namespace sdio {
 
-// Calls `take`, which asks for the GIL.
-template <typename Take>
-auto take_gil(const Take& take) {
+// Calls `function`, which asks for the GIL or runs Python code. Nothing in it but C functions: what it owns would be
+// destroyed without the GIL.
+template <typename Function>
+auto or_wait_for_exit(const Function& function) {
   try {
-    return take();
+    return function();
   } catch (...) {
     // pthread_exit's; named, abi::__forced_unwind&, it would be a reference to null. Leaving would end the process.
     for (;;) pause();
@@ -44,7 +45,7 @@ class ReleasedGil {
   };
 
   void take() {
-    take_gil([this] { PyEval_RestoreThread(state_); });
+    or_wait_for_exit([this] { PyEval_RestoreThread(state_); });
   }
 
   PyThreadState* state_;
@@ -54,8 +55,10 @@ class ReleasedGil {
 class HeldGil {
  public:
   HeldGil()
-      : state_(take_gil([] {
-          while (Py_IsInitialized() == 0) pause();  // after the interpreter's end there is nothing to ask
+      : state_(or_wait_for_exit([] {
+          // From the beginning of its end on, only the thread that ends the interpreter has the GIL, and destroys what
+          // modules hold.
+          while (Py_IsInitialized() == 0 && !is_held()) pause();
           return PyGILState_Ensure();
         })) {}
   ~HeldGil() { PyGILState_Release(state_); }
@@ -63,6 +66,15 @@ class HeldGil {
   HeldGil& operator=(const HeldGil&) = delete;
 
  private:
+  static bool is_held() {
+#if PY_VERSION_HEX >= 0x030d0000
+    PyThreadState* const holder = PyThreadState_GetUnchecked();
+#else
+    PyThreadState* const holder = _PyThreadState_UncheckedGet();
+#endif
+    return holder != nullptr && holder == PyGILState_GetThisThreadState();
+  }
+
   const PyGILState_STATE state_;
 };
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/owned.h"
+#include "core/python_error.h"
 
 namespace py = pybind11;
 
@@ -187,7 +188,7 @@ class StorageTable {
     PyObject* const storage_type = storage_type_of(tensor);
     const StorageBytes bytes = tensor.storage.bytes();
     const py::object location =
-        tensor.storage.on_host() ? torch_->cpu_word : torch_->location_tag(tensor.storage.object());
+        tensor.storage.on_host() ? torch_->cpu_word : call_python(torch_->location_tag, tensor.storage.object());
     const py::object key = key_of(std::move(tensor.storage), bytes, tensor.dtype.ptr());
     const py::object numel = owned(PyLong_FromUnsignedLongLong(bytes.nbytes / static_cast<uint64_t>(tensor.itemsize)));
     const py::object id = pack(torch_->storage_word, py::handle(storage_type), key, location, numel);

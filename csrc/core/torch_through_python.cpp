@@ -84,7 +84,7 @@ class TorchThroughPython final : public Torch {
   }
 
   py::object storage_over(char* data, uint64_t nbytes, std::unique_ptr<ReadMemory> memory) const override {
-    if (nbytes == 0) return access_.attr("no_bytes")();  // torch.frombuffer refuses that
+    if (nbytes == 0) return call_python(access_.attr("no_bytes"));  // torch.frombuffer refuses that
     const py::object buffer = memory_object(data, nbytes, std::move(memory));
     PyObject* const arguments[] = {nullptr, buffer.ptr(), uint8_.ptr()};
     const py::object tensor = owned(
@@ -165,7 +165,7 @@ class TorchThroughPython final : public Torch {
     return last_itemsize_;
   }
 
-  py::object device_copies() const { return access_.attr("device_copies")(); }
+  py::object device_copies() const { return call_python(access_.attr("device_copies")); }
 
   const Names names_;
   const py::object access_;

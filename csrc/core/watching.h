@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "core/kept_storages.h"
+#include "core/python_error.h"
 #include "core/released_gil.h"
 
 namespace sdio {
@@ -14,7 +15,7 @@ namespace sdio {
 inline void watch(ReleasedGil& gil, const pybind11::object& progress, uint64_t bytes_done, uint64_t bytes_total) {
   gil.with_gil([&] {
     if (PyErr_CheckSignals() != 0) throw pybind11::error_already_set();
-    if (!progress.is_none()) progress(bytes_done, bytes_total);
+    if (!progress.is_none()) call_python(progress, bytes_done, bytes_total);
   });
 }
 

@@ -1,0 +1,99 @@
+"""The interpreter exits while threads of the process are at work, or while what only exists in C++ is alive."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import require_native
+
+LIMIT_SECONDS = 120  # to catch hangs
+
+# The interpreter is about to go, and waits long enough for every other thread to ask for the GIL.
+EXIT_SLOWLY = """
+import builtins, time
+class Slow:
+    def __del__(self, sleep=time.sleep):
+        sleep(2)
+builtins.destroyed_at_exit = Slow()
+"""
+
+DAEMON = """
+import sys, threading, time, torch
+import statedict_io as sio
+path, backend = sys.argv[1:]
+began = threading.Event()
+def wait(*_, began=began, sleep=time.sleep):
+    began.set()
+    while True:
+        sleep(0.5)  # and asks for the GIL while the main thread sleeps
+class Waiting:
+    write = wait
+    def flush(self):
+        pass
+state = {"a": torch.zeros(24 << 20, dtype=torch.uint8)}
+torch.save(state, path)
+def work():
+    WORK
+threading.Thread(target=work, daemon=True).start()
+began.wait()
+"""
+
+WORK = {
+    "save": "sio.save(state, path, backend=backend, progress=wait)",
+    "save to an object": "sio.save(state, Waiting(), backend=backend)",
+    "load": "sio.load(path, backend=backend, progress=wait)",
+}
+
+
+def assert_exits(script, *arguments):
+    ended = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)], timeout=LIMIT_SECONDS, capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_a_daemon_thread_is_in_a_callback(name, backend, tmp_path):
+    """It asks for the GIL amid Python code that C++ has called: the process died of SIGABRT."""
+    assert_exits(DAEMON.replace("WORK", WORK[name]) + EXIT_SLOWLY, tmp_path / "model.pt", backend)
+
+
+def test_a_daemon_thread_computes_a_checksum():
+    require_native()
+    script = """
+import threading
+from statedict_io import _core
+began, data = threading.Event(), bytearray(32 << 20)
+def work():
+    while True:
+        began.set()
+        _core.crc32(data)
+threading.Thread(target=work, daemon=True).start()
+began.wait()
+"""
+    assert_exits(script + EXIT_SLOWLY)
+
+
+def test_a_planned_archive_of_a_device_is_alive():
+    """What it holds of Python is let go of while modules are torn down: that waited for ever."""
+    require_native()
+    script = """
+import types, torch
+from statedict_io import _core
+from statedict_io.backends import torch_access
+
+class OnDevice(torch.UntypedStorage):
+    device = torch.device("cuda:0")
+
+class Copies:
+    @staticmethod
+    def source(records):
+        return object()
+
+_core.use_torch_access(types.SimpleNamespace(**{**vars(torch_access), "device_copies": lambda: Copies}))
+archive = _core.Archive(
+    "archive", [("data.pkl", b"x")], [OnDevice(16)], [], alignment=64, compute_crc32=True, device_types=["cuda"]
+)
+assert archive.device_nbytes == {"cuda:0": 16}
+"""
+    assert_exits(script)
