@@ -41,7 +41,7 @@ void make_room(SlotPool& pool, SlotPool& sibling, uint64_t needed_nbytes, uint64
 class Image {
  public:
   Image(const ArchiveContent& content, SlotPool& slots, ReleasedGil& gil)
-      : image_(content, slots, [&](uint64_t) { watch(gil, py::none(), 0, 0); }) {}
+      : image_(content, slots, [&](uint64_t) { watch(gil); }) {}
 
   uint64_t nbytes() const { return image_.file_nbytes(); }
 
@@ -157,7 +157,7 @@ class Archive {
     make_room(SlotPool::snapshots(), pinned_snapshot_slots(), packed_nbytes(), max_nbytes);
     std::unique_ptr<PackedPayloads> packed;
     read_storages([&](KeptStorages&, ReleasedGil& gil) {
-      packed = std::make_unique<PackedPayloads>(host_sources(), SlotPool::snapshots(), [&](uint64_t) { watch(gil, py::none(), 0, 0); });
+      packed = std::make_unique<PackedPayloads>(host_sources(), SlotPool::snapshots(), [&](uint64_t) { watch(gil); });
     });
     packed_ = std::move(packed);
     for (size_t i = 0; i < host_records_.size(); ++i) {

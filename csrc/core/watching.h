@@ -11,7 +11,14 @@
 
 namespace sdio {
 
-// Throws the exception of a signal or of `progress`, which is None or takes (bytes_done, bytes_total).
+// Throws the exception of a signal.
+inline void watch(ReleasedGil& gil) {
+  gil.with_gil([] {
+    if (PyErr_CheckSignals() != 0) throw pybind11::error_already_set();
+  });
+}
+
+// The same, or that of `progress`, which is None or takes (bytes_done, bytes_total).
 inline void watch(ReleasedGil& gil, const pybind11::object& progress, uint64_t bytes_done, uint64_t bytes_total) {
   gil.with_gil([&] {
     if (PyErr_CheckSignals() != 0) throw pybind11::error_already_set();
