@@ -10,7 +10,7 @@ from conftest import require_torch_module
 from oracle import names_in
 
 import statedict_io as sio
-from statedict_io.backends import choose, protocol
+from statedict_io.backends import choose, device_copies, protocol
 from statedict_io.pickling import PythonStorageTable
 
 NBYTES = 24 << 20  # several regions, and more than a save has in flight
@@ -200,3 +200,15 @@ def test_under_jit_trace_the_same_bytes(backend, tmp_path):
     torch.jit.trace(Saving(), torch.ones(5))
     assert len({stock for stock, _ in written}) > 1, "tracing made no difference"
     assert all(stock == ours for stock, ours in written)
+
+
+def test_a_copy_through_torch_leaves_a_storage_the_size_that_it_has():
+    """set_() made one that had been emptied as large as planned, and what came to lie there was saved. Here on the CPU,
+    whose set_() does the same."""
+    storage = torch.ones(16, dtype=torch.uint8).untyped_storage()
+    storage.resize_(8)
+    assert device_copies._device_bytes(storage, 3, 5).tolist() == [1] * 5
+    for offset, nbytes in ((0, 16), (4, 5), (9, 1)):
+        with pytest.raises(RuntimeError, match="on cpu was resized"):
+            device_copies._device_bytes(storage, offset, nbytes)
+    assert storage.nbytes() == 8

@@ -306,6 +306,11 @@ def _host_bytes(address: int | None, nbytes: int) -> Any:
 
 
 def _device_bytes(storage: torch.UntypedStorage, offset: int, nbytes: int) -> Any:
+    if offset + nbytes > storage.nbytes():  # set_() would make it larger, with whatever bytes
+        raise RuntimeError(
+            f"a storage on {storage.device} was resized while it was being copied: "
+            f"bytes up to {offset + nbytes} were planned, it has {storage.nbytes()}"
+        )
     return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage, offset, (nbytes,), (1,))
 
 
