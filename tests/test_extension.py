@@ -136,7 +136,13 @@ def test_there_are_torch_modules_for_other_releases(installed):
 
 
 @pytest.mark.parametrize(
-    "problem", [ImportError("undefined symbol: _ZN3c10"), torch_module("older"), types.SimpleNamespace()]
+    "problem",
+    [
+        ImportError("undefined symbol: _ZN3c10"),
+        torch_module("older"),
+        types.SimpleNamespace(),
+        types.SimpleNamespace(functions="functions"),
+    ],
 )
 def test_the_torch_module_cannot_be_used(problem, installed, cured_by):
     found = installed({"_core": Core(), OF_THIS_TORCH: problem})

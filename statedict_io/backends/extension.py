@@ -141,12 +141,12 @@ def _look_for_torch(names: list[str], core: ModuleType) -> tuple[bool, ModuleInf
     name = f"_torch_{release[0]}_{release[1]}"
     try:
         module = importlib.import_module(f"{_PACKAGE}.{name}")
+        built_for = str(module.built_for)
         core.use_torch_functions(module.functions)
     except Exception as e:  # of the loader, or a table of another version
         if is_shortage(e):
             return True, ModuleInfo(False, f"{name} cannot be loaded: {e}"), None
         return False, ModuleInfo(False, f"{name} cannot be used: {e}; {installation.cure()}"), None
-    built_for = str(module.built_for)
     return False, ModuleInfo(True, f"{name} is in use, built for torch {built_for}"), built_for
 
 
