@@ -74,11 +74,9 @@ began.wait()
     assert_exits(script + EXIT_SLOWLY)
 
 
-def test_a_planned_archive_of_a_device_is_alive():
-    """What it holds of Python is let go of while modules are torn down: that waited for ever."""
-    require_native()
-    script = """
-import types, torch
+# A storage that says it is on a device, and what _core asks for its copies.
+ON_DEVICE = """
+import io, os, sys, types, torch
 from statedict_io import _core
 from statedict_io.backends import torch_access
 
@@ -88,7 +86,11 @@ class OnDevice(torch.UntypedStorage):
 class Copies:
     @staticmethod
     def source(records):
-        return object()
+        return types.SimpleNamespace(copy=lambda pieces, bounce: None)
+
+    @staticmethod
+    def pinned(nbytes):
+        raise KeyboardInterrupt
 
 _core.use_torch_access(types.SimpleNamespace(**{**vars(torch_access), "device_copies": lambda: Copies}))
 archive = _core.Archive(
@@ -96,4 +98,23 @@ archive = _core.Archive(
 )
 assert archive.device_nbytes == {"cuda:0": 16}
 """
-    assert_exits(script)
+
+
+def test_a_planned_archive_of_a_device_is_alive():
+    """What it holds of Python is let go of while modules are torn down: that waited for ever."""
+    require_native()
+    assert_exits(ON_DEVICE)
+
+
+def test_an_interrupt_while_memory_is_pinned():
+    """Plain memory serves where none can be pinned; that also swallowed what was to end the process."""
+    require_native()
+    script = """
+for save in (lambda: archive.write_stream(io.BytesIO().write), lambda: archive.image(max_nbytes=0)):
+    try:
+        save()
+    except KeyboardInterrupt:
+        continue
+    sys.exit("it was swallowed")
+"""
+    assert_exits(ON_DEVICE + script)

@@ -31,9 +31,14 @@ inline void let_go(PyObject* object) {
 class PythonError final : public std::exception {
  public:
   explicit PythonError(const pybind11::error_already_set& error)  // with the GIL
-      : value_(error.value().inc_ref().ptr(), &let_go), what_(error.what()) {}
+      : value_(error.value().inc_ref().ptr(), &let_go),
+        what_(error.what()),
+        is_exception_(error.matches(PyExc_Exception)) {}
 
   const char* what() const noexcept override { return what_.c_str(); }
+
+  // Else what a signal raises to end the process or the call: KeyboardInterrupt, SystemExit.
+  bool is_exception() const { return is_exception_; }
 
   void restore() const {  // with the GIL
     PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(value_.get())), value_.get());
@@ -42,6 +47,7 @@ class PythonError final : public std::exception {
  private:
   std::shared_ptr<PyObject> value_;
   std::string what_;
+  bool is_exception_;
 };
 
 // Calls `function` with the GIL, in any thread. Throws PythonError where Python raises. What it returns is of C++.

@@ -118,8 +118,9 @@ class TorchThroughPython final : public Torch {
   std::unique_ptr<SlotMemory> pin() const override {
     try {
       return in_python([&] { return pin_through_python(device_copies()); });
-    } catch (const PythonError&) {  // plain memory serves too
-      return nullptr;
+    } catch (const PythonError& error) {
+      if (!error.is_exception()) throw;
+      return nullptr;  // plain memory serves too
     }
   }
 
