@@ -106,6 +106,28 @@ def test_a_planned_archive_of_a_device_is_alive():
     assert_exits(ON_DEVICE)
 
 
+def test_a_worker_of_a_daemon_thread_copies_from_a_device(tmp_path):
+    """As in a callback, in a thread that Python does not know."""
+    require_native()
+    script = """
+import threading, time
+began = threading.Event()
+def copy(pieces, bounce, began=began, sleep=time.sleep):
+    began.set()
+    while True:
+        sleep(0.5)
+Copies.source = staticmethod(lambda records: types.SimpleNamespace(copy=copy))
+Copies.pinned = staticmethod(lambda nbytes: None)
+archive = _core.Archive(
+    "archive", [], [OnDevice(24 << 20)], [], alignment=64, compute_crc32=True, device_types=["cuda"]
+)
+file = open(sys.argv[1], "wb")
+threading.Thread(target=archive.write_fd, args=(file.fileno(),), kwargs={"num_writers": 2}, daemon=True).start()
+began.wait()
+"""
+    assert_exits(ON_DEVICE + script + EXIT_SLOWLY, tmp_path / "model.pt")
+
+
 def test_an_interrupt_while_memory_is_pinned():
     """Plain memory serves where none can be pinned; that also swallowed what was to end the process."""
     require_native()
