@@ -17,7 +17,7 @@ from typing import Any
 from ..descriptors import DIRECTORY, NOFOLLOW, NONBLOCK, open_file, sync
 
 _DESCRIPTORS = re.compile(r"/proc/.*/fd")
-_HAS_DESCRIPTORS = os.open in os.supports_dir_fd and DIRECTORY != 0
+_HAS_DESCRIPTORS = DIRECTORY != 0  # not os.supports_dir_fd, which lacks functions that somebody has wrapped
 _PC_CASE_SENSITIVE = 11  # macOS, sys/unistd.h; os.pathconf_names has it not
 
 
@@ -34,7 +34,7 @@ class Directory:
         OSError: it cannot be opened.
     """
 
-    __slots__ = ("_at", "_base", "facts", "fd", "path")
+    __slots__ = ("_base", "_tells_case_apart", "facts", "fd", "path")
 
     fd: int  #: -1 once it is closed, and on systems without descriptors of directories
     path: str  #: a name for it, good as long as nothing moves; relative where it was given so
@@ -42,7 +42,6 @@ class Directory:
 
     def __init__(self, path: str, below: Directory | None = None, *, follows: bool = True) -> None:
         self.fd = -1
-        self._at: dict[str, Any] = {}  # options of calls that take a name in it
         self._base: str | None = None  # its absolute path, where that stands for it; None too once it is closed
         self.path = path if below is None else os.path.join(below.path, path)
         if not _HAS_DESCRIPTORS:
@@ -51,11 +50,12 @@ class Directory:
             if not stat.S_ISDIR(self.facts.st_mode):
                 raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), base)
             self._base = base
+            self._tells_case_apart = os.name != "nt"
             return
         self.fd = _opened(path, None if below is None else below.fd, 0 if follows else NOFOLLOW)
-        self._at = {"dir_fd": self.fd}
         try:
             self.facts = os.fstat(self.fd)
+            self._tells_case_apart = sys.platform != "darwin" or _tells_case_apart(self.fd)
         except BaseException:
             self.close()
             raise
@@ -77,8 +77,17 @@ class Directory:
         self.close()
 
     def _name(self, name: str) -> str:
-        """For calls with the options ``_at``."""
-        return name if self._base is None else os.path.join(self._base, name)
+        """For calls with the options ``_at``. Those fail once it is closed: they must not reach what has got its
+        descriptor's number since, nor the working directory."""
+        if _HAS_DESCRIPTORS:
+            return name
+        if self._base is None:
+            raise _closed_error()
+        return os.path.join(self._base, name)
+
+    @property
+    def _at(self) -> dict[str, Any]:
+        return {"dir_fd": self.fd} if _HAS_DESCRIPTORS else {}
 
     @property
     def identity(self) -> str:
@@ -87,15 +96,7 @@ class Directory:
 
     def identity_of(self, name: str) -> str:
         """Equal for all spellings of a file's path."""
-        return f"{self.identity}/{name if self._tells_case_apart() else _folded(name)}"
-
-    def _tells_case_apart(self) -> bool:
-        if sys.platform == "darwin":
-            try:
-                return os.pathconf(self.fd, _PC_CASE_SENSITIVE) != 0
-            except (OSError, ValueError):
-                return False  # as most volumes there
-        return os.name != "nt"
+        return f"{self.identity}/{name if self._tells_case_apart else _folded(name)}"
 
     # What is done with names in it. All raise OSError.
 
@@ -127,7 +128,7 @@ class Directory:
 
     def move(self, name: str, destination: Directory, new_name: str) -> None:
         """Atomically in the place of what is there, which has to be in the same file system."""
-        at = {"src_dir_fd": self.fd, "dst_dir_fd": destination.fd} if self._at else {}
+        at = {"src_dir_fd": self.fd, "dst_dir_fd": destination.fd} if _HAS_DESCRIPTORS else {}
         os.replace(self._name(name), destination._name(new_name), **at)
 
     def remove_file(self, name: str) -> None:
@@ -156,12 +157,16 @@ class Directory:
         os.close(self.open(name, os.O_WRONLY | os.O_TRUNC | NOFOLLOW | NONBLOCK))
 
     def names(self) -> list[str]:
+        if self.is_closed:  # os.listdir(-1) lists the working directory
+            raise _closed_error()
         return os.listdir(self.fd if self._base is None else self._base)
 
     def sync(self) -> None:
         """Has the names in it on the device. Windows has no call for that: there they are as safe as its file system
         makes them."""
-        if self.fd < 0:
+        if self.is_closed:
+            raise _closed_error()
+        if self._base is not None:
             return
         try:
             sync(self.fd)
@@ -214,6 +219,10 @@ def split(path: str) -> tuple[str, str]:
 SEPARATORS = os.sep + (os.altsep or "")
 
 
+def _closed_error() -> OSError:
+    return OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+
 def _opened(path: str, below: int | None, flags: int) -> int:
     flags |= DIRECTORY
     try:
@@ -223,6 +232,14 @@ def _opened(path: str, below: int | None, flags: int) -> int:
             raise
         # Searchable and writable but not readable: good for all but a list of its names and fsync.
         return open_file(path, os.O_PATH | flags, dir_fd=below)
+
+
+def _tells_case_apart(fd: int) -> bool:
+    """Of a volume of macOS."""
+    try:
+        return os.pathconf(fd, _PC_CASE_SENSITIVE) != 0
+    except (OSError, ValueError):
+        return False  # as most there
 
 
 def _folded(name: str) -> str:
