@@ -29,14 +29,18 @@ torch_save = _own("save")
 torch_load = _own("load")
 
 
+# Imported here, as torch imports it in the threads of our proofs otherwise. Those would wait for ever where a signal
+# handler saves that has interrupted an import: it holds the lock of all imports, and waits for them.
+try:
+    from torch.utils.serialization import config as _config
+except ImportError:
+    _config = None
+
+
 def setting(of: str, name: str, default: Any) -> Any:
     """``torch.utils.serialization.config.<of>.<name>`` as it is now; ``default`` where the release has no such setting:
     2.6 has no such module."""
-    try:
-        from torch.utils.serialization import config
-    except ImportError:
-        return default
-    return getattr(getattr(config, of, None), name, default)
+    return getattr(getattr(_config, of, None), name, default)
 
 
 def save_is_rebound() -> bool:

@@ -73,6 +73,36 @@ def test_importing_adds_what_saves_and_nothing_else(tmp_path):
     assert added - OF_TORCH == IMPORTED
 
 
+# A signal's handler saves, as the first in its process, while the main thread looks for another module.
+INTERRUPTED = """
+import faulthandler, signal, sys, torch
+import statedict_io as sio
+faulthandler.dump_traceback_later(100, exit=True)
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "interrupted":
+            signal.raise_signal(signal.SIGTERM)
+signal.signal(signal.SIGTERM, lambda *_: sio.save({"w": torch.ones(3)}, "model.pt", backend=sys.argv[1]))
+sys.meta_path.insert(0, Finder())
+try:
+    import interrupted
+except ModuleNotFoundError:
+    pass
+assert torch.equal(torch.load("model.pt")["w"], torch.ones(3))
+"""
+
+
+def test_a_handler_that_interrupts_an_import_can_save(backend, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, backend],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT.parent)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_save_and_a_load_import_what_they_use(tmp_path):
     save = "import statedict_io as sio; sio.save({'w': torch.ones(3), 'step': 1}, 'model.pt')"
     again = "sio.save({'w': torch.ones(4)}, 'model.pt', durable=False)"

@@ -3,6 +3,7 @@
 import contextlib
 import copyreg
 import pickle
+import runpy
 import subprocess
 import sys
 
@@ -302,6 +303,9 @@ def test_a_torch_without_the_module_of_settings(monkeypatch):
 
     assert installed.setting("save", "storage_alignment", 1) == config.save.storage_alignment
     monkeypatch.setitem(sys.modules, "torch.utils.serialization", None)
+    without = runpy.run_path(installed.__file__)
+    assert without["_config"] is None and without["setting"]("save", "storage_alignment", 1) == 1
+    monkeypatch.setattr(installed, "_config", None)
     assert installed.setting("save", "storage_alignment", 1) == 1 and formats.storage_alignment() == 64
     hidden = "import sys, torch; sys.modules['torch.utils.serialization'] = None; import statedict_io"
     done = subprocess.run([sys.executable, "-c", hidden], capture_output=True, text=True)
