@@ -60,18 +60,20 @@ sanitized=(env "LD_PRELOAD=$(IFS=:; echo "${runtimes[*]}")" "$python")
 # What UndefinedBehaviorSanitizer says before it ends the process goes past the capture.
 pytest=("${sanitized[@]}" -m pytest -p no:cacheprovider --capture=sys)
 
-# The leak detector itself crashes now and then, at the end of a process: of pytest, or of one whose status a test looks at.
+# The leak detector itself crashes now and then, at the end of a process, with a report of that or after one of leaks: of
+# pytest, or of one whose status a test looks at.
 reports_of_its_crashes() { grep -ls '^Tracer caught signal' "$reports"/report.*; }
+reports_of_errors() { grep -lsE 'ERROR: AddressSanitizer|runtime error:' "$reports"/report.*; }
 
-# run NAME ARGUMENT...: pytest, whose output is shown if it fails. Where it failed and that detector crashed meanwhile,
-# once more; what the sanitizers reported of other processes still counts.
+# run NAME ARGUMENT...: pytest, whose output is shown if it fails. Where it failed and no error was reported, once more;
+# what the sanitizers reported of other processes still counts.
 run() {
     local name=$1 status=0
     shift
     rm -f $(reports_of_its_crashes)
     "${pytest[@]}" -q --tb=short "$@" &>"$reports.$name.log" || status=$?
-    if ((status != 0)) && [[ -n $(reports_of_its_crashes) ]]; then
-        echo "$name: the leak detector crashed; once more, after:"
+    if ((status != 0)) && [[ -z $(reports_of_errors) ]]; then
+        echo "$name: failed without a report of an error; once more, after:"
         tail -n 3 "$reports.$name.log"
         status=0
         "${pytest[@]}" -q --tb=short "$@" &>"$reports.$name.log" || status=$?
