@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import torch
+
 from ..errors import StateDictIOError
 from .limits import (
     MAX_KEY_CHARACTERS,
@@ -125,7 +127,7 @@ def key_text(key: Any) -> str:
     """
     if type(key) is str:
         return key
-    if isinstance(key, (tuple, frozenset)):
+    if isinstance(key, (tuple, frozenset)) or torch.is_storage(key):
         _check_key(key)
     return str(key)
 
@@ -143,6 +145,8 @@ def _check_key(key: Any) -> None:
                 pending += [(inner, depth + 1) for inner in part]
         elif isinstance(part, (str, bytes)):
             characters += len(part)
+        elif torch.is_storage(part):  # prints each of its elements
+            num_parts += len(part)
         if num_parts > MAX_KEY_PARTS or characters > MAX_KEY_CHARACTERS or deepest > MAX_KEY_DEPTH:
             raise StateDictIOError(
                 f"a key is nested more than {MAX_KEY_DEPTH} deep, or made of more than {MAX_KEY_PARTS} parts or "
