@@ -18,7 +18,7 @@ import torch
 from conftest import require_native
 
 import statedict_io as sio
-from statedict_io.backends import native, native_reader
+from statedict_io.backends import extension, native, native_reader
 
 MIB = 1 << 20
 
@@ -35,7 +35,7 @@ def opened(tmp_path):
 
     def open_reader(path, direct="auto"):
         fds.append(os.open(path, os.O_RDONLY))
-        return native_reader.NativeReader(native.load()[0], fds[-1], str(path), direct)
+        return native_reader.NativeReader(extension.find().core, fds[-1], str(path), direct)
 
     yield open_reader
     for fd in fds:
@@ -276,14 +276,14 @@ def test_memory_is_that_of_the_tensors(tmp_path, opened):
     reader = opened(saved(tmp_path, filled(*sizes)))
     before = resident_nbytes()
     storages = reader.load_storages(data_records(reader), verify=True, progress=None)
-    slots = native.load()[0].num_slots_allocated() * 8 * MIB
+    slots = extension.find().core.num_slots_allocated() * 8 * MIB
     assert resident_nbytes() - before < sum(sizes) + slots + 16 * MIB
     assert len(storages) == len(sizes)
 
 
 def test_checksums_take_bounded_memory(tmp_path, opened):
     reader = opened(saved(tmp_path, filled(200 * MIB)))
-    native.load()[0].release_buffers()
+    extension.find().core.release_buffers()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     crcs = reader.checksums(data_records(reader), progress=None)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before < 160 * MIB
@@ -397,19 +397,17 @@ def test_a_child_may_be_forked_while_loaded_storages_live(tmp_path, opened):
 
 def test_cold_files_are_read_past_the_page_cache_and_warm_ones_through_it(tmp_path):
     path = saved(tmp_path, filled(9 * MIB))
-    extension = native.load()[0]
+    core = extension.find().core
     with open(path, "rb") as file:
         records = [
-            i
-            for i, entry in enumerate(extension.ArchiveReader(file.fileno()).entries())
-            if entry[0].startswith("data/")
+            i for i, entry in enumerate(core.ArchiveReader(file.fileno()).entries()) if entry[0].startswith("data/")
         ]
         file.read()
-        warm = extension.ArchiveReader(file.fileno())
+        warm = core.ArchiveReader(file.fileno())
         warm.load_storages(records, verify=False)
         assert warm.direct_nbytes == 0
         drop_from_page_cache(path)
-        cold = extension.ArchiveReader(file.fileno())
+        cold = core.ArchiveReader(file.fileno())
         cold.load_storages(records, verify=False)
     try:
         os.close(os.open(path, os.O_RDONLY | os.O_DIRECT))

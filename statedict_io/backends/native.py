@@ -29,10 +29,11 @@ _DIRECT_FROM_NBYTES = 4 << 20
 _BUFFERED_BELOW_NBYTES = 1 << 30
 
 
-def load() -> tuple[ModuleType | None, str, str | None]:
-    """(``_core`` or None, why, the torch that the ``_torch`` module was built for or None). Never raises."""
+def _core() -> ModuleType:
+    """The module; this backend is chosen only where it is in use."""
     found = find()
-    return found.core, found.core_info.reason, found.built_for_torch
+    assert found.core is not None, found.core_info.reason
+    return found.core
 
 
 class NativeArchive:
@@ -111,14 +112,12 @@ def _write_fd(
 
 
 def native_tables() -> NativeTables:
-    extension, reason, _ = load()
-    assert extension is not None, reason
+    extension = _core()
     return cast(NativeTables, extension)
 
 
 def plan(archive_name: str, contents: Contents, *, alignment: int, compute_crc32: bool) -> NativeArchive:
-    extension, reason, _ = load()
-    assert extension is not None, reason
+    extension = _core()
 
     def make(device_types: list[str]) -> Any:
         return extension.Archive(
@@ -150,14 +149,12 @@ def _warn_if_slow(on_device: Callable[[], bool]) -> None:
 def open_archive(fd: int, path: str) -> NativeReader:
     from .native_reader import NativeReader
 
-    extension, reason, _ = load()
-    assert extension is not None, reason
+    extension = _core()
     return NativeReader(extension, fd, path)
 
 
 def lean_pickle(data_pkl: bytes) -> LeanPickle:
-    extension, reason, _ = load()
-    assert extension is not None, reason
+    extension = _core()
     try:
         stream, calls = extension.abridged_pickle(data_pkl)
     except UnicodeDecodeError:
@@ -166,13 +163,13 @@ def lean_pickle(data_pkl: bytes) -> LeanPickle:
 
 
 def release_buffers() -> None:
-    extension, _, _ = load()
+    extension = find().core
     if extension is not None:
         extension.release_buffers()
 
 
 def snapshot_memory_nbytes() -> int:
-    extension, _, _ = load()
+    extension = find().core
     return 0 if extension is None else extension.snapshot_pool_nbytes()
 
 
@@ -197,8 +194,7 @@ def write_strips(
 ) -> list[tuple[int, bytes]]:
     from .strips import opened
 
-    extension, reason, _ = load()
-    assert extension is not None, reason
+    extension = _core()
     known_types = ("cpu", *_DEVICE_TYPES, torch._C._get_privateuse1_backend_name())
     _warn_if_slow(lambda: any(storage.device.type in known_types[1:] for storage in storages))
     held = [storage if storage.device.type in known_types else storage.cpu() for storage in storages]
