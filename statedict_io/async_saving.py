@@ -13,11 +13,12 @@ from typing import Any, Literal
 
 import torch
 
-from . import backends, host_memory, pending, saving
+from . import backends, pending, saving
 from .backends.protocol import Archive, Snapshot
-from .device_room import DeviceRoom
 from .pending import Limits, PendingSave
 from .progress import Progress
+from .system import host_memory
+from .system.device_room import DeviceRoom
 from .targets import ObjectTarget, Target, URLTarget
 from .writing.suffixes import check_suffix
 

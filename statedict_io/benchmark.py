@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 
-from .descriptors import open_file, sync
 from .escaping import escaped
 from .installed import torch_save
 from .saving import save
+from .system.descriptors import open_file, sync
 
 _TENSOR_NBYTES = 32 << 20
 

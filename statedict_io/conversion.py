@@ -17,13 +17,13 @@ from .backends import fallback, formats, stock
 from .backends.file_range import FileRange
 from .backends.protocol import Contents
 from .checkpoint import Checkpoint, open_checkpoint
-from .descriptors import open_file, read_at, write_all_at
 from .errors import FileKindError, StateDictIOError
 from .pickling import pickle_object
 from .progress import ProgressCallback
 from .reading import kinds
 from .reading.lazy.strided_reads import memory_of
 from .reading.written_out import check_written_out
+from .system.descriptors import open_file, read_at, write_all_at
 from .targets import FileTarget, resolve
 from .writing.places import OpenFile, write_content, write_file
 

@@ -21,8 +21,8 @@ import torch.serialization
 
 from . import backends, pending, saving
 from . import progress as progress_module
-from .processes import in_forked_child
 from .progress import Progress
+from .system.processes import in_forked_child
 
 _MODULES = (torch, torch.serialization)  # whose name ``save`` is
 

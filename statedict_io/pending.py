@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Literal, Protocol
 
 from .errors import SnapshotLimitError, StateDictIOError
-from .processes import in_forked_child
+from .system.processes import in_forked_child
 
 
 class HeldSnapshot(Protocol):

@@ -13,9 +13,9 @@ import stat
 from collections.abc import Callable
 from types import TracebackType
 
-from .descriptors import NOFOLLOW, NOT_IMPLEMENTED, sync
+from .system.descriptors import NOFOLLOW, NOT_IMPLEMENTED, sync
+from .system.directories import Directory
 from .targets import FileTarget
-from .writing.directories import Directory
 from .writing.temporary_names import new_name, prefix_of, remove_leftovers
 
 _MAX_NAMES = 100  # tried: one that is taken is rarer than a file system that says so of all

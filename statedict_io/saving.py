@@ -16,12 +16,12 @@ from . import backends, pending
 from . import progress as progress_module
 from .backends import formats
 from .backends.protocol import Archive, Backend, Content
-from .descriptors import sync
-from .pacing import paced
 from .pickling import pickle_object, reduces_like_torch
 from .progress import Progress
+from .system.descriptors import sync
+from .system.full_writes import full_writer
+from .system.pacing import paced
 from .targets import FileTarget, PathStreamTarget, Target, URLTarget, resolve
-from .writing.full_writes import full_writer
 from .writing.places import write_content, write_file
 from .writing.suffixes import check_suffix
 

@@ -19,7 +19,7 @@ import torch.serialization
 
 from .errors import refused_target
 from .remote.urls import is_url
-from .writing.directories import SEPARATORS, Directory, split
+from .system.directories import SEPARATORS, Directory, split
 
 if TYPE_CHECKING:
     from .remote.stores import Place

@@ -23,11 +23,11 @@ import torch.serialization
 
 from . import installed
 from .backends.protocol import LeanPickle, TensorCall
-from .processes import in_forked_child
 from .reading.allowed_globals import may_call_others
 from .reading.hash_bounds import Gate, check_pickle
 from .reading.persistent_ids import PersistentIds, StorageFeed, storage_types, with_persistent_ids
 from .reading.sparse_validation import without_placeholders
+from .system.processes import in_forked_child
 
 
 class SmallRecords(Protocol):

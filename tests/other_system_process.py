@@ -355,7 +355,7 @@ def scenario_drives(sio, directory):
 
     del directory, sio
     os.path, os.sep, os.altsep = ntpath, "\\", "/"
-    from statedict_io.writing import directories
+    from statedict_io.system import directories
 
     importlib.reload(directories)
     for path, expected in {

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from statedict_io.writing import directories
-from statedict_io.writing.directories import Directory
+from statedict_io.system import directories
+from statedict_io.system.directories import Directory
 
 # What names a file in it, or the directory itself.
 USES = {

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from statedict_io import host_memory
+from statedict_io.system import host_memory
 
 MIB = 1 << 20
 NONE = str(0x7FFFFFFFFFFFF000)  # version 1 without a limit

@@ -9,7 +9,7 @@ import os
 import threading
 from collections.abc import Sequence
 
-from ..processes import in_forked_child
+from ..system.processes import in_forked_child
 
 _HUGE_PAGE_NBYTES = 2 << 20
 _PIECE_NBYTES = 8 << 20

@@ -15,9 +15,9 @@ from typing import Any, TypeAlias
 
 import torch
 
-from ..descriptors import sync, write_all_at
-from ..pacing import WritePace
 from ..progress import ProgressCallback
+from ..system.descriptors import sync, write_all_at
+from ..system.pacing import WritePace
 from . import arenas
 from . import strips as strips_module
 from .archive import ArchiveLayout, SerializationId

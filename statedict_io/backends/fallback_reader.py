@@ -14,9 +14,9 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 
-from ..descriptors import read_into
 from ..errors import CorruptCheckpointError, corrupt
 from ..progress import ProgressCallback
+from ..system.descriptors import read_into
 from . import crc32
 from .directory import LOCAL_NBYTES, Directory, read_directory
 from .inflate import Damage, inflated

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..descriptors import read_at, read_into
 from ..errors import corrupt
+from ..system.descriptors import read_at, read_into
 
 
 class FileRange:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from .. import host_memory, slower
-from ..descriptors import sync
+from .. import slower
 from ..pickling import NativeTables
-from ..processes import in_forked_child
 from ..progress import ProgressCallback
+from ..system import host_memory
+from ..system.descriptors import sync
+from ..system.processes import in_forked_child
 from .extension import find, known
 from .protocol import Contents, LeanPickle, Strip, TensorCall
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ..installed import torch_save
-from ..pacing import paced
 from ..progress import ProgressCallback
+from ..system.pacing import paced
 from ..targets import FileTarget, Target
 from ..writing.places import OpenFile, write_file
 

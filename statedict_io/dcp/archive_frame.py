@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from ..backends.archive import ArchiveLayout, RecordLayout, SerializationId
 from ..backends.strips import set_nbytes
-from ..descriptors import write_all_at
+from ..system.descriptors import write_all_at
 
 _GATHER_NBYTES = 1 << 20
 

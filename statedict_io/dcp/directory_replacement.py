@@ -12,8 +12,8 @@ from types import TracebackType
 
 from torch.distributed.checkpoint.metadata import Metadata
 
-from ..descriptors import open_file, sync
 from ..errors import StateDictIOError
+from ..system.descriptors import open_file, sync
 from ..targets import FileTarget, resolve
 from ..writing.places import OpenFile, write_file
 from .stored_metadata import DirectoryReader

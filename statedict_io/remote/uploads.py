@@ -10,7 +10,7 @@ import secrets
 from types import TracebackType
 from typing import Any
 
-from ..writing.full_writes import full_writer
+from ..system.full_writes import full_writer
 from .stores import Place, as_oserror, naming_errors
 
 _MIB = 1 << 20

@@ -8,9 +8,9 @@ import os
 import re
 from types import TracebackType
 
-from ..descriptors import NOFOLLOW, sync
 from ..errors import StateDictIOError, refused_target
-from ..processes import in_forked_child
+from ..system.descriptors import NOFOLLOW, sync
+from ..system.processes import in_forked_child
 from ..targets import FileTarget
 
 _being_written: dict[str, InPlace] = {}  # by the identity of its target; of this process

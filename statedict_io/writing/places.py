@@ -8,12 +8,12 @@ import os
 from collections.abc import Callable
 
 from ..backends.protocol import Content
-from ..descriptors import NOT_IMPLEMENTED
-from ..pacing import paced
 from ..progress import ProgressCallback
 from ..replacement import Replacement
+from ..system.descriptors import NOT_IMPLEMENTED
+from ..system.directories import Directory
+from ..system.pacing import paced
 from ..targets import FileTarget
-from .directories import Directory
 from .in_place import InPlace
 
 OpenFile = Replacement | InPlace

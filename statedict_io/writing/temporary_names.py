@@ -16,9 +16,9 @@ import socket
 import time
 import zlib
 
-from ..processes import in_forked_child
-from . import machine
-from .directories import Directory
+from ..system import machine
+from ..system.directories import Directory
+from ..system.processes import in_forked_child
 
 _SUFFIX = ".sdio-tmp"
 _READABLE_NBYTES = 60  # of the target's name, so that a leftover tells what it was to become

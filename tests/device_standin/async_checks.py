@@ -21,7 +21,7 @@ from device_standin.checks import (  # noqa: F401 - fixtures
     small_tensors,
     standin,
 )
-from statedict_io import device_room
+from statedict_io.system import device_room
 
 GIB = 1 << 30
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import statedict_io as sio
-from statedict_io.writing import machine, temporary_names
+from statedict_io.system import machine
+from statedict_io.writing import temporary_names
 
 DAY = 24 * 3600
 

@@ -14,7 +14,7 @@ import sys
 import unicodedata
 from typing import Any
 
-from ..descriptors import DIRECTORY, NOFOLLOW, NONBLOCK, open_file, sync
+from .descriptors import DIRECTORY, NOFOLLOW, NONBLOCK, open_file, sync
 
 _DESCRIPTORS = re.compile(r"/proc/.*/fd")
 _HAS_DESCRIPTORS = DIRECTORY != 0  # not os.supports_dir_fd, which lacks functions that somebody has wrapped
