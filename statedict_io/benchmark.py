@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from .escaping import escaped
-from .installed import torch_save
+from .installed.stock import torch_save
 from .saving import save
 from .system.descriptors import open_file, sync
 

@@ -13,11 +13,12 @@ import torch
 import torch.serialization
 
 from . import backends, safetensors_format
-from .backends import fallback, formats, stock
+from .backends import fallback, reproduction, stock
 from .backends.file_range import FileRange
 from .backends.protocol import Contents
 from .checkpoint import Checkpoint, open_checkpoint
 from .errors import FileKindError, StateDictIOError
+from .installed import torch_format
 from .pickling import pickle_object
 from .progress import ProgressCallback
 from .reading import kinds
@@ -198,13 +199,13 @@ def _save(
     atomic: bool,
 ) -> None:
     pickled = pickle_object(obj, pickle, torch.serialization.DEFAULT_PROTOCOL)
-    alignment = formats.storage_alignment()
-    contents = formats.contents(pickled, alignment)
+    alignment = torch_format.storage_alignment()
+    contents = reproduction.contents(pickled, alignment)
     archive = fallback.plan(
         target.archive_name,
         Contents(contents.head, _Ranges([range_of(s) for s in pickled.table.storages]), contents.tail, False),
         alignment=alignment,
-        compute_crc32=formats.compute_crc32(),
+        compute_crc32=torch_format.compute_crc32(),
     )
     write_file(
         target,

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.serialization
 
-from . import backends, installed
+from . import backends
 from . import progress as progress_module
 from .archives import DATA_PKL, Records, archive_at, check_kind, of_ranges
-from .backends import formats
 from .backends.protocol import Backend, LeanPickle
 from .errors import (
     CorruptArchiveError,
@@ -26,8 +25,9 @@ from .errors import (
     StateDictIOError,
     corrupt,
 )
+from .installed import stock, torch_format
+from .installed.proofs import LOADING, proof
 from .progress import Progress, ProgressCallback
-from .proofs import LOADING, proof
 from .readahead import ReadAhead
 from .reading import kinds
 from .reading.opened_again import Replaced, opened_again
@@ -115,7 +115,7 @@ def load(
             try:
                 if not quick:
                     with archive.verified() as content:
-                        return installed.torch_load(content, map_location, pickle_module, **options)
+                        return stock.torch_load(content, map_location, pickle_module, **options)
                 load_quickly = torch_load(
                     archive.open,
                     archive.finish,
@@ -307,7 +307,7 @@ class _Archive:
 
     def _is_mapped(self) -> bool:
         if self._mmap is None:
-            return self._is_path() and bool(installed.setting("load", "mmap", False))
+            return self._is_path() and bool(stock.setting("load", "mmap", False))
         return self._is_path() and bool(self._mmap)
 
     def _is_for_torch(self, records: Records) -> bool:
@@ -316,7 +316,7 @@ class _Archive:
             or self._is_mapped()
             or _is_torchscript(records)
             or torch._guards.detect_fake_mode(None) is not None
-            or formats.skip_data()
+            or torch_format.skip_data()
         )
 
 
@@ -434,7 +434,7 @@ def loads_like_torch(lean_pickle: LeanPickling) -> bool:
         "n": [1, "two"],
     }
     file = io.BytesIO()
-    installed.torch_save(sample, file)
+    stock.torch_save(sample, file)
     for options in ({"weights_only": True}, {"weights_only": False}, {"map_location": lambda s, _: s}):
 
         def open_reader(_: Any) -> Any:
@@ -443,7 +443,7 @@ def loads_like_torch(lean_pickle: LeanPickling) -> bool:
             return contextlib.nullcontext(ZipReader(records, feed, lean_pickle=lean_pickle))
 
         file.seek(0)
-        expected = installed.torch_load(file, **options)
+        expected = stock.torch_load(file, **options)
         file.seek(0)
         found = torch_load(open_reader)(file, **options)
         if not _alike(expected, found):

@@ -14,8 +14,9 @@ import torch.serialization
 
 from . import backends, pending
 from . import progress as progress_module
-from .backends import formats
+from .backends import reproduction
 from .backends.protocol import Archive, Backend, Content
+from .installed import torch_format
 from .pickling import pickle_object, reduces_like_torch
 from .progress import Progress
 from .system.descriptors import sync
@@ -189,16 +190,16 @@ def _plan(
         return write(stock.LegacyFile(obj, **options), target, durable, None, atomic=atomic)
 
     # A hole cannot be streamed: torch seeks there, and says so where it cannot.
-    streams_holes = formats.skip_data() and not isinstance(target, FileTarget)
+    streams_holes = torch_format.skip_data() and not isinstance(target, FileTarget)
     if chosen is None or streams_holes or not use_new_zipfile_serialization:
         return PlannedSave(target, None, write_stock)
     pickled = pickle_object(obj, pickle_module, pickle_protocol, chosen.native_tables())
-    alignment = formats.storage_alignment()
+    alignment = torch_format.storage_alignment()
     archive = chosen.plan(
         target.archive_name,
-        formats.contents(pickled, alignment, disable_byteorder_record=disable_byteorder_record),
+        reproduction.contents(pickled, alignment, disable_byteorder_record=disable_byteorder_record),
         alignment=alignment,
-        compute_crc32=formats.compute_crc32(),
+        compute_crc32=torch_format.compute_crc32(),
     )
     return PlannedSave(target, archive, write_stock)
 

@@ -21,8 +21,8 @@ from typing import Any, Protocol
 import torch
 import torch.serialization
 
-from . import installed
 from .backends.protocol import LeanPickle, TensorCall
+from .installed import stock
 from .reading.allowed_globals import may_call_others
 from .reading.hash_bounds import Gate, check_pickle
 from .reading.persistent_ids import PersistentIds, StorageFeed, storage_types, with_persistent_ids
@@ -184,7 +184,7 @@ OpenReader = Callable[[Any], contextlib.AbstractContextManager[Any]]
 
 def can_rebind() -> bool:
     """Whether the installed ``torch.load`` has the parts that :func:`torch_load` exchanges."""
-    load = installed.torch_load
+    load = stock.torch_load
     return (
         isinstance(load, types.FunctionType)
         and load.__closure__ is None
@@ -243,7 +243,7 @@ def torch_load(
         # Where Python keeps what it has warned of already.
         "__warningregistry__": module.setdefault("__warningregistry__", {}),
     }
-    load = installed.torch_load
+    load = stock.torch_load
     rebound = types.FunctionType(load.__code__, names, load.__name__, load.__defaults__)
     rebound.__kwdefaults__ = load.__kwdefaults__
     return rebound

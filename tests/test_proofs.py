@@ -5,8 +5,8 @@ import threading
 import pytest
 
 import statedict_io as sio
-from statedict_io import proofs
-from statedict_io.proofs import ProofReport, Verdict
+from statedict_io.installed import proofs
+from statedict_io.installed.proofs import ProofReport, Verdict
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from oracle import names_in
 import statedict_io as sio
 from statedict_io import dcp as sio_dcp
 from statedict_io import loading, pickling, slower
-from statedict_io.backends import extension, formats, native
+from statedict_io.backends import extension, native, reproduction
 from statedict_io.backends.extension import Extension, ModuleInfo
-from statedict_io.proofs import Verdict
+from statedict_io.installed.proofs import Verdict
 
 FAILED = Verdict(False, problem="it is different")
 UNTRIED = Verdict(False, "MemoryError: none left")
@@ -153,7 +153,7 @@ def test_a_warning_that_is_an_error_stops_one_load_only(way, unloadable, path):
 @pytest.mark.parametrize("verdict", [FAILED, UNTRIED], ids=["failed", "untried"])
 @pytest.mark.parametrize("way", ["save", "save_async", "patch_torch"])
 def test_a_proof_of_the_format_that_does_not_hold(way, verdict, monkeypatch, path):
-    monkeypatch.setattr(formats, "reproduced_by", lambda backend: verdict)
+    monkeypatch.setattr(reproduction, "reproduced_by", lambda backend: verdict)
     (warning,) = warned_by(SAVES[way], path)
     assert "'format'" in str(warning.message)
     assert ("pip install" in str(warning.message)) == (verdict is FAILED)
@@ -162,7 +162,7 @@ def test_a_proof_of_the_format_that_does_not_hold(way, verdict, monkeypatch, pat
 
 def test_a_proof_of_the_format_that_holds_without_compiled_code_only(monkeypatch, path):
     require_native()
-    monkeypatch.setattr(formats, "reproduced_by", lambda backend: FAILED if backend is native else Verdict(True))
+    monkeypatch.setattr(reproduction, "reproduced_by", lambda backend: FAILED if backend is native else Verdict(True))
     (warning,) = warned_by(SAVES["save"], path)
     assert "'format'" in str(warning.message)
 

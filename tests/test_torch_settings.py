@@ -298,15 +298,14 @@ def test_whoever_did_so_before_the_import(backend, tmp_path):
 
 def test_a_torch_without_the_module_of_settings(monkeypatch):
     """As 2.6 is."""
-    from statedict_io import installed
-    from statedict_io.backends import formats
+    from statedict_io.installed import stock, torch_format
 
-    assert installed.setting("save", "storage_alignment", 1) == config.save.storage_alignment
+    assert stock.setting("save", "storage_alignment", 1) == config.save.storage_alignment
     monkeypatch.setitem(sys.modules, "torch.utils.serialization", None)
-    without = runpy.run_path(installed.__file__)
+    without = runpy.run_path(stock.__file__)
     assert without["_config"] is None and without["setting"]("save", "storage_alignment", 1) == 1
-    monkeypatch.setattr(installed, "_config", None)
-    assert installed.setting("save", "storage_alignment", 1) == 1 and formats.storage_alignment() == 64
+    monkeypatch.setattr(stock, "_config", None)
+    assert stock.setting("save", "storage_alignment", 1) == 1 and torch_format.storage_alignment() == 64
     hidden = "import sys, torch; sys.modules['torch.utils.serialization'] = None; import statedict_io"
     done = subprocess.run([sys.executable, "-c", hidden], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -6,10 +6,11 @@ import sys
 
 import torch
 
-from .. import installation, proofs, slower
+from .. import installation, slower
 from ..errors import NativeUnavailableError
-from ..proofs import Verdict
-from . import extension, formats, native
+from ..installed import proofs
+from ..installed.proofs import Verdict
+from . import extension, native, reproduction
 from .protocol import Backend
 
 PYTHON = "python"  #: the name of the backend that needs nothing compiled
@@ -28,14 +29,14 @@ def choose(wish: str) -> Backend | None:
         found = extension.find()
         reason = found.core_info.reason
         if found.core is not None:
-            verdict = formats.reproduced_by(native)
+            verdict = reproduction.reproduced_by(native)
             if verdict:
                 return native
             reason = not_reproduced(verdict)
         if wish == native.name:
             raise NativeUnavailableError(f"backend='native': {reason}")
     python = python_backend()
-    return python if formats.reproduced_by(python) else None
+    return python if reproduction.reproduced_by(python) else None
 
 
 def for_reading(wish: str) -> Backend:
@@ -80,7 +81,7 @@ def warn_if_saving_is_slow(wish: str, *, reduction: Verdict | None = None) -> No
     found = extension.find()
     if found.core is None and found.is_installed:
         slower.warn(found.core_info.reason)
-    elif not (verdict := formats.reproduced_by(native if found.core is not None else python_backend())):
+    elif not (verdict := reproduction.reproduced_by(native if found.core is not None else python_backend())):
         slower.warn(not_reproduced(verdict))
     elif reduction is not None and not reduction:
         finding = "reduces tensors otherwise than compiled code here does"

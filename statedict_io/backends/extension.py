@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 
 from .. import installation
-from ..proofs import is_shortage
+from ..installed.proofs import is_shortage
 
 _PACKAGE = __name__.partition(".")[0]
 _CORE = "_core"

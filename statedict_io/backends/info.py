@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .. import proofs
-from ..proofs import ProofReport
-from . import PYTHON, extension, formats, native, not_reproduced, python_backend
+from ..installed import proofs
+from ..installed.proofs import ProofReport
+from . import PYTHON, extension, native, not_reproduced, python_backend, reproduction
 from .extension import ModuleInfo
 from .protocol import Backend
 
@@ -43,7 +43,7 @@ def backend_info() -> BackendInfo:
     reason = found.core_info.reason
     backend: Backend = native if found.core is not None else python_backend()
     chosen = backend.name
-    if not (verdict := formats.reproduced_by(backend)):
+    if not (verdict := reproduction.reproduced_by(backend)):
         chosen = PYTHON
         reason = not_reproduced(verdict) if found.core is not None else f"{reason}; {not_reproduced(verdict)}"
     return BackendInfo(

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 import torch.serialization
 
-from ..proofs import in_clean_thread, is_shortage
+from ..installed.proofs import in_clean_thread, is_shortage
 
 _MASK64 = (1 << 64) - 1
 _DIGITS = 20

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
-from ..installed import torch_save
+from ..installed.stock import torch_save
 from ..progress import ProgressCallback
 from ..system.pacing import paced
 from ..targets import FileTarget, Target

@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.planner import (
     WriteItemType,
 )
 
-from ..installed import torch_load
+from ..installed.stock import torch_load
 from ..reading.refusals import refusal
 from ..reading.written_out import check_written_out
 from .directory_replacement import DirectoryReplacement

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 import torch.serialization
 
-from ..backends import formats
+from ..backends import reproduction
 from ..backends.strips import bytes_of, preallocate
+from ..installed import torch_format
 from ..pickling import PickledObject, PythonStorageTable
 from ..replacement import Replacement
 from ..targets import FileTarget
@@ -59,8 +60,8 @@ class SharedSave:
         self._unpickle = unpickle
         self._target = target
         self._state = state
-        self._alignment = formats.storage_alignment()
-        self.compute_crc32 = formats.compute_crc32()
+        self._alignment = torch_format.storage_alignment()
+        self.compute_crc32 = torch_format.compute_crc32()
         # Without opaque values all is known now. With them, data.pkl is known when they are: it follows the storages.
         values = [(name, state.tensors.get(name)) for name in state.names]
         self._pickled = pickle_structure(nested(values, state.paths))
@@ -116,7 +117,7 @@ class SharedSave:
 
     def _frame(self, data_pkl: bytes, inner: Sequence[torch.UntypedStorage]) -> ArchiveFrame:
         pickled = PickledObject(data_pkl, PythonStorageTable())
-        contents = formats.contents(pickled, self._alignment)
+        contents = reproduction.contents(pickled, self._alignment)
         head, tail = contents.head, contents.tail
         if self._state.opaque:
             nbytes_of = len(self._pickled.entries)

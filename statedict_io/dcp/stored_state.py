@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import StateDictIOError
-from ..installed import torch_save
+from ..installed.stock import torch_save
 from ..reading.lazy.lazy_file import LazyFile
 from ..reading.limits import shown
 from ..reading.refusals import refusal

@@ -18,8 +18,8 @@ import torch
 import torch.serialization
 
 from ..errors import StateDictIOError
+from ..installed.proofs import DCP_STRUCTURE, proof
 from ..pickling import PythonStorageTable, pickle_object
-from ..proofs import DCP_STRUCTURE, proof
 from ..reading.spellings import spelled
 
 _MAX_GAP = 1_000_000  # of a list's items, which have no values

@@ -18,9 +18,9 @@ from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
 from .. import backends
-from ..backends import formats
 from ..errors import StateDictIOError
-from ..installed import torch_load
+from ..installed import torch_format
+from ..installed.stock import torch_load
 from ..remote.stores import locate
 from ..remote.urls import is_url
 from ..targets import FileTarget, Target, resolve
@@ -153,7 +153,7 @@ class SingleFileWriter(StorageWriter):  # type: ignore[misc]
                 "itself from many ranks; save with FileSystemWriter"
             )
         backends.warn_if_saving_is_slow(self.backend)
-        if formats.skip_data():
+        if torch_format.skip_data():
             raise ValueError("torch.serialization.skip_data: a file without data needs one rank only; use torch.save")
         self._abandon()
         self._save = SharedSave(

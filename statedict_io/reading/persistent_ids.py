@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import torch
 import torch.serialization
 
-from .. import installed
 from ..backends.protocol import TensorCall
-from ..proofs import in_clean_thread
+from ..installed import stock
+from ..installed.proofs import in_clean_thread
 from .set_aside import SetsAside
 
 #: makes what :meth:`PersistentIds.load` returns for a tensor call, given what makes the tensor
@@ -122,9 +122,9 @@ def _shares_storages_without_data() -> bool:
     def shares() -> bool:
         file = io.BytesIO()
         empty = torch.empty(0, device="cpu")
-        installed.torch_save([empty, empty.view(0, 2)], file)
+        stock.torch_save([empty, empty.view(0, 2)], file)
         file.seek(0)
-        first, second = installed.torch_load(file, weights_only=True)
+        first, second = stock.torch_load(file, weights_only=True)
         return bool(first.untyped_storage()._cdata == second.untyped_storage()._cdata)
 
     return in_clean_thread(shares)

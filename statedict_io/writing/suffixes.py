@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from ..errors import FileKindError
-from ..installed import save_is_rebound
+from ..installed.stock import save_is_rebound
 
 
 def check_suffix(f: Any) -> None:

@@ -16,8 +16,8 @@ from corpus_case import filled
 from equality import difference
 
 import statedict_io as sio
-from statedict_io import proofs
 from statedict_io.__main__ import main
+from statedict_io.installed import proofs
 from statedict_io.remote import uploads
 from statedict_io.remote.stores import locate
 from statedict_io.remote.uploads import part_nbytes
@@ -91,7 +91,7 @@ def test_the_bytes_of_torch_save(name, options, memory, backend, tmp_path):
 
 
 def test_the_bytes_of_a_torch_of_unknown_format(memory, tmp_path, monkeypatch):
-    monkeypatch.setattr(sio.backends.formats, "reproduced_by", lambda backend: proofs.Verdict(False))
+    monkeypatch.setattr(sio.backends.reproduction, "reproduced_by", lambda backend: proofs.Verdict(False))
     sio.save(CORPUS["module_state_dict"](), "memory://a/model.pt")
     assert memory.cat("/a/model.pt") == torch_bytes(CORPUS["module_state_dict"](), tmp_path)
 
