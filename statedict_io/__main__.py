@@ -15,7 +15,7 @@ from .backends.info import backend_info
 from .commands import convert, inspect, verify
 from .commands.printing import complain, say
 from .errors import StateDictIOError
-from .escaping import escaped
+from .untrusted.escaping import escaped
 from .version import VERSION
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from . import backends
 from .backends.protocol import ArchiveReader, Backend, LeanPickle, RecordEntry
 from .errors import CorruptCheckpointError, FileKindError, StateDictIOError, UnknownKindError, corrupt
-from .escaping import escaped
-from .reading import kinds
-from .reading.kinds import ZIP_START
-from .reading.limits import MAX_RECORDS_SHOWN, SPARE_NBYTES, shown
+from .untrusted.escaping import escaped
+from .formats import kinds
+from .formats.kinds import ZIP_START
+from .untrusted.limits import MAX_RECORDS_SHOWN, SPARE_NBYTES, shown
 from .remote.urls import is_url
 from .system.descriptors import open_file, read_at
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from .escaping import escaped
+from .untrusted.escaping import escaped
 from .installed.stock import torch_save
 from .saving import save
 from .system.descriptors import open_file, sync

@@ -16,7 +16,7 @@ from .archives import Records
 from .errors import CorruptCheckpointError, StateDictIOError
 from .reading.lazy.lazy_file import LazyFile
 from .reading.lazy.placeholders import DataFeed, is_saved_without_data, lacks_data
-from .reading.on_demand import OnDemand
+from .untrusted.on_demand import OnDemand
 from .reading.refusals import refusal
 from .reading.set_aside import Refused
 from .tensor_names import HiddenTensors, OtherNames, flat_tensors

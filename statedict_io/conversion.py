@@ -12,7 +12,8 @@ from typing import Any
 import torch
 import torch.serialization
 
-from . import backends, safetensors_format
+from . import backends
+from .formats import safetensors_format
 from .backends import fallback, reproduction, stock
 from .backends.file_range import FileRange
 from .backends.protocol import Contents
@@ -21,9 +22,9 @@ from .errors import FileKindError, StateDictIOError
 from .installed import torch_format
 from .pickling import pickle_object
 from .progress import ProgressCallback
-from .reading import kinds
+from .formats import kinds
 from .reading.lazy.strided_reads import memory_of
-from .reading.written_out import check_written_out
+from .untrusted.written_out import check_written_out
 from .system.descriptors import open_file, read_at, write_all_at
 from .targets import FileTarget, resolve
 from .writing.places import OpenFile, write_content, write_file

@@ -29,7 +29,7 @@ from .installed import stock, torch_format
 from .installed.proofs import LOADING, proof
 from .progress import Progress, ProgressCallback
 from .readahead import ReadAhead
-from .reading import kinds
+from .formats import kinds
 from .reading.opened_again import Replaced, opened_again
 from .reading.persistent_ids import StorageFeed
 from .remote.urls import is_url

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from .reading.limits import SPARE_NBYTES
+from .untrusted.limits import SPARE_NBYTES
 from .reading.named_parts import SAME_NAME, NamedParts, Parts
 from .reading.traced_pickle import Call, Global, Items, Reference, TracedPickle
 

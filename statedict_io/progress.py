@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from .escaping import escaped
+from .untrusted.escaping import escaped
 
 #: called with (bytes_done, bytes_total)
 ProgressCallback = Callable[[int, int], Any]

@@ -7,7 +7,7 @@ import torch
 from .archives import Records
 from .errors import CorruptCheckpointError
 from .progress import ProgressCallback
-from .reading.limits import MAX_RECORDS_AT_ONCE
+from .untrusted.limits import MAX_RECORDS_AT_ONCE
 
 #: read at once where the storages will not stay: host memory is then needed for no more than this
 WINDOW_NBYTES = 64 << 20

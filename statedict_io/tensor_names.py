@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from .errors import StateDictIOError
-from .reading.limits import SPARE_NBYTES, shown
+from .untrusted.limits import SPARE_NBYTES, shown
 from .reading.named_parts import NamedParts, Parts
-from .reading.on_demand import OnDemand
+from .untrusted.on_demand import OnDemand
 from .reading.spellings import clash
 from .reading.tensor_search import TensorSearch
 

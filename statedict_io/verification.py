@@ -13,9 +13,9 @@ from .archives import DATA_PKL, Records, check_kind, opened
 from .backends.protocol import RecordEntry
 from .errors import CorruptCheckpointError, UnknownKindError
 from .progress import Progress, ProgressCallback
-from .reading import kinds
-from .reading.limits import MAX_RECORDS_AT_ONCE, MAX_RECORDS_SHOWN
-from .reading.on_demand import OnDemand
+from .formats import kinds
+from .untrusted.limits import MAX_RECORDS_AT_ONCE, MAX_RECORDS_SHOWN
+from .untrusted.on_demand import OnDemand
 
 Status = Literal["ok", "corrupt", "crc-not-recorded"]
 _STATUSES: tuple[Status, ...] = ("ok", "corrupt", "crc-not-recorded")

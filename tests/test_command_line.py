@@ -147,7 +147,7 @@ def test_convert_there_and_back(model, tmp_path, capsys):
 
 def test_convert_all_layouts_and_dtypes(tmp_path, capsys):
     safetensors = pytest.importorskip("safetensors.torch")
-    from statedict_io.safetensors_format import NAMES
+    from statedict_io.formats.safetensors_format import NAMES
 
     obj = {str(dtype): filled(7, 5, dtype=dtype) for dtype in NAMES if dtype != torch.float8_e8m0fnu}
     base = filled(2000, 3000)

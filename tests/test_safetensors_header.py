@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from statedict_io.reading.safetensors_header import entries
+from statedict_io.formats.safetensors_header import entries
 
 ENTRY = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
 HEADERS = {

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, TextIO
 
-from ..escaping import escaped
-from ..reading.limits import shown
+from ..untrusted.escaping import escaped
+from ..untrusted.limits import shown
 
 
 def say(line: str, stream: TextIO | None = None) -> None:

@@ -33,7 +33,7 @@ from torch.distributed.checkpoint.planner import (
 
 from ..installed.stock import torch_load
 from ..reading.refusals import refusal
-from ..reading.written_out import check_written_out
+from ..untrusted.written_out import check_written_out
 from .directory_replacement import DirectoryReplacement
 from .stored_metadata import CURE, DirectoryReader
 from .stored_state import StoredState

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..errors import StateDictIOError
-from ..reading.limits import SPARE_NBYTES
+from ..untrusted.limits import SPARE_NBYTES
 from ..reading.named_parts import NamedParts, Parts, key_text
 from ..reading.spellings import clash
 

@@ -12,7 +12,7 @@ import torch
 from ..errors import StateDictIOError
 from ..installed.stock import torch_save
 from ..reading.lazy.lazy_file import LazyFile
-from ..reading.limits import shown
+from ..untrusted.limits import shown
 from ..reading.refusals import refusal
 from ..reading.set_aside import Refused
 from ..remote.stores import locate

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.serialization
 
-from .limits import MAX_REFUSED_NAMES
+from ..untrusted.limits import MAX_REFUSED_NAMES
 
 
 class Refused:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .limits import shown
+from ..untrusted.limits import shown
 
 
 def spelled(path: Iterable[Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..errors import StateDictIOError
-from .limits import MAX_SEARCHED_KNOWN, searched_parts
+from ..untrusted.limits import MAX_SEARCHED_KNOWN, searched_parts
 
 # None of these leads to a tensor. A storage is pickled with all its bytes, a class or function by its name.
 _ENDS = (

@@ -16,7 +16,7 @@ from ...archives import DATA_PKL, Records, check_kind, opened
 from ...errors import corrupt
 from ...unpickling import ZipReader, can_rebind, swaps_bytes, torch_load
 from ..hash_bounds import Gate
-from ..kinds import ZIP_START
+from ...formats.kinds import ZIP_START
 from ..persistent_ids import StorageFeed
 from ..refusals import without_frames
 from ..set_aside import Refused

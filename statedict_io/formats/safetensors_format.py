@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .errors import StateDictIOError, corrupt
-from .reading.limits import shown
-from .reading.safetensors_header import METADATA, entries
+from ..errors import StateDictIOError, corrupt
+from ..untrusted.limits import shown
+from .safetensors_header import METADATA, entries
 
 _LENGTH_NBYTES = 8
 _MAX_HEADER_NBYTES = 100_000_000  # as the safetensors package
