@@ -9,14 +9,15 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from . import backends
-from .backends.protocol import ArchiveReader, Backend, LeanPickle, RecordEntry
+from .backends.protocol import ArchiveReader, Backend, RecordEntry
 from .errors import CorruptCheckpointError, FileKindError, StateDictIOError, UnknownKindError, corrupt
-from .untrusted.escaping import escaped
 from .formats import kinds
 from .formats.kinds import ZIP_START
-from .untrusted.limits import MAX_RECORDS_SHOWN, SPARE_NBYTES, shown
+from .pickles.lean_pickle import LeanPickle
 from .remote.urls import is_url
 from .system.descriptors import open_file, read_at
+from .untrusted.escaping import escaped
+from .untrusted.limits import MAX_RECORDS_SHOWN, SPARE_NBYTES, shown
 
 if TYPE_CHECKING:
     from .remote.ranges import RangedObject
@@ -138,7 +139,7 @@ class Records:
 
     def describe(self, names: tuple[str, ...] | list[str]) -> list[str]:
         """A line a record: its name and its tensors."""
-        from .outline import tensors_by_record
+        from .names.outline import tensors_by_record
 
         tensors: dict[str, list[str]] = {}
         try:

@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 
-from .untrusted.escaping import escaped
 from .installed.stock import torch_save
 from .saving import save
 from .system.descriptors import open_file, sync
+from .untrusted.escaping import escaped
 
 _TENSOR_NBYTES = 32 << 20
 

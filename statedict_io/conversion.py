@@ -13,20 +13,19 @@ import torch
 import torch.serialization
 
 from . import backends
-from .formats import safetensors_format
 from .backends import fallback, reproduction, stock
 from .backends.file_range import FileRange
 from .backends.protocol import Contents
 from .checkpoint import Checkpoint, open_checkpoint
 from .errors import FileKindError, StateDictIOError
+from .formats import kinds, safetensors_format
 from .installed import torch_format
-from .pickling import pickle_object
+from .pickles.pickling import pickle_object
 from .progress import ProgressCallback
-from .formats import kinds
 from .reading.lazy.strided_reads import memory_of
-from .untrusted.written_out import check_written_out
 from .system.descriptors import open_file, read_at, write_all_at
 from .targets import FileTarget, resolve
+from .untrusted.written_out import check_written_out
 from .writing.places import OpenFile, write_content, write_file
 
 _BLOCK_NBYTES = 8 << 20

@@ -16,7 +16,7 @@ import torch.serialization
 from . import backends
 from . import progress as progress_module
 from .archives import DATA_PKL, Records, archive_at, check_kind, of_ranges
-from .backends.protocol import Backend, LeanPickle
+from .backends.protocol import Backend
 from .errors import (
     CorruptArchiveError,
     CorruptCheckpointError,
@@ -25,15 +25,16 @@ from .errors import (
     StateDictIOError,
     corrupt,
 )
+from .formats import kinds
 from .installed import stock, torch_format
 from .installed.proofs import LOADING, proof
+from .pickles.lean_pickle import LeanPickle
+from .pickles.persistent_ids import StorageFeed
+from .pickles.unpickling import ZipReader, can_rebind, swaps_bytes, torch_load
 from .progress import Progress, ProgressCallback
 from .readahead import ReadAhead
-from .formats import kinds
 from .reading.opened_again import Replaced, opened_again
-from .reading.persistent_ids import StorageFeed
 from .remote.urls import is_url
-from .unpickling import ZipReader, can_rebind, swaps_bytes, torch_load
 
 if TYPE_CHECKING:
     from .remote.ranges import RangedObject

@@ -49,7 +49,7 @@ class ReadAhead:
         self._nbytes_total = sum(records.entries[index].nbytes for index in self._order)
 
     def take(self, name: str, nbytes: int) -> torch.UntypedStorage:
-        """See :class:`~statedict_io.reading.persistent_ids.StorageFeed`."""
+        """See :class:`~statedict_io.pickles.persistent_ids.StorageFeed`."""
         storage = self._ready.pop(name, None)
         if storage is None:
             self._fill(self._records.sized(name, nbytes))

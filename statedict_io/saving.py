@@ -17,7 +17,7 @@ from . import progress as progress_module
 from .backends import reproduction
 from .backends.protocol import Archive, Backend, Content
 from .installed import torch_format
-from .pickling import pickle_object, reduces_like_torch
+from .pickles.pickling import pickle_object, reduces_like_torch
 from .progress import Progress
 from .system.descriptors import sync
 from .system.full_writes import full_writer

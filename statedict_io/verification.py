@@ -12,8 +12,8 @@ from . import progress as progress_module
 from .archives import DATA_PKL, Records, check_kind, opened
 from .backends.protocol import RecordEntry
 from .errors import CorruptCheckpointError, UnknownKindError
-from .progress import Progress, ProgressCallback
 from .formats import kinds
+from .progress import Progress, ProgressCallback
 from .untrusted.limits import MAX_RECORDS_AT_ONCE, MAX_RECORDS_SHOWN
 from .untrusted.on_demand import OnDemand
 

@@ -19,7 +19,7 @@ from equality import difference
 from test_load_as_torch import OTHER_WRITERS, rezipped
 
 import statedict_io as sio
-from statedict_io import unpickling
+from statedict_io.pickles import unpickling
 
 
 def flat(obj, name=""):

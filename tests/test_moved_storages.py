@@ -11,7 +11,7 @@ from oracle import names_in
 
 import statedict_io as sio
 from statedict_io.backends import choose, device_copies, protocol
-from statedict_io.pickling import PythonStorageTable
+from statedict_io.pickles.pickling import PythonStorageTable
 
 NBYTES = 24 << 20  # several regions, and more than a save has in flight
 

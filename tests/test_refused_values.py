@@ -19,7 +19,7 @@ from statedict_io.__main__ import main
 from statedict_io.conversion import convert
 from statedict_io.dcp import SingleFileReader
 from statedict_io.dcp.conversion import file_to_dcp
-from statedict_io.reading.set_aside import Refused, SetsAside
+from statedict_io.pickles.set_aside import Refused, SetsAside
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from statedict_io import StateDictIOError
+from statedict_io.names.tensor_search import TensorSearch
 from statedict_io.untrusted.limits import searched_parts
-from statedict_io.reading.tensor_search import TensorSearch
 
 T = torch.ones(2)
 

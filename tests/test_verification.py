@@ -12,7 +12,7 @@ from corpus_case import filled, random_bytes
 from test_load_as_torch import rezipped
 
 import statedict_io as sio
-from statedict_io.outline import tensors_by_record
+from statedict_io.names.outline import tensors_by_record
 
 
 def checkpoint():

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from ..pickles.lean_pickle import LeanPickle
 from ..progress import ProgressCallback
 from ..system.descriptors import sync, write_all_at
 from ..system.pacing import WritePace
@@ -23,7 +24,7 @@ from . import strips as strips_module
 from .archive import ArchiveLayout, SerializationId
 from .fallback_reader import FallbackReader, FileSource, storage_memory
 from .file_range import FileRange
-from .protocol import Contents, LeanPickle, Strip
+from .protocol import Contents, Strip
 
 name = "python"
 

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from .. import slower
-from ..pickling import NativeTables
+from ..pickles.lean_pickle import LeanPickle, TensorCall
+from ..pickles.pickling import NativeTables
 from ..progress import ProgressCallback
 from ..system import host_memory
 from ..system.descriptors import sync
 from ..system.processes import in_forked_child
 from .extension import find, known
-from .protocol import Contents, LeanPickle, Strip, TensorCall
+from .protocol import Contents, Strip
 
 if TYPE_CHECKING:
     from .native_reader import NativeReader

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from ..pickling import NativeTables, StorageTable
+from ..pickles.lean_pickle import LeanPickle
+from ..pickles.pickling import NativeTables, StorageTable
 from ..progress import ProgressCallback
 
 
@@ -105,34 +106,6 @@ class RecordEntry(NamedTuple):
     compressed: bool  #: deflate
 
 
-class TensorCall(NamedTuple):
-    """A call of ``torch._utils._rebuild_tensor_v2`` for a plain tensor, as a pickle stream has it."""
-
-    storage_type: str  #: "torch FloatStorage": module and name
-    key: str
-    location: str
-    numel: int  #: of the storage
-    offset: int
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-    requires_grad: bool
-
-
-class LeanPickle(NamedTuple):
-    """A pickle stream in which the persistent id ``n``, an int, stands for the tensor that ``calls[n]`` makes.
-
-    Where there are calls, no other persistent id is an int.
-    """
-
-    stream: bytes
-    calls: Sequence[TensorCall]
-
-    @classmethod
-    def unchanged(cls, data_pkl: bytes) -> LeanPickle:
-        """``data_pkl`` as it is."""
-        return cls(data_pkl, ())
-
-
 class ArchiveReader(Protocol):
     """An open archive.
 
@@ -193,7 +166,7 @@ class Backend(Protocol):
     name: str
 
     def native_tables(self) -> NativeTables | None:
-        """For :func:`~statedict_io.pickling.pickle_object`."""
+        """For :func:`~statedict_io.pickles.pickling.pickle_object`."""
 
     def plan(self, archive_name: str, contents: Contents, *, alignment: int, compute_crc32: bool) -> Archive: ...
 

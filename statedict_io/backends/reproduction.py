@@ -13,7 +13,7 @@ import torch.serialization
 
 from ..installed.proofs import FORMAT, proof
 from ..installed.torch_format import compute_crc32, format_records, sample, sample_object, skip_data, storage_alignment
-from ..pickling import PickledObject, pickle_object
+from ..pickles.pickling import PickledObject, pickle_object
 from .protocol import Backend, Contents
 
 

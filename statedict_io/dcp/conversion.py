@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.planner import (
 )
 
 from ..installed.stock import torch_load
-from ..reading.refusals import refusal
+from ..pickles.refusals import refusal
 from ..untrusted.written_out import check_written_out
 from .directory_replacement import DirectoryReplacement
 from .stored_metadata import CURE, DirectoryReader

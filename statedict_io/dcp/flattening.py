@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import torch
 
 from ..errors import StateDictIOError
+from ..names.named_parts import NamedParts, Parts, key_text
+from ..names.spellings import clash
 from ..untrusted.limits import SPARE_NBYTES
-from ..reading.named_parts import NamedParts, Parts, key_text
-from ..reading.spellings import clash
 
 # What a value takes besides the characters of its name, and for each part of its path; and a list that is looked at.
 _NAME_NBYTES = 300

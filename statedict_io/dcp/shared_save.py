@@ -17,7 +17,7 @@ import torch.serialization
 from ..backends import reproduction
 from ..backends.strips import bytes_of, preallocate
 from ..installed import torch_format
-from ..pickling import PickledObject, PythonStorageTable
+from ..pickles.pickling import PickledObject, PythonStorageTable
 from ..replacement import Replacement
 from ..targets import FileTarget
 from ..writing.in_place import InPlace

@@ -20,9 +20,9 @@ from torch.distributed.checkpoint import metadata as dcp_metadata
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
 from ..errors import StateDictIOError, corrupt
-from ..reading.hash_bounds import check_pickle
-from ..reading.refusals import refusal
-from ..reading.restricted import unpickled
+from ..pickles.hash_bounds import check_pickle
+from ..pickles.refusals import refusal
+from ..pickles.restricted import unpickled
 
 CURE = "pass weights_only=False (on the command line --trust)"
 

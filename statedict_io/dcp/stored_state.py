@@ -11,12 +11,12 @@ import torch
 
 from ..errors import StateDictIOError
 from ..installed.stock import torch_save
+from ..pickles.refusals import refusal
+from ..pickles.set_aside import Refused
 from ..reading.lazy.lazy_file import LazyFile
-from ..untrusted.limits import shown
-from ..reading.refusals import refusal
-from ..reading.set_aside import Refused
 from ..remote.stores import locate
 from ..remote.urls import is_url
+from ..untrusted.limits import shown
 from .flattening import FlatState, flatten
 
 

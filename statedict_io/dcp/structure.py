@@ -19,8 +19,8 @@ import torch.serialization
 
 from ..errors import StateDictIOError
 from ..installed.proofs import DCP_STRUCTURE, proof
-from ..pickling import PythonStorageTable, pickle_object
-from ..reading.spellings import spelled
+from ..names.spellings import spelled
+from ..pickles.pickling import PythonStorageTable, pickle_object
 
 _MAX_GAP = 1_000_000  # of a list's items, which have no values
 

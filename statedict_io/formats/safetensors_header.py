@@ -10,7 +10,13 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from ..untrusted.limits import MAX_HEADER_ENTRY_NBYTES, MAX_HEADER_METADATA_ENTRIES, MAX_HEADER_METADATA_NBYTES, MAX_HEADER_NAME_NBYTES, shown
+from ..untrusted.limits import (
+    MAX_HEADER_ENTRY_NBYTES,
+    MAX_HEADER_METADATA_ENTRIES,
+    MAX_HEADER_METADATA_NBYTES,
+    MAX_HEADER_NAME_NBYTES,
+    shown,
+)
 
 METADATA = "__metadata__"
 _SPACE = re.compile(rb"[ \t\n\r]*")

@@ -12,10 +12,10 @@ import torch.distributed.checkpoint as dcp
 from oracle import names_in
 
 import statedict_io as sio
-from statedict_io.formats import safetensors_format
 from statedict_io.__main__ import main
 from statedict_io.dcp import SingleFileReader, conversion
 from statedict_io.dcp.structure import nested
+from statedict_io.formats import safetensors_format
 
 from . import scenarios
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.serialization import config
 
-from statedict_io import backends, pickling
+from statedict_io import backends
 from statedict_io.backends import crc32
 from statedict_io.backends.protocol import Strip
 from statedict_io.dcp.archive_frame import ArchiveFrame
@@ -22,6 +22,7 @@ from statedict_io.dcp.assignment import Box, share_out
 from statedict_io.dcp.boxes import rows_of_box
 from statedict_io.dcp.shares import contiguous_pieces
 from statedict_io.dcp.structure import TensorEntry, nested, pickle_structure
+from statedict_io.pickles import pickling
 
 dimensions = st.lists(st.integers(1, 5), min_size=0, max_size=4)
 

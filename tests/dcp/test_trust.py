@@ -21,8 +21,8 @@ from oracle import names_in
 import statedict_io as sio
 from statedict_io.__main__ import main
 from statedict_io.dcp import conversion, stored_metadata
-from statedict_io.reading.protocol_2 import in_protocol_2
-from statedict_io.reading.restricted import unpickled
+from statedict_io.pickles.protocol_2 import in_protocol_2
+from statedict_io.pickles.restricted import unpickled
 
 from . import scenarios
 

@@ -14,12 +14,12 @@ import torch
 
 from ...archives import DATA_PKL, Records, check_kind, opened
 from ...errors import corrupt
-from ...unpickling import ZipReader, can_rebind, swaps_bytes, torch_load
-from ..hash_bounds import Gate
 from ...formats.kinds import ZIP_START
-from ..persistent_ids import StorageFeed
-from ..refusals import without_frames
-from ..set_aside import Refused
+from ...pickles.hash_bounds import Gate
+from ...pickles.persistent_ids import StorageFeed
+from ...pickles.refusals import without_frames
+from ...pickles.set_aside import Refused
+from ...pickles.unpickling import ZipReader, can_rebind, swaps_bytes, torch_load
 from .placeholders import PlaceholderFeed
 from .strided_reads import Copy, as_bits, fill, memory_of, span_of
 
@@ -135,8 +135,8 @@ class LazyFile:
 
         Args:
             weights_only: with torch's restricted unpickler.
-            sets_aside: what that refuses becomes a :class:`~statedict_io.reading.set_aside.Refused`.
-            defers: plain tensors become :class:`~statedict_io.unpickling.DeferredTensor`.
+            sets_aside: what that refuses becomes a :class:`~statedict_io.pickles.set_aside.Refused`.
+            defers: plain tensors become :class:`~statedict_io.pickles.unpickling.DeferredTensor`.
             feed: of storages that are no placeholders.
 
         Raises:

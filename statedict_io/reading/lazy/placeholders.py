@@ -11,7 +11,7 @@ _PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
 
 class PlaceholderFeed:
     """Storages without data, and the records that they stand for. A
-    :class:`~statedict_io.reading.persistent_ids.StorageFeed`."""
+    :class:`~statedict_io.pickles.persistent_ids.StorageFeed`."""
 
     def __init__(self, records: Records) -> None:
         self._records = records

@@ -16,7 +16,7 @@ import torch.serialization
 from torch import Tensor
 from torch.nn import Parameter
 
-from .installed.proofs import REDUCTION, proof
+from ..installed.proofs import REDUCTION, proof
 
 # Bound here, as what a save looks up in the large dictionaries of torch's modules is in no cache when it begins.
 # A torch without one of them is one in which somebody always interferes.

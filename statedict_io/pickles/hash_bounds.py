@@ -14,7 +14,14 @@ from typing import Any
 import torch
 
 from ..errors import corrupt
-from ..untrusted.limits import MAX_EQUAL_HASHES, MAX_GLOBAL_CHARACTERS, MAX_HASHED_DEPTH, MAX_ITERATED_ELEMENTS, SPARE_NBYTES, hash_work
+from ..untrusted.limits import (
+    MAX_EQUAL_HASHES,
+    MAX_GLOBAL_CHARACTERS,
+    MAX_HASHED_DEPTH,
+    MAX_ITERATED_ELEMENTS,
+    SPARE_NBYTES,
+    hash_work,
+)
 from .tensor_call_pattern import LATE_TENSOR_CALL
 from .traced_pickle import STEPS, Call, Global, Reference, TooLarge, TracedPickle
 

@@ -10,9 +10,9 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from .untrusted.limits import SPARE_NBYTES
-from .reading.named_parts import SAME_NAME, NamedParts, Parts
-from .reading.traced_pickle import Call, Global, Items, Reference, TracedPickle
+from ..pickles.traced_pickle import Call, Global, Items, Reference, TracedPickle
+from ..untrusted.limits import SPARE_NBYTES
+from .named_parts import SAME_NAME, NamedParts, Parts
 
 _NAME_NBYTES = 100
 

@@ -21,13 +21,13 @@ from typing import Any, Protocol
 import torch
 import torch.serialization
 
-from .backends.protocol import LeanPickle, TensorCall
-from .installed import stock
-from .reading.allowed_globals import may_call_others
-from .reading.hash_bounds import Gate, check_pickle
-from .reading.persistent_ids import PersistentIds, StorageFeed, storage_types, with_persistent_ids
-from .reading.sparse_validation import without_placeholders
-from .system.processes import in_forked_child
+from ..installed import stock
+from ..system.processes import in_forked_child
+from .allowed_globals import may_call_others
+from .hash_bounds import Gate, check_pickle
+from .lean_pickle import LeanPickle, TensorCall
+from .persistent_ids import PersistentIds, StorageFeed, storage_types, with_persistent_ids
+from .sparse_validation import without_placeholders
 
 
 class SmallRecords(Protocol):

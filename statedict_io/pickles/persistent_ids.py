@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import torch
 import torch.serialization
 
-from ..backends.protocol import TensorCall
 from ..installed import stock
 from ..installed.proofs import in_clean_thread
+from .lean_pickle import TensorCall
 from .set_aside import SetsAside
 
 #: makes what :meth:`PersistentIds.load` returns for a tensor call, given what makes the tensor
@@ -134,7 +134,7 @@ def with_persistent_ids(pickle_module: Any, *, sets_aside: bool = False) -> Any:
     """``pickle_module`` as far as ``_load`` uses it. Its ``Unpickler`` takes :class:`PersistentIds` as a further
     keyword argument, ``persistent_ids``, and asks them for what its ids stand for.
 
-    ``sets_aside``: torch's restricted one gives :class:`~statedict_io.reading.set_aside.Refused` for what it refuses.
+    ``sets_aside``: torch's restricted one gives :class:`~statedict_io.pickles.set_aside.Refused` for what it refuses.
     """
     if pickle_module is torch._weights_only_unpickler:
         return types.SimpleNamespace(Unpickler=_SettingAsideUnpickler if sets_aside else _RestrictedUnpickler)

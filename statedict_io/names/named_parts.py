@@ -8,7 +8,15 @@ from typing import Any
 import torch
 
 from ..errors import StateDictIOError
-from ..untrusted.limits import MAX_KEY_CHARACTERS, MAX_KEY_DEPTH, MAX_KEY_PARTS, MAX_NAMED_DEPTH, SPARE_NBYTES, named_characters, named_parts
+from ..untrusted.limits import (
+    MAX_KEY_CHARACTERS,
+    MAX_KEY_DEPTH,
+    MAX_KEY_PARTS,
+    MAX_NAMED_DEPTH,
+    SPARE_NBYTES,
+    named_characters,
+    named_parts,
+)
 
 #: (key, part); :data:`SAME_NAME` as the key of a part that has the name of the whole
 Parts = Iterable[tuple[Any, Any]]

@@ -7,12 +7,12 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-from .errors import StateDictIOError
-from .untrusted.limits import SPARE_NBYTES, shown
-from .reading.named_parts import NamedParts, Parts
-from .untrusted.on_demand import OnDemand
-from .reading.spellings import clash
-from .reading.tensor_search import TensorSearch
+from ..errors import StateDictIOError
+from ..untrusted.limits import SPARE_NBYTES, shown
+from ..untrusted.on_demand import OnDemand
+from .named_parts import NamedParts, Parts
+from .spellings import clash
+from .tensor_search import TensorSearch
 
 _T = TypeVar("_T")
 #: what a name takes besides its characters, and what a tensor of its own makes room for

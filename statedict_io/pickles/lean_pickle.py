@@ -1,0 +1,34 @@
+"""A pickle stream in which plain tensors are references to the calls that make them: see csrc/pickle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class TensorCall(NamedTuple):
+    """A call of ``torch._utils._rebuild_tensor_v2`` for a plain tensor, as a pickle stream has it."""
+
+    storage_type: str  #: "torch FloatStorage": module and name
+    key: str
+    location: str
+    numel: int  #: of the storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    requires_grad: bool
+
+
+class LeanPickle(NamedTuple):
+    """A pickle stream in which the persistent id ``n``, an int, stands for the tensor that ``calls[n]`` makes.
+
+    Where there are calls, no other persistent id is an int.
+    """
+
+    stream: bytes
+    calls: Sequence[TensorCall]
+
+    @classmethod
+    def unchanged(cls, data_pkl: bytes) -> LeanPickle:
+        """``data_pkl`` as it is."""
+        return cls(data_pkl, ())
