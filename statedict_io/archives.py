@@ -9,7 +9,8 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from . import backends
-from .backends.protocol import ArchiveReader, Backend, RecordEntry
+from .archive.record_entry import RecordEntry
+from .backends.protocol import ArchiveReader, Backend
 from .errors import CorruptCheckpointError, FileKindError, StateDictIOError, UnknownKindError, corrupt
 from .formats import kinds
 from .formats.kinds import ZIP_START

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from . import progress as progress_module
+from .archive.record_entry import RecordEntry
 from .archives import DATA_PKL, Records, check_kind, opened
-from .backends.protocol import RecordEntry
 from .errors import CorruptCheckpointError, UnknownKindError
 from .formats import kinds
 from .progress import Progress, ProgressCallback

@@ -23,24 +23,25 @@ def modules_named(names):
 
 # What saves into a file: a signal handler may be the first who does.
 IMPORTED = {"statedict_io"} | modules_named("""
-    async_saving backends.extension backends.native backends.protocol backends.reproduction errors installation
-    installed.proofs installed.stock installed.torch_format pending pickles.lean_pickle pickles.pickling progress
-    remote.urls replacement saving slower system.descriptors system.device_room system.directories system.full_writes
-    system.host_memory system.machine system.pacing system.processes targets untrusted.escaping version
-    writing.in_place writing.places writing.suffixes writing.temporary_names
+    archive.record_entry async_saving backends.extension backends.native backends.protocol backends.reproduction
+    errors installation installed.proofs installed.stock installed.torch_format pending pickles.lean_pickle
+    pickles.pickling progress remote.urls replacement saving slower system.descriptors system.device_room
+    system.directories system.full_writes system.host_memory system.machine system.pacing system.processes targets
+    untrusted.escaping version writing.in_place writing.places writing.suffixes writing.temporary_names
 """)
 # Of torch only what every save asks for its settings.
 OF_TORCH = {"torch.utils.serialization", "torch.utils.serialization.config"}
 FOR_CORE = modules_named("backends.torch_access")
 FOR_LOADING = modules_named("""
-    archives backends.crc32 backends.directory backends.fallback_reader backends.inflate backends.native_reader
+    archive.crc32 archive.directory archive.inflate archives backends.fallback_reader backends.native_reader
     backends.record_rows backends.tasks formats.kinds loading pickles.allowed_globals pickles.hash_bounds
     pickles.persistent_ids pickles.set_aside pickles.sparse_validation pickles.tensor_call_pattern
     pickles.traced_pickle pickles.unpickling readahead reading.opened_again untrusted.limits
 """)
 OF_PYTHON_BACKEND = modules_named("""
-    backends.archive backends.arenas backends.crc32 backends.directory backends.fallback backends.fallback_reader
-    backends.file_range backends.inflate backends.names_hash backends.record_rows backends.strips backends.tasks
+    archive.crc32 archive.directory archive.inflate archive.layout archive.names_hash archive.serialization_id
+    backends.arenas backends.fallback backends.fallback_reader backends.file_range backends.record_rows
+    backends.strips backends.tasks
 """)
 
 

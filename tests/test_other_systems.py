@@ -12,7 +12,7 @@ from corpus import CORPUS
 from oracle import assert_same_bytes
 
 import statedict_io as sio
-from statedict_io.backends import names_hash
+from statedict_io.archive import names_hash
 
 PROCESS = pathlib.Path(__file__).with_name("other_system_process.py")
 EVERYWHERE = ["save", "load", "patch", "leftovers", "convert", "stock", "case", "sync"]

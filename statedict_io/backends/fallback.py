@@ -15,13 +15,14 @@ from typing import Any, TypeAlias
 
 import torch
 
+from ..archive.layout import ArchiveLayout
+from ..archive.serialization_id import SerializationId
 from ..pickles.lean_pickle import LeanPickle
 from ..progress import ProgressCallback
 from ..system.descriptors import sync, write_all_at
 from ..system.pacing import WritePace
 from . import arenas
 from . import strips as strips_module
-from .archive import ArchiveLayout, SerializationId
 from .fallback_reader import FallbackReader, FileSource, storage_memory
 from .file_range import FileRange
 from .protocol import Contents, Strip

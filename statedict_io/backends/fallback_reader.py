@@ -14,13 +14,13 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 
+from ..archive import crc32
+from ..archive.directory import LOCAL_NBYTES, Directory, read_directory
+from ..archive.inflate import Damage, inflated
+from ..archive.record_entry import RecordEntry
 from ..errors import CorruptCheckpointError, corrupt
 from ..progress import ProgressCallback
 from ..system.descriptors import read_into
-from . import crc32
-from .directory import LOCAL_NBYTES, Directory, read_directory
-from .inflate import Damage, inflated
-from .protocol import RecordEntry
 from .record_rows import Piece, pieces
 from .tasks import Task, perform, task
 

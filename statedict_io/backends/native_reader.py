@@ -13,10 +13,10 @@ from types import ModuleType
 
 import torch
 
+from ..archive.inflate import Damage, inflated
+from ..archive.record_entry import RecordEntry
 from ..errors import corrupt
 from ..progress import ProgressCallback
-from .inflate import Damage, inflated
-from .protocol import RecordEntry
 from .record_rows import Piece, pieces
 from .tasks import perform, task
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from ..archive.record_entry import RecordEntry
 from ..pickles.lean_pickle import LeanPickle
 from ..pickles.pickling import NativeTables, StorageTable
 from ..progress import ProgressCallback
@@ -93,17 +94,6 @@ class Strip(NamedTuple):
     num_rows: int
     file_pitch: int  #: from row to row in the file
     nbytes_after: int  #: of the record, behind the last row
-
-
-class RecordEntry(NamedTuple):
-    """A record as the central directory describes it."""
-
-    name: str  #: without the archive name: ``data/0``; of a record outside the archive's folder its full name
-    header_offset: int  #: of its local header in the file
-    nbytes: int  #: of the payload, uncompressed
-    stored_nbytes: int  #: in the file; equal to ``nbytes`` unless compressed
-    crc32: int  #: as recorded; 0 also where the writer had CRCs off
-    compressed: bool  #: deflate
 
 
 class ArchiveReader(Protocol):

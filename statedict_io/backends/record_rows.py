@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from .protocol import RecordEntry
+from ..archive.record_entry import RecordEntry
 
 _PIECE_NBYTES = 8 << 20
 

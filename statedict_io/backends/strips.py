@@ -14,9 +14,9 @@ from typing import Any, cast
 
 import torch
 
+from ..archive import crc32
 from ..progress import ProgressCallback
 from ..system.descriptors import NOFOLLOW, open_file, write_all_at
-from . import crc32
 from .fallback_reader import storage_memory
 from .protocol import Strip
 

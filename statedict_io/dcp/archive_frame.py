@@ -8,7 +8,8 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 
-from ..backends.archive import ArchiveLayout, RecordLayout, SerializationId
+from ..archive.layout import ArchiveLayout, RecordLayout
+from ..archive.serialization_id import SerializationId
 from ..backends.strips import set_nbytes
 from ..system.descriptors import write_all_at
 

@@ -13,7 +13,7 @@ import torch
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.planner import SavePlanner, WriteItem
 
-from ..backends.archive import DESCRIPTOR_SIGNATURE
+from ..archive.layout import DESCRIPTOR_SIGNATURE
 from ..backends.protocol import Backend, Strip
 from .boxes import Rows, rows_of_box
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch.utils.serialization import config
 
 from statedict_io import backends
-from statedict_io.backends import crc32
+from statedict_io.archive import crc32
 from statedict_io.backends.protocol import Strip
 from statedict_io.dcp.archive_frame import ArchiveFrame
 from statedict_io.dcp.assignment import Box, share_out

@@ -1,12 +1,10 @@
-"""The archive layout in Python, for the fallback: csrc/archive line by line, and docs/format.md section by section."""
+"""The layout of archives for the Python backend: csrc/archive line by line, docs/format.md section by section."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
-from .names_hash import hash_combine, names_hash
 
 _MAX16 = 0xFFFF
 _MAX32 = 0xFFFFFFFF
@@ -132,21 +130,3 @@ def _zip64_extra(nbytes: int, header_offset: int, stored_nbytes: int) -> bytes:
     if header_offset >= _MAX32:
         fields += struct.pack("<Q", header_offset)
     return struct.pack("<HH", 1, len(fields)) + fields if fields else b""
-
-
-class SerializationId:
-    """Folds what ``.data/serialization_id`` is made of, in write order."""
-
-    def __init__(self) -> None:
-        self._crcs = 0
-
-    def fold_write_start(self, written: bytes | memoryview) -> None:
-        """A name or payload. torch takes any write of 8 bytes or more that starts like a data descriptor for one."""
-        if len(written) >= 8 and written[:4] == DESCRIPTOR_SIGNATURE:
-            self.fold_crc(int.from_bytes(written[4:8], "little"))
-
-    def fold_crc(self, crc: int) -> None:
-        self._crcs = hash_combine(self._crcs, crc)
-
-    def digits(self, names: Sequence[str]) -> bytes:
-        return b"%020d%020d" % (names_hash(names), self._crcs)

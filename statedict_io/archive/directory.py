@@ -1,4 +1,4 @@
-"""The end records and the central directory, for the fallback: csrc/archive/{end_records,directory}.cpp line by line.
+"""End records and central directory for the Python backend: csrc/archive/{end_records,directory}.cpp line by line.
 
 Pure: bytes in, records out. This is the gate that hostile archives have to pass: whatever comes out lies within the
 file and no record overlaps another, so that all stored payloads together are no larger than the file. Raises
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .inflate import Damage
-from .protocol import RecordEntry
+from .record_entry import RecordEntry
 
 _MAX16 = 0xFFFF
 _MAX32 = 0xFFFFFFFF

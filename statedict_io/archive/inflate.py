@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator
 
-from .protocol import RecordEntry
+from .record_entry import RecordEntry
 
 _PIECE_NBYTES = 1 << 20
 
