@@ -8,9 +8,6 @@ except ImportError as e:
 import importlib as _importlib
 from typing import TYPE_CHECKING, Any
 
-# What saves is there from the beginning: a signal handler may be the first who needs it, and cannot wait for an import
-# that it has interrupted.
-from .async_saving import save_async
 from .backends import release_buffers
 from .errors import (
     CorruptCheckpointError,
@@ -20,16 +17,20 @@ from .errors import (
     SnapshotLimitError,
     StateDictIOError,
 )
-from .pending import PendingSave, wait_all
-from .saving import fastsave, save
 from .version import VERSION
+
+# What saves is there from the beginning: a signal handler may be the first who needs it, and cannot wait for an import
+# that it has interrupted.
+from .writing.async_saving import save_async
+from .writing.pending import PendingSave, wait_all
+from .writing.saving import fastsave, save
 
 if TYPE_CHECKING:
     from .backends.info import BackendInfo, backend_info
     from .checkpoint import Checkpoint, TensorInfo, open_checkpoint
     from .loading import load
-    from .patching import Patch, patch_torch
     from .verification import RecordReport, VerifyReport, verify
+    from .writing.patching import Patch, patch_torch
 
 __version__ = VERSION
 
@@ -63,14 +64,14 @@ __all__ = [
 _LATER = {
     "BackendInfo": "backends.info",
     "Checkpoint": "checkpoint",
-    "Patch": "patching",
+    "Patch": "writing.patching",
     "RecordReport": "verification",
     "TensorInfo": "checkpoint",
     "VerifyReport": "verification",
     "backend_info": "backends.info",
     "load": "loading",
     "open_checkpoint": "checkpoint",
-    "patch_torch": "patching",
+    "patch_torch": "writing.patching",
     "verify": "verification",
 }
 

@@ -13,7 +13,7 @@ import torch
 import torch.serialization
 
 from . import backends
-from .backends import fallback, reproduction, stock
+from .backends import fallback, reproduction
 from .backends.file_range import FileRange
 from .backends.protocol import Contents
 from .checkpoint import Checkpoint, open_checkpoint
@@ -24,9 +24,10 @@ from .pickles.pickling import pickle_object
 from .progress import ProgressCallback
 from .reading.lazy.strided_reads import memory_of
 from .system.descriptors import open_file, read_at, write_all_at
-from .targets import FileTarget, resolve
 from .untrusted.written_out import check_written_out
+from .writing import stock_saves
 from .writing.places import OpenFile, write_content, write_file
+from .writing.targets import FileTarget, resolve
 
 _BLOCK_NBYTES = 8 << 20
 _SAFETENSORS = ".safetensors"
@@ -171,7 +172,7 @@ def _to_pt(source: str, target: FileTarget, progress: ProgressCallback | None, a
             ranges[storage._cdata] = FileRange(fd, tensor.begin, tensor.nbytes, source)
         left_out = [key for key, value in metadata.items() if (key, value) != ("format", "pt")]
         if backends.choose("python") is None:
-            stock.save_zip(obj, target, durable=True, atomic=atomic)
+            stock_saves.save_zip(obj, target, durable=True, atomic=atomic)
         else:
             _save(obj, lambda storage: ranges[storage._cdata], target, progress, atomic)
         return Conversion(len(tensors), sum(tensor.nbytes for tensor in tensors), [], [], left_out)

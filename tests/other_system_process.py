@@ -289,12 +289,12 @@ def scenario_convert(sio, directory):
 
 def scenario_stock(sio, directory):
     """A torch whose format is not ours writes by itself, into a directory of its own first."""
-    from statedict_io.backends import stock
-    from statedict_io.targets import resolve
+    from statedict_io.writing import stock_saves
+    from statedict_io.writing.targets import resolve
 
     for _ in range(2):
         target = resolve(str(directory / "model.pt"))
-        stock.save_zip(state(), target, durable=True)
+        stock_saves.save_zip(state(), target, durable=True)
         target.close()
         with zipfile.ZipFile(directory / "model.pt") as archive:
             assert "model/data.pkl" in archive.namelist()
@@ -337,7 +337,7 @@ def scenario_sync_refused(sio, directory):
 
 def scenario_case(sio, directory):
     """Two names that differ in case, or in how an accent is written, are one file."""
-    from statedict_io.targets import resolve
+    from statedict_io.writing.targets import resolve
 
     names = ["Modèle.pt", "modèle.PT", unicodedata.normalize("NFD", "modèle.pt")]
     targets = [resolve(str(directory / name)) for name in [*names, "other.pt"]]
@@ -369,7 +369,7 @@ def scenario_drives(sio, directory):
     }.items():
         assert directories.split(path) == expected, (path, directories.split(path))
     from statedict_io.remote.urls import is_url
-    from statedict_io.targets import archive_name_of
+    from statedict_io.writing.targets import archive_name_of
 
     assert not any(map(is_url, ["C:\\dir\\model.pt", "C:/dir/model.pt", "C://dir/model.pt"]))
     # caffe2/serialize/inline_container.cc, basename(): what is after the last slash of either kind.

@@ -13,7 +13,7 @@ import sys
 import torch
 
 import statedict_io as sio
-from statedict_io import patching
+from statedict_io.writing import patching
 
 torch.set_num_threads(1)  # OpenMP's threads do not survive fork()
 

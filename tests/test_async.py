@@ -15,7 +15,7 @@ from async_states import MIB, chance_of, disturb, random_bytes, random_state
 from oracle import assert_loads_alike, assert_same_bytes, first_difference, names_in, two_directories
 
 import statedict_io as sio
-from statedict_io import pending as pending_module
+from statedict_io.writing import pending as pending_module
 
 SLOW = 10 * MIB  # bytes per second
 

@@ -23,11 +23,12 @@ def modules_named(names):
 
 # What saves into a file: a signal handler may be the first who does.
 IMPORTED = {"statedict_io"} | modules_named("""
-    archive.record_entry async_saving backends.extension backends.native backends.protocol backends.reproduction
-    errors installation installed.proofs installed.stock installed.torch_format pending pickles.lean_pickle
-    pickles.pickling progress remote.urls replacement saving slower system.descriptors system.device_room
-    system.directories system.full_writes system.host_memory system.machine system.pacing system.processes targets
-    untrusted.escaping version writing.in_place writing.places writing.suffixes writing.temporary_names
+    archive.record_entry backends.extension backends.native backends.protocol backends.reproduction errors
+    installation installed.proofs installed.stock installed.torch_format pickles.lean_pickle pickles.pickling progress
+    remote.urls slower system.descriptors system.device_room system.directories system.full_writes system.host_memory
+    system.machine system.pacing system.processes untrusted.escaping version writing.async_saving writing.in_place
+    writing.pending writing.places writing.replacement writing.saving writing.suffixes writing.targets
+    writing.temporary_names
 """)
 # Of torch only what every save asks for its settings.
 OF_TORCH = {"torch.utils.serialization", "torch.utils.serialization.config"}

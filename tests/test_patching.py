@@ -52,9 +52,9 @@ class Options:
 
     def __init__(self, monkeypatch):
         self.plans, self.writes = [], []
-        plan, write = sio.saving.plan, sio.saving.write_planned
-        monkeypatch.setattr(sio.saving, "plan", lambda *a, **k: self.plans.append(k) or plan(*a, **k))
-        monkeypatch.setattr(sio.saving, "write_planned", lambda p, **k: self.writes.append(k) or write(p, **k))
+        plan, write = sio.writing.saving.plan, sio.writing.saving.write_planned
+        monkeypatch.setattr(sio.writing.saving, "plan", lambda *a, **k: self.plans.append(k) or plan(*a, **k))
+        monkeypatch.setattr(sio.writing.saving, "write_planned", lambda p, **k: self.writes.append(k) or write(p, **k))
 
 
 def test_as_a_function_and_as_a_context_manager(tmp_path, state, backend):
@@ -393,7 +393,7 @@ def test_file_objects_are_written_as_the_original_writes_them(tmp_path, state, b
 def test_the_library_writes_with_the_original_while_patched(tmp_path, state, monkeypatch):
     """On a torch whose format neither backend reproduces, the patched torch.save must not call itself."""
     with sio.patch_torch():
-        monkeypatch.setattr(sio.saving.backends, "choose", lambda wish: None)
+        monkeypatch.setattr(sio.writing.saving.backends, "choose", lambda wish: None)
         torch.save(state, tmp_path / "a.pt")
         torch.save(state, tmp_path / "legacy.pt", _use_new_zipfile_serialization=False)
         sio.save(state, tmp_path / "b.pt")
@@ -448,7 +448,7 @@ def test_overlapping_patches_leave_nothing_behind():
     import gc
 
     gc.collect()
-    held = len(sio.patching._patch_of)  # by others: dynamo keeps what it has seen
+    held = len(sio.writing.patching._patch_of)  # by others: dynamo keeps what it has seen
     patch = sio.patch_torch()
     for _ in range(50):
         patch, before = sio.patch_torch(), patch
@@ -460,7 +460,7 @@ def test_overlapping_patches_leave_nothing_behind():
     patch.undo()
     del function
     gc.collect()
-    assert len(sio.patching._patch_of) == held
+    assert len(sio.writing.patching._patch_of) == held
 
 
 @pytest.mark.parametrize("scenario", ["fork", "spawn", "lock_held_at_fork", "ddp", "interpreter_exit"])

@@ -14,8 +14,8 @@ from torch.distributed.checkpoint.metadata import Metadata
 
 from ..errors import StateDictIOError
 from ..system.descriptors import open_file, sync
-from ..targets import FileTarget, resolve
 from ..writing.places import OpenFile, write_file
+from ..writing.targets import FileTarget, resolve
 from .stored_metadata import DirectoryReader
 
 _METADATA = ".metadata"

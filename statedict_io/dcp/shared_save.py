@@ -18,10 +18,10 @@ from ..backends import reproduction
 from ..backends.strips import bytes_of, preallocate
 from ..installed import torch_format
 from ..pickles.pickling import PickledObject, PythonStorageTable
-from ..replacement import Replacement
-from ..targets import FileTarget
 from ..writing.in_place import InPlace
 from ..writing.places import OpenFile
+from ..writing.replacement import Replacement
+from ..writing.targets import FileTarget
 from .archive_frame import ArchiveFrame
 from .global_plan import GlobalState
 from .shares import Written

@@ -23,9 +23,9 @@ from ..installed import torch_format
 from ..installed.stock import torch_load
 from ..remote.stores import locate
 from ..remote.urls import is_url
-from ..targets import FileTarget, Target, resolve
 from ..writing.places import takes_bytes_in_order_only
 from ..writing.suffixes import check_suffix
+from ..writing.targets import FileTarget, Target, resolve
 from .global_plan import GlobalState, LocalItems
 from .refused_values import warn_of_refused
 from .shared_save import SharedSave, failure_notice

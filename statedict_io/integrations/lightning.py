@@ -13,8 +13,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from .. import async_saving, loading, pending, saving
-from ..pending import PendingSave
+from .. import loading
+from ..writing import async_saving, pending, saving
+from ..writing.pending import PendingSave
 
 
 def _base_classes() -> tuple[Any, ...]:

@@ -11,13 +11,14 @@ from types import TracebackType
 from ..errors import StateDictIOError, refused_target
 from ..system.descriptors import NOFOLLOW, sync
 from ..system.processes import in_forked_child
-from ..targets import FileTarget
+from .targets import FileTarget
 
 _being_written: dict[str, InPlace] = {}  # by the identity of its target; of this process
 
 
 class InPlace:
-    """The target itself, emptied and open for writing; used as a :class:`~statedict_io.replacement.Replacement`.
+    """The target itself, emptied and open for writing; used as a
+    :class:`~statedict_io.writing.replacement.Replacement`.
 
     From the opening on the old file is lost, and who looks meanwhile sees a part of the new one. When the process dies
     or a write fails, what has been written until then stays; a file that was not there before is removed after an

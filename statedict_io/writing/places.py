@@ -9,12 +9,12 @@ from collections.abc import Callable
 
 from ..backends.protocol import Content
 from ..progress import ProgressCallback
-from ..replacement import Replacement
 from ..system.descriptors import NOT_IMPLEMENTED
 from ..system.directories import Directory
 from ..system.pacing import paced
-from ..targets import FileTarget
 from .in_place import InPlace
+from .replacement import Replacement
+from .targets import FileTarget
 
 OpenFile = Replacement | InPlace
 
@@ -39,7 +39,7 @@ def write_file(
 
     Args:
         write: may be called twice.
-        durable, as_directory: as of :class:`~statedict_io.replacement.Replacement`.
+        durable, as_directory: as of :class:`~statedict_io.writing.replacement.Replacement`.
         atomic: whether to replace the file; None: where it can be replaced, else in place.
 
     Returns:

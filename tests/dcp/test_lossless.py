@@ -214,7 +214,7 @@ def fail_at(at, error, monkeypatch):
 
 
 def test_an_error_behind_the_exchange_leaves_the_new_checkpoint(old, tmp_path, monkeypatch):
-    from statedict_io.replacement import Replacement
+    from statedict_io.writing.replacement import Replacement
 
     commit = Replacement.commit
 

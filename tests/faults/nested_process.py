@@ -12,7 +12,7 @@ import time
 import torch
 
 import statedict_io as sio
-from statedict_io import async_saving, pending
+from statedict_io.writing import async_saving, pending
 
 MIB = 1 << 20
 

@@ -13,8 +13,7 @@ import torch
 
 import statedict_io as sio
 from faults.ways import OPTIONS, options_for
-from statedict_io import replacement
-from statedict_io.writing import in_place
+from statedict_io.writing import in_place, replacement
 
 OLD = b"the old checkpoint"
 

@@ -76,14 +76,14 @@ def run_here(module, work, arguments, output, counts):
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     saves = 0
-    write = sio.saving.write
+    write = sio.writing.saving.write
 
     def counted(*arguments, **options):
         nonlocal saves
         saves += 1
         return write(*arguments, **options)
 
-    sio.saving.write = counted
+    sio.writing.saving.write = counted
     module.main(arguments)
     counts.write_text(str(saves))
 

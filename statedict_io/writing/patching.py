@@ -19,10 +19,11 @@ from typing import Any
 import torch
 import torch.serialization
 
-from . import backends, pending, saving
-from . import progress as progress_module
-from .progress import Progress
-from .system.processes import in_forked_child
+from .. import backends
+from .. import progress as progress_module
+from ..progress import Progress
+from ..system.processes import in_forked_child
+from . import pending, saving
 
 _MODULES = (torch, torch.serialization)  # whose name ``save`` is
 

@@ -13,14 +13,15 @@ from typing import Any, Literal
 
 import torch
 
-from . import backends, pending, saving
-from .backends.protocol import Archive, Snapshot
+from .. import backends
+from ..backends.protocol import Archive, Snapshot
+from ..progress import Progress
+from ..system import host_memory
+from ..system.device_room import DeviceRoom
+from . import pending, saving
 from .pending import Limits, PendingSave
-from .progress import Progress
-from .system import host_memory
-from .system.device_room import DeviceRoom
+from .suffixes import check_suffix
 from .targets import ObjectTarget, Target, URLTarget
-from .writing.suffixes import check_suffix
 
 
 def save_async(

@@ -11,8 +11,8 @@ from typing import Any
 from ..installed.stock import torch_save
 from ..progress import ProgressCallback
 from ..system.pacing import paced
-from ..targets import FileTarget, Target
-from ..writing.places import OpenFile, write_file
+from .places import OpenFile, write_file
+from .targets import FileTarget, Target
 
 _PIECE_NBYTES = 1 << 20
 

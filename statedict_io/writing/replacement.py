@@ -13,10 +13,10 @@ import stat
 from collections.abc import Callable
 from types import TracebackType
 
-from .system.descriptors import NOFOLLOW, NOT_IMPLEMENTED, sync
-from .system.directories import Directory
+from ..system.descriptors import NOFOLLOW, NOT_IMPLEMENTED, sync
+from ..system.directories import Directory
 from .targets import FileTarget
-from .writing.temporary_names import new_name, prefix_of, remove_leftovers
+from .temporary_names import new_name, prefix_of, remove_leftovers
 
 _MAX_NAMES = 100  # tried: one that is taken is rarer than a file system that says so of all
 # A directory that takes no new names, or not such as ours.

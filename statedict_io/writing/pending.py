@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Protocol
 
-from .errors import SnapshotLimitError, StateDictIOError
-from .system.processes import in_forked_child
+from ..errors import SnapshotLimitError, StateDictIOError
+from ..system.processes import in_forked_child
 
 
 class HeldSnapshot(Protocol):

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.serialization
 
-from .errors import refused_target
-from .remote.urls import is_url
-from .system.directories import SEPARATORS, Directory, split
+from ..errors import refused_target
+from ..remote.urls import is_url
+from ..system.directories import SEPARATORS, Directory, split
 
 if TYPE_CHECKING:
-    from .remote.stores import Place
+    from ..remote.stores import Place
 
 _MAX_SYMLINKS = 40  # as the kernel
 
@@ -147,7 +147,7 @@ def archive_name_of(path: str) -> str:
 
 
 def _resolve_url(url: str, names_archive: bool) -> Target:
-    from .remote.stores import locate
+    from ..remote.stores import locate
 
     place = locate(url)
     if place.local_path is not None:

@@ -12,19 +12,20 @@ from typing import Any
 import torch
 import torch.serialization
 
-from . import backends, pending
-from . import progress as progress_module
-from .backends import reproduction
-from .backends.protocol import Archive, Backend, Content
-from .installed import torch_format
-from .pickles.pickling import pickle_object, reduces_like_torch
-from .progress import Progress
-from .system.descriptors import sync
-from .system.full_writes import full_writer
-from .system.pacing import paced
+from .. import backends
+from .. import progress as progress_module
+from ..backends import reproduction
+from ..backends.protocol import Archive, Backend, Content
+from ..installed import torch_format
+from ..pickles.pickling import pickle_object, reduces_like_torch
+from ..progress import Progress
+from ..system.descriptors import sync
+from ..system.full_writes import full_writer
+from ..system.pacing import paced
+from . import pending
+from .places import write_content, write_file
+from .suffixes import check_suffix
 from .targets import FileTarget, PathStreamTarget, Target, URLTarget, resolve
-from .writing.places import write_content, write_file
-from .writing.suffixes import check_suffix
 
 
 def save(
@@ -135,7 +136,7 @@ def plan(
     progress: Progress,
 ) -> PlannedSave:
     """Everything that can be refused without touching the target; arguments and errors are those of :func:`save`.
-    Called inside a :class:`~statedict_io.pending.Call`, as is what writes."""
+    Called inside a :class:`~statedict_io.writing.pending.Call`, as is what writes."""
     if pickle_module is not pickle and hasattr(torch.serialization, "_check_dill_version"):
         torch.serialization._check_dill_version(pickle_module)
     progress_module.check(progress)
@@ -171,7 +172,7 @@ def _plan(
     disable_byteorder_record: bool,
 ) -> PlannedSave:
     def write_stock(durable: bool, atomic: bool | None) -> OSError | None:
-        from .backends import stock
+        from . import stock_saves
 
         options = {
             "pickle_module": pickle_module,
@@ -179,15 +180,17 @@ def _plan(
             "_disable_byteorder_record": disable_byteorder_record,
         }
         if use_new_zipfile_serialization and isinstance(target, URLTarget):
-            return write(stock.ZipFile(obj, target.place.file_name, **options), target, durable, None, atomic=atomic)
+            return write(
+                stock_saves.ZipFile(obj, target.place.file_name, **options), target, durable, None, atomic=atomic
+            )
         if use_new_zipfile_serialization:
             call = pending.current_call()
-            refusal = stock.save_zip(
+            refusal = stock_saves.save_zip(
                 obj, target, durable=durable, atomic=atomic, is_superseded=call.is_superseded, **options
             )
             call.committed = True
             return refusal
-        return write(stock.LegacyFile(obj, **options), target, durable, None, atomic=atomic)
+        return write(stock_saves.LegacyFile(obj, **options), target, durable, None, atomic=atomic)
 
     # A hole cannot be streamed: torch seeks there, and says so where it cannot.
     streams_holes = torch_format.skip_data() and not isinstance(target, FileTarget)
@@ -245,7 +248,7 @@ def write(
                 is_superseded=call.is_superseded,
             )
         elif isinstance(target, URLTarget):
-            from .remote.uploads import Upload
+            from ..remote.uploads import Upload
 
             with Upload(target.place, getattr(content, "nbytes", None)) as upload:
                 content.write_stream(paced(upload.write, bytes_per_second), progress=callback)
