@@ -27,9 +27,9 @@ from .writing.saving import fastsave, save
 
 if TYPE_CHECKING:
     from .backends.info import BackendInfo, backend_info
-    from .checkpoint import Checkpoint, TensorInfo, open_checkpoint
-    from .loading import load
-    from .verification import RecordReport, VerifyReport, verify
+    from .reading.lazy.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+    from .reading.loading import load
+    from .reading.verification import RecordReport, VerifyReport, verify
     from .writing.patching import Patch, patch_torch
 
 __version__ = VERSION
@@ -63,16 +63,16 @@ __all__ = [
 # Imported when it is first asked for: name -> module.
 _LATER = {
     "BackendInfo": "backends.info",
-    "Checkpoint": "checkpoint",
+    "Checkpoint": "reading.lazy.checkpoint",
     "Patch": "writing.patching",
-    "RecordReport": "verification",
-    "TensorInfo": "checkpoint",
-    "VerifyReport": "verification",
+    "RecordReport": "reading.verification",
+    "TensorInfo": "reading.lazy.checkpoint",
+    "VerifyReport": "reading.verification",
     "backend_info": "backends.info",
-    "load": "loading",
-    "open_checkpoint": "checkpoint",
+    "load": "reading.loading",
+    "open_checkpoint": "reading.lazy.checkpoint",
     "patch_torch": "writing.patching",
-    "verify": "verification",
+    "verify": "reading.verification",
 }
 
 

@@ -16,12 +16,12 @@ from . import backends
 from .backends import fallback, reproduction
 from .backends.file_range import FileRange
 from .backends.protocol import Contents
-from .checkpoint import Checkpoint, open_checkpoint
 from .errors import FileKindError, StateDictIOError
 from .formats import kinds, safetensors_format
 from .installed import torch_format
 from .pickles.pickling import pickle_object
 from .progress import ProgressCallback
+from .reading.lazy.checkpoint import Checkpoint, open_checkpoint
 from .reading.lazy.strided_reads import memory_of
 from .system.descriptors import open_file, read_at, write_all_at
 from .untrusted.written_out import check_written_out

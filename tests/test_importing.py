@@ -34,10 +34,11 @@ IMPORTED = {"statedict_io"} | modules_named("""
 OF_TORCH = {"torch.utils.serialization", "torch.utils.serialization.config"}
 FOR_CORE = modules_named("backends.torch_access")
 FOR_LOADING = modules_named("""
-    archive.crc32 archive.directory archive.inflate archives backends.fallback_reader backends.native_reader
-    backends.record_rows backends.tasks formats.kinds loading pickles.allowed_globals pickles.hash_bounds
+    archive.crc32 archive.directory archive.inflate backends.fallback_reader backends.native_reader
+    backends.record_rows backends.tasks formats.kinds pickles.allowed_globals pickles.hash_bounds
     pickles.persistent_ids pickles.set_aside pickles.sparse_validation pickles.tensor_call_pattern
-    pickles.traced_pickle pickles.unpickling readahead reading.opened_again untrusted.limits
+    pickles.traced_pickle pickles.unpickling reading.loading reading.opened_again reading.readahead reading.records
+    untrusted.limits
 """)
 OF_PYTHON_BACKEND = modules_named("""
     archive.crc32 archive.directory archive.inflate archive.layout archive.names_hash archive.serialization_id

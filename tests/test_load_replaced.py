@@ -9,7 +9,7 @@ from corpus_case import filled
 from equality import difference
 
 import statedict_io as sio
-from statedict_io import loading
+from statedict_io.reading import loading
 
 OLD, NEW = {"a": filled(4000, seed=1)}, {"more": filled(9000, seed=2), "a": filled(50, seed=3)}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ..checkpoint import open_checkpoint
+from ..reading.lazy.checkpoint import open_checkpoint
 from .printing import nbytes_text, print_table, say
 
 _FACTS = (".format_version", ".storage_alignment", "byteorder", "version", ".data/serialization_id")

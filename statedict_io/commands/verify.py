@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 from ..errors import StateDictIOError
-from ..verification import VerifyReport, verify
+from ..reading.verification import VerifyReport, verify
 from .printing import bar_wanted, complain, nbytes_text, say
 
 

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from .. import loading
+from ..reading import loading
 from ..writing import async_saving, pending, saving
 from ..writing.pending import PendingSave
 

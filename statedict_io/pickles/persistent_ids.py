@@ -160,7 +160,7 @@ class _AsksPersistentIds:
         super().__setattr__(name, value)
 
 
-# Without it :mod:`~statedict_io.loading`'s proof fails, and torch loads by itself.
+# Without it :mod:`~statedict_io.reading.loading`'s proof fails, and torch loads by itself.
 _Unpickler: Any = getattr(getattr(torch, "_weights_only_unpickler", None), "Unpickler", object)
 
 

@@ -1,1 +1,1 @@
-"""Reading checkpoints, a module each step."""
+"""Reading: load, verify, and the records of an open archive by name."""

@@ -9,7 +9,7 @@ from oracle import attempt
 
 import statedict_io as sio
 from device_standin.checks import LATE_US, MIB, native_slots, random_bytes, registered, standin  # noqa: F401 - fixtures
-from statedict_io import readahead
+from statedict_io.reading import readahead
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ...archives import DATA_PKL, Records, check_kind, opened
 from ...errors import corrupt
 from ...formats.kinds import ZIP_START
 from ...pickles.hash_bounds import Gate
@@ -20,6 +19,7 @@ from ...pickles.persistent_ids import StorageFeed
 from ...pickles.refusals import without_frames
 from ...pickles.set_aside import Refused
 from ...pickles.unpickling import ZipReader, can_rebind, swaps_bytes, torch_load
+from ..records import DATA_PKL, Records, check_kind, opened
 from .placeholders import PlaceholderFeed
 from .strided_reads import Copy, as_bits, fill, memory_of, span_of
 
@@ -52,7 +52,7 @@ class LazyFile:
         name: what errors call the file, where not by its path.
 
     Raises:
-        OSError, CorruptCheckpointError, FileKindError: as :func:`~statedict_io.archives.opened`.
+        OSError, CorruptCheckpointError, FileKindError: as :func:`~statedict_io.reading.records.opened`.
     """
 
     def __init__(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ...archives import Records
+from ..records import Records
 
 _PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
 

@@ -12,15 +12,15 @@ from typing import Any
 
 import torch
 
-from .archives import Records
-from .errors import CorruptCheckpointError, StateDictIOError
-from .names.tensor_names import HiddenTensors, OtherNames, flat_tensors
-from .pickles.refusals import refusal
-from .pickles.set_aside import Refused
-from .pickles.unpickling import DeferredTensor
-from .reading.lazy.lazy_file import LazyFile
-from .reading.lazy.placeholders import DataFeed, is_saved_without_data, lacks_data
-from .untrusted.on_demand import OnDemand
+from ...errors import CorruptCheckpointError, StateDictIOError
+from ...names.tensor_names import HiddenTensors, OtherNames, flat_tensors
+from ...pickles.refusals import refusal
+from ...pickles.set_aside import Refused
+from ...pickles.unpickling import DeferredTensor
+from ...untrusted.on_demand import OnDemand
+from ..records import Records
+from .lazy_file import LazyFile
+from .placeholders import DataFeed, is_saved_without_data, lacks_data
 
 # What unpickling raises where a kind that is made of tensors, parameters among them, meets one that is deferred. Not
 # OSError: the disk's, or the TimeoutError of a signal's handler.

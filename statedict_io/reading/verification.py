@@ -8,14 +8,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from . import progress as progress_module
-from .archive.record_entry import RecordEntry
-from .archives import DATA_PKL, Records, check_kind, opened
-from .errors import CorruptCheckpointError, UnknownKindError
-from .formats import kinds
-from .progress import Progress, ProgressCallback
-from .untrusted.limits import MAX_RECORDS_AT_ONCE, MAX_RECORDS_SHOWN
-from .untrusted.on_demand import OnDemand
+from .. import progress as progress_module
+from ..archive.record_entry import RecordEntry
+from ..errors import CorruptCheckpointError, UnknownKindError
+from ..formats import kinds
+from ..progress import Progress, ProgressCallback
+from ..untrusted.limits import MAX_RECORDS_AT_ONCE, MAX_RECORDS_SHOWN
+from ..untrusted.on_demand import OnDemand
+from .records import DATA_PKL, Records, check_kind, opened
 
 Status = Literal["ok", "corrupt", "crc-not-recorded"]
 _STATUSES: tuple[Status, ...] = ("ok", "corrupt", "crc-not-recorded")

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.serialization
 
-from . import backends
-from . import progress as progress_module
-from .archives import DATA_PKL, Records, archive_at, check_kind, of_ranges
-from .backends.protocol import Backend
-from .errors import (
+from .. import backends
+from .. import progress as progress_module
+from ..backends.protocol import Backend
+from ..errors import (
     CorruptArchiveError,
     CorruptCheckpointError,
     FileKindError,
@@ -25,19 +24,20 @@ from .errors import (
     StateDictIOError,
     corrupt,
 )
-from .formats import kinds
-from .installed import stock, torch_format
-from .installed.proofs import LOADING, proof
-from .pickles.lean_pickle import LeanPickle
-from .pickles.persistent_ids import StorageFeed
-from .pickles.unpickling import ZipReader, can_rebind, swaps_bytes, torch_load
-from .progress import Progress, ProgressCallback
+from ..formats import kinds
+from ..installed import stock, torch_format
+from ..installed.proofs import LOADING, proof
+from ..pickles.lean_pickle import LeanPickle
+from ..pickles.persistent_ids import StorageFeed
+from ..pickles.unpickling import ZipReader, can_rebind, swaps_bytes, torch_load
+from ..progress import Progress, ProgressCallback
+from ..remote.urls import is_url
+from .opened_again import Replaced, opened_again
 from .readahead import ReadAhead
-from .reading.opened_again import Replaced, opened_again
-from .remote.urls import is_url
+from .records import DATA_PKL, Records, archive_at, check_kind, of_ranges
 
 if TYPE_CHECKING:
-    from .remote.ranges import RangedObject
+    from ..remote.ranges import RangedObject
 
 _MAX_ATTEMPTS = 100  # to map a file that is replaced while torch opens it by its path
 
@@ -98,7 +98,7 @@ def load(
         source: RangedObject | None = None
         name = f
         if is_url(f):
-            from .remote import ranges
+            from ..remote import ranges
 
             found = exit_stack.enter_context(ranges.opened(f))
             f, name = found.content, found.url
@@ -295,7 +295,7 @@ class _Archive:
             return Records(archive_at(file.fileno(), name, self._backend), name, file_nbytes=nbytes)
         if not self._verify:
             return None
-        from .backends.fallback_reader import FallbackReader
+        from ..backends.fallback_reader import FallbackReader
 
         source = _ObjectSource(file)
         try:
@@ -424,7 +424,7 @@ def _as_torch_error(error: CorruptCheckpointError) -> CorruptArchiveError:
 @proof(LOADING)
 def loads_like_torch(lean_pickle: LeanPickling) -> bool:
     """The proof that the installed torch's loading works with our reader: the same small object both ways."""
-    from .backends.fallback_reader import FallbackReader
+    from ..backends.fallback_reader import FallbackReader
 
     base = torch.arange(1.0, 9.0, device="cpu")
     sample = {

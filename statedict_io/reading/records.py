@@ -8,20 +8,20 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from . import backends
-from .archive.record_entry import RecordEntry
-from .backends.protocol import ArchiveReader, Backend
-from .errors import CorruptCheckpointError, FileKindError, StateDictIOError, UnknownKindError, corrupt
-from .formats import kinds
-from .formats.kinds import ZIP_START
-from .pickles.lean_pickle import LeanPickle
-from .remote.urls import is_url
-from .system.descriptors import open_file, read_at
-from .untrusted.escaping import escaped
-from .untrusted.limits import MAX_RECORDS_SHOWN, SPARE_NBYTES, shown
+from .. import backends
+from ..archive.record_entry import RecordEntry
+from ..backends.protocol import ArchiveReader, Backend
+from ..errors import CorruptCheckpointError, FileKindError, StateDictIOError, UnknownKindError, corrupt
+from ..formats import kinds
+from ..formats.kinds import ZIP_START
+from ..pickles.lean_pickle import LeanPickle
+from ..remote.urls import is_url
+from ..system.descriptors import open_file, read_at
+from ..untrusted.escaping import escaped
+from ..untrusted.limits import MAX_RECORDS_SHOWN, SPARE_NBYTES, shown
 
 if TYPE_CHECKING:
-    from .remote.ranges import RangedObject
+    from ..remote.ranges import RangedObject
 
 DATA_PKL = "data.pkl"
 _ZIP_END = b"PK\x05\x06"
@@ -140,7 +140,7 @@ class Records:
 
     def describe(self, names: tuple[str, ...] | list[str]) -> list[str]:
         """A line a record: its name and its tensors."""
-        from .names.outline import tensors_by_record
+        from ..names.outline import tensors_by_record
 
         tensors: dict[str, list[str]] = {}
         try:
@@ -187,7 +187,7 @@ def opened(
         with _opened_file(given, name or given, chosen, random_access) as records:
             yield records
         return
-    from .remote import ranges
+    from ..remote import ranges
 
     with ranges.opened(path) as found:
         if isinstance(found.content, str):
@@ -205,7 +205,7 @@ def of_ranges(source: RangedObject, chosen: Backend) -> Records:
         source.read_into(memoryview(data), offset)
         return bytes(data)
 
-    from .backends.fallback_reader import NETWORK, FallbackReader
+    from ..backends.fallback_reader import NETWORK, FallbackReader
 
     reader = _open_archive(lambda: FallbackReader(source, source.name, NETWORK), read_at, source.nbytes, source.name)
     return Records(

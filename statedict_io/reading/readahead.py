@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from .archives import Records
-from .errors import CorruptCheckpointError
-from .progress import ProgressCallback
-from .untrusted.limits import MAX_RECORDS_AT_ONCE
+from ..errors import CorruptCheckpointError
+from ..progress import ProgressCallback
+from ..untrusted.limits import MAX_RECORDS_AT_ONCE
+from .records import Records
 
 #: read at once where the storages will not stay: host memory is then needed for no more than this
 WINDOW_NBYTES = 64 << 20
