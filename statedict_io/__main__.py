@@ -10,9 +10,8 @@ from typing import NoReturn
 
 import torch
 
-from . import benchmark
 from .backends.info import backend_info
-from .commands import convert, inspect, verify
+from .commands import bench, convert, inspect, verify
 from .commands.printing import complain, say
 from .errors import StateDictIOError
 from .untrusted.escaping import escaped
@@ -89,7 +88,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _bench(arguments: argparse.Namespace) -> None:
     a = arguments
-    benchmark.run(a.size, a.device, a.dir, a.rounds, a.plot)
+    bench.run(a.size, a.device, a.dir, a.rounds, a.plot)
 
 
 def _nbytes(text: str) -> int:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import statedict_io as sio
-from statedict_io.backends import fallback, strips
+from statedict_io.backends import python, strips
 
 MIB = 1 << 20
 
@@ -12,7 +12,7 @@ MIB = 1 << 20
 @pytest.fixture
 def flushed(monkeypatch):
     """The ranges (begin, end) that the system was asked to write."""
-    monkeypatch.setattr(fallback, "_FLUSH_NBYTES", 2 * MIB)
+    monkeypatch.setattr(python, "_FLUSH_NBYTES", 2 * MIB)
     ranges = []
     real = strips.start_flushing
 

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 import statedict_io as sio
-from statedict_io import installation
-from statedict_io.backends import extension
+from statedict_io.backends import extension, installation
 
 RELEASE = torch.__version__.split("+")[0].split(".")[:2]
 OF_THIS_TORCH = f"_torch_{RELEASE[0]}_{RELEASE[1]}"
@@ -214,7 +213,7 @@ class Distribution:
         return self.files.get(name.replace(".json", ""))
 
     def locate_file(self, name):
-        return os.path.join(os.path.dirname(os.path.dirname(installation.__file__)), self.files.get("at", name))
+        return os.path.join(os.path.dirname(os.path.dirname(sio.__file__)), self.files.get("at", name))
 
 
 MANYLINUX = "Wheel-Version: 1.0\nTag: cp311-cp311-manylinux_2_28_x86_64\n"

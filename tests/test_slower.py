@@ -13,8 +13,7 @@ from oracle import names_in
 
 import statedict_io as sio
 from statedict_io import dcp as sio_dcp
-from statedict_io import slower
-from statedict_io.backends import extension, native, reproduction
+from statedict_io.backends import extension, native, reproduction, slower
 from statedict_io.backends.extension import Extension, ModuleInfo
 from statedict_io.installed.proofs import Verdict
 from statedict_io.pickles import pickling

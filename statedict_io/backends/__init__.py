@@ -6,11 +6,10 @@ import sys
 
 import torch
 
-from .. import installation, slower
 from ..errors import NativeUnavailableError
 from ..installed import proofs
 from ..installed.proofs import Verdict
-from . import extension, native, reproduction
+from . import extension, installation, native, reproduction, slower
 from .protocol import Backend
 
 PYTHON = "python"  #: the name of the backend that needs nothing compiled
@@ -57,9 +56,9 @@ def for_reading(wish: str) -> Backend:
 
 def python_backend() -> Backend:
     """The one that needs nothing compiled."""
-    from . import fallback
+    from . import python
 
-    return fallback
+    return python
 
 
 def _wants_compiled(wish: str) -> bool:
@@ -126,7 +125,7 @@ def snapshot_memory_nbytes() -> int:
 
 def _imported() -> list[Backend]:
     """The backends that this process may have used."""
-    return [native, python_backend()] if f"{__name__}.fallback" in sys.modules else [native]
+    return [native, python_backend()] if f"{__name__}.python" in sys.modules else [native]
 
 
 def not_reproduced(verdict: Verdict) -> str:

@@ -1,4 +1,4 @@
-"""Host memory for the fallback's snapshots, kept for the next one: fresh pages cost more than the copy into them."""
+"""Host memory for snapshots of the Python backend, kept for the next one: fresh pages cost more than the copies."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import torch
 
-from .. import installation
 from ..installed.proofs import is_shortage
+from . import installation
 
 _PACKAGE = __name__.partition(".")[0]
 _CORE = "_core"

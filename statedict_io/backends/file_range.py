@@ -1,4 +1,4 @@
-"""A payload that lies in another file: written by the fallback piece by piece, never as a whole in memory."""
+"""A payload that lies in another file: the Python backend writes it piece by piece, never as a whole in memory."""
 
 from __future__ import annotations
 

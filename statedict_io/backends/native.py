@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from .. import slower
 from ..pickles.lean_pickle import LeanPickle, TensorCall
 from ..pickles.pickling import NativeTables
 from ..progress import ProgressCallback
 from ..system import host_memory
 from ..system.descriptors import sync
 from ..system.processes import in_forked_child
+from . import slower
 from .extension import find, known
 from .protocol import Contents, Strip
 

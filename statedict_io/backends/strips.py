@@ -17,8 +17,8 @@ import torch
 from ..archive import crc32
 from ..progress import ProgressCallback
 from ..system.descriptors import NOFOLLOW, open_file, write_all_at
-from .fallback_reader import storage_memory
 from .protocol import Strip
+from .python_reader import storage_memory
 
 _CHUNK_NBYTES = 1 << 20
 _SYNC_FILE_RANGE_WRITE = 2  # man 2 sync_file_range

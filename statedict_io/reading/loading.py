@@ -295,11 +295,11 @@ class _Archive:
             return Records(archive_at(file.fileno(), name, self._backend), name, file_nbytes=nbytes)
         if not self._verify:
             return None
-        from ..backends.fallback_reader import FallbackReader
+        from ..backends.python_reader import PythonReader
 
         source = _ObjectSource(file)
         try:
-            return Records(FallbackReader(source, source.name), source.name, file_nbytes=source.nbytes)
+            return Records(PythonReader(source, source.name), source.name, file_nbytes=source.nbytes)
         finally:
             file.seek(source.start)
 
@@ -424,7 +424,7 @@ def _as_torch_error(error: CorruptCheckpointError) -> CorruptArchiveError:
 @proof(LOADING)
 def loads_like_torch(lean_pickle: LeanPickling) -> bool:
     """The proof that the installed torch's loading works with our reader: the same small object both ways."""
-    from ..backends.fallback_reader import FallbackReader
+    from ..backends.python_reader import PythonReader
 
     base = torch.arange(1.0, 9.0, device="cpu")
     sample = {
@@ -439,7 +439,7 @@ def loads_like_torch(lean_pickle: LeanPickling) -> bool:
     for options in ({"weights_only": True}, {"weights_only": False}, {"map_location": lambda s, _: s}):
 
         def open_reader(_: Any) -> Any:
-            records = Records(FallbackReader(_ObjectSource(io.BytesIO(file.getvalue())), "sample"), "sample")
+            records = Records(PythonReader(_ObjectSource(io.BytesIO(file.getvalue())), "sample"), "sample")
             feed = ReadAhead(records, stay=True, verify=True, progress=None)
             return contextlib.nullcontext(ZipReader(records, feed, lean_pickle=lean_pickle))
 

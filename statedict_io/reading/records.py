@@ -205,9 +205,9 @@ def of_ranges(source: RangedObject, chosen: Backend) -> Records:
         source.read_into(memoryview(data), offset)
         return bytes(data)
 
-    from ..backends.fallback_reader import NETWORK, FallbackReader
+    from ..backends.python_reader import NETWORK, PythonReader
 
-    reader = _open_archive(lambda: FallbackReader(source, source.name, NETWORK), read_at, source.nbytes, source.name)
+    reader = _open_archive(lambda: PythonReader(source, source.name, NETWORK), read_at, source.nbytes, source.name)
     return Records(
         reader, source.name, chosen.lean_pickle, file_nbytes=source.nbytes, cheap_nbytes=_CHEAP_NBYTES_OF_NETWORK
     )

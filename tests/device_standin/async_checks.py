@@ -37,7 +37,7 @@ def nothing_in_flight(standin):  # noqa: F811
 
 @pytest.fixture(params=["native, room", "native, no room", "torch"])
 def way(request):
-    """The options of a save that leaves the snapshot on the device, in pinned memory, in the fallback's."""
+    """The options of a save that leaves the snapshot on the device, in pinned memory, in the Python backend's."""
     backend = request.param.split(",")[0]
     if backend == "native":
         require_native()
@@ -235,7 +235,7 @@ def test_async_a_device_that_runs_out_of_memory(tmp_path, standin, nth, max_snap
 @pytest.mark.parametrize("setting", ["fail_host_copy", "fail_event_synchronize"])
 def test_async_a_failing_device_is_reported_and_leaves_the_old_file(tmp_path, standin, way, setting):  # noqa: F811
     if way["backend"] != "native":
-        pytest.skip("the fallback waits for no events")
+        pytest.skip("the Python backend waits for no events")
     target = tmp_path / "model.pt"
     target.write_bytes(b"old")
     state = [random_bytes(9 * MIB, 0).to("standin:0")]
@@ -250,7 +250,7 @@ def test_async_a_failing_device_is_reported_and_leaves_the_old_file(tmp_path, st
 
 def test_async_later_saves_allocate_nothing(tmp_path, standin, way):  # noqa: F811
     if way["backend"] != "native":
-        pytest.skip("the fallback's copies of devices' storages are torch's own")
+        pytest.skip("the Python backend's copies of devices' storages are torch's own")
     sio.release_buffers()
     state = [random_bytes(20 * MIB, 0).to("standin:0"), random_bytes(20 * MIB, 1)]
     with late(standin, 20_000):

@@ -11,8 +11,7 @@ from conftest import require_native
 
 import statedict_io as sio
 from device_standin.checks import registered, small_tensors, standin  # noqa: F401 - fixtures
-from statedict_io import slower
-from statedict_io.backends import extension
+from statedict_io.backends import extension, slower
 from statedict_io.backends.extension import ModuleInfo
 from statedict_io.dcp import SingleFileWriter
 

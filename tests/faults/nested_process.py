@@ -96,9 +96,9 @@ def admission(path, action, backend, save):
 
 
 def snapshot(path, action, backend, save):
-    from statedict_io.backends import fallback, native
+    from statedict_io.backends import native, python
 
-    for archive in (native.NativeArchive, fallback.FallbackArchive):
+    for archive in (native.NativeArchive, python.PythonArchive):
         raised_in(archive, "snapshot", action)
     save(state(1), path, backend=backend)
 

@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 
-from .installed.stock import torch_save
-from .system.descriptors import open_file, sync
-from .untrusted.escaping import escaped
-from .writing.saving import save
+from ..installed.stock import torch_save
+from ..system.descriptors import open_file, sync
+from ..untrusted.escaping import escaped
+from ..writing.saving import save
 
 _TENSOR_NBYTES = 32 << 20
 

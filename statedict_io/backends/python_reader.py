@@ -91,7 +91,7 @@ def new_storage(nbytes: int) -> torch.UntypedStorage:
     return torch.UntypedStorage(nbytes, device="cpu")[0:nbytes]
 
 
-class FallbackReader:
+class PythonReader:
     """See :class:`~statedict_io.backends.protocol.ArchiveReader`."""
 
     def __init__(self, source: Source, path: str, access: Access = DISK) -> None:

@@ -41,7 +41,7 @@ def _pip_where_a_wheel_was_installed() -> str | None:
     """The installer's command; None where this package was built here, or is used from its source tree."""
     from importlib.metadata import PackageNotFoundError, distribution
 
-    package = os.path.dirname(os.path.abspath(__file__))
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     try:
         found = distribution(_NAME)
         # An editable installation and PYTHONPATH lead to sources; another copy may be installed beside these.

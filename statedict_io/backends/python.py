@@ -23,9 +23,9 @@ from ..system.descriptors import sync, write_all_at
 from ..system.pacing import WritePace
 from . import arenas
 from . import strips as strips_module
-from .fallback_reader import FallbackReader, FileSource, storage_memory
 from .file_range import FileRange
 from .protocol import Contents, Strip
+from .python_reader import FileSource, PythonReader, storage_memory
 
 name = "python"
 
@@ -37,7 +37,7 @@ _FLUSH_NBYTES = 16 << 20  # the device is kept busy while the rest is written
 _Value: TypeAlias = "bytes | memoryview | torch.UntypedStorage | FileRange | int"
 
 
-class FallbackArchive:
+class PythonArchive:
     """See :class:`~statedict_io.backends.protocol.Archive`."""
 
     in_any_order = True  # over holes
@@ -89,9 +89,9 @@ class FallbackArchive:
         on_host = arenas.arena_nbytes(sum(storage.nbytes() for _, storage in self._storages_on_host()))
         return on_host + sum(_nbytes(value) for _, value in self._records if _is_on_device(value))
 
-    def snapshot(self, *, on_devices: bool, max_nbytes: int) -> FallbackSnapshot:
+    def snapshot(self, *, on_devices: bool, max_nbytes: int) -> PythonSnapshot:
         del on_devices
-        return FallbackSnapshot(self, max_nbytes)
+        return PythonSnapshot(self, max_nbytes)
 
     def _storages_on_host(self) -> list[tuple[int, torch.UntypedStorage]]:
         """With the index of the record."""
@@ -238,13 +238,13 @@ class _Payload:
             )
 
 
-class FallbackSnapshot:
+class PythonSnapshot:
     """See :class:`~statedict_io.backends.protocol.Snapshot`."""
 
     in_any_order = True
 
-    def __init__(self, archive: FallbackArchive, max_nbytes: int) -> None:
-        self._archive: FallbackArchive | None = archive
+    def __init__(self, archive: PythonArchive, max_nbytes: int) -> None:
+        self._archive: PythonArchive | None = archive
         self._arena: mmap.mmap | None = None
         self._arena = archive.copy_storages(max_nbytes)
         self.nbytes = archive.nbytes
@@ -287,8 +287,8 @@ def snapshot_memory_nbytes() -> int:
     return arenas.total_nbytes()
 
 
-def plan(archive_name: str, contents: Contents, *, alignment: int, compute_crc32: bool) -> FallbackArchive:
-    return FallbackArchive(archive_name, contents, alignment=alignment, compute_crc32=compute_crc32)
+def plan(archive_name: str, contents: Contents, *, alignment: int, compute_crc32: bool) -> PythonArchive:
+    return PythonArchive(archive_name, contents, alignment=alignment, compute_crc32=compute_crc32)
 
 
 def write_strips(
@@ -307,8 +307,8 @@ def write_strips(
     return results
 
 
-def open_archive(fd: int, path: str) -> FallbackReader:
-    return FallbackReader(FileSource(fd, path), path)
+def open_archive(fd: int, path: str) -> PythonReader:
+    return PythonReader(FileSource(fd, path), path)
 
 
 lean_pickle = LeanPickle.unchanged  # to find out what could go takes Python as long as to do it

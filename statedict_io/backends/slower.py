@@ -6,7 +6,7 @@ import sys
 import threading
 import warnings
 
-from .errors import SlowerWarning
+from ..errors import SlowerWarning
 
 # Whose frames are not the line that a user could change.
 _NOT_THE_CALLER = (__name__.partition(".")[0], "torch", "contextlib", "functools", "threading", "concurrent")

@@ -1,0 +1,55 @@
+"""``convert``: between ``.pt`` and ``.safetensors``, streaming: memory does not grow with the tensors."""
+
+from __future__ import annotations
+
+import os
+
+from ..progress import ProgressCallback
+from ..reading.lazy.checkpoint import open_checkpoint
+from ..writing.targets import FileTarget, resolve
+from .outcome import Conversion as Conversion
+from .to_pt import to_pt
+from .to_safetensors import to_safetensors
+
+_SAFETENSORS = ".safetensors"
+
+
+def convert(
+    source: str,
+    destination: str,
+    *,
+    weights_only: bool = True,
+    progress: ProgressCallback | None = None,
+    atomic: bool = True,
+) -> Conversion:
+    """Converts by the names' suffixes: one has to end in ``.safetensors``. The destination is replaced atomically.
+
+    Args:
+        source, destination: paths.
+        weights_only: unpickle with torch's restricted unpickler: the security boundary. Use ``False`` only for what you
+            trust.
+        progress: called with (bytes_done, bytes_total).
+        atomic: ``False`` writes into the destination itself, as for :func:`statedict_io.save`.
+
+    Raises:
+        OSError: what the system reported.
+        ValueError: not one of the two names ends in ``.safetensors``, or the destination is no file.
+        StateDictIOError: there are tensors that the other format cannot hold; names them.
+        CorruptCheckpointError: the source is not sound.
+        pickle.UnpicklingError: it needs a class that is refused; names it.
+    """
+    makes_safetensors = destination.endswith(_SAFETENSORS)
+    if makes_safetensors == source.endswith(_SAFETENSORS):
+        raise ValueError(f"one of the two names has to end in {_SAFETENSORS}: {source}, {destination}")
+    target = resolve(destination, names_archive=not makes_safetensors)
+    if not isinstance(target, FileTarget):
+        raise ValueError(f"{destination}: is no regular file, which convert needs to replace it as a whole")
+    try:
+        if not atomic and target.existing is not None and os.path.samestat(target.existing, os.stat(source)):
+            raise ValueError(f"{destination}: is {source} under another name; it cannot be written in place")
+        if makes_safetensors:
+            with open_checkpoint(source, weights_only=weights_only) as checkpoint:
+                return to_safetensors(checkpoint, target, progress, atomic)
+        return to_pt(source, target, progress, atomic)
+    finally:
+        target.close()
