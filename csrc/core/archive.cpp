@@ -20,10 +20,10 @@
 #include "core/torch.h"
 #include "core/watching.h"
 #include "file/system_error.h"
-#include "pipeline/archive_image.h"
-#include "pipeline/archive_writer.h"
-#include "pipeline/packed_payloads.h"
-#include "pipeline/slot_pool.h"
+#include "pipeline/memory/slot_pool.h"
+#include "pipeline/write/archive_image.h"
+#include "pipeline/write/archive_writer.h"
+#include "pipeline/write/packed_payloads.h"
 
 namespace py = pybind11;
 

@@ -17,8 +17,8 @@
 #include "core/torch.h"
 #include "core/watching.h"
 #include "file/positional_source.h"
-#include "pipeline/archive_reader.h"
-#include "pipeline/payload_reader.h"
+#include "pipeline/read/archive_reader.h"
+#include "pipeline/read/payload_reader.h"
 
 namespace py = pybind11;
 

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "core/torch.h"
-#include "pipeline/read_gate.h"
+#include "pipeline/write/read_gate.h"
 
 namespace sdio {
 

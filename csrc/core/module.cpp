@@ -18,7 +18,7 @@
 #include "file/system_error.h"
 #include "pickle/memo.h"
 #include "pickle/tensor_calls.h"
-#include "pipeline/slot_pool.h"
+#include "pipeline/memory/slot_pool.h"
 
 namespace py = pybind11;
 

@@ -5,8 +5,8 @@
 #include <optional>
 #include <vector>
 
-#include "pipeline/payload.h"
-#include "pipeline/slot_pool.h"
+#include "pipeline/memory/slot_pool.h"
+#include "pipeline/write/device_source.h"
 
 namespace sdio {
 

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "core/torch.h"
-#include "pipeline/payload_memory.h"
+#include "pipeline/read/payload_memory.h"
 
 namespace sdio {
 

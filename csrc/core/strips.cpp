@@ -15,7 +15,7 @@
 #include "core/watching.h"
 #include "file/positional_sink.h"
 #include "file/system_error.h"
-#include "pipeline/strip_writer.h"
+#include "pipeline/write/strip_writer.h"
 
 namespace py = pybind11;
 

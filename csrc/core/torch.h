@@ -13,9 +13,9 @@
 #include <utility>
 #include <vector>
 
-#include "pipeline/device_destination.h"
-#include "pipeline/payload.h"
-#include "pipeline/slot_pool.h"
+#include "pipeline/memory/slot_pool.h"
+#include "pipeline/read/device_destination.h"
+#include "pipeline/write/device_source.h"
 
 namespace sdio {
 

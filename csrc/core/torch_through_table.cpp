@@ -8,7 +8,7 @@
 #include "boundary/torch_functions.h"
 #include "core/owned.h"
 #include "core/pinned_slots.h"
-#include "pipeline/profiled_step.h"
+#include "pipeline/threads/profiled_step.h"
 
 namespace py = pybind11;
 

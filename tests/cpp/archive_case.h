@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "file/system_error.h"
-#include "pipeline/archive_writer.h"
+#include "pipeline/write/archive_writer.h"
 #include "random_bytes.h"
 #include "temporary_file.h"
 

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "pipeline/device_destination.h"
+#include "pipeline/read/device_destination.h"
 
 namespace sdio {
 

@@ -13,8 +13,8 @@
 #include <vector>
 
 #include "archive_case.h"
-#include "pipeline/record_checksums.h"
-#include "pipeline/slot_pool.h"
+#include "pipeline/memory/slot_pool.h"
+#include "pipeline/write/record_checksums.h"
 
 namespace sdio {
 namespace {

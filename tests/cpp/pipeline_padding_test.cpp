@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "archive_case.h"
-#include "pipeline/slot_pool.h"
+#include "pipeline/memory/slot_pool.h"
 
 #if __has_include(<valgrind/memcheck.h>)
 #include <valgrind/memcheck.h>

@@ -10,8 +10,8 @@
 #include <thread>
 
 #include "archive_case.h"
-#include "pipeline/profiled_step.h"
-#include "pipeline/worker_threads.h"
+#include "pipeline/threads/profiled_step.h"
+#include "pipeline/threads/worker_threads.h"
 
 namespace sdio {
 namespace {

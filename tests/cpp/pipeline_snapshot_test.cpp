@@ -11,10 +11,10 @@
 
 #include "archive_case.h"
 #include "file/system_error.h"
-#include "pipeline/archive_image.h"
-#include "pipeline/archive_writer.h"
-#include "pipeline/packed_payloads.h"
-#include "pipeline/write_pace.h"
+#include "pipeline/write/archive_image.h"
+#include "pipeline/write/archive_writer.h"
+#include "pipeline/write/packed_payloads.h"
+#include "pipeline/write/write_pace.h"
 
 namespace sdio {
 namespace {

@@ -10,8 +10,8 @@
 #include <thread>
 #include <vector>
 
-#include "pipeline/slot_pool.h"
-#include "pipeline/staged_writes.h"
+#include "pipeline/memory/slot_pool.h"
+#include "pipeline/write/staged_writes.h"
 
 namespace sdio {
 namespace {

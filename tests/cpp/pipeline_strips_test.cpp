@@ -21,7 +21,7 @@
 
 #include "checksum/crc32.h"
 #include "file/system_error.h"
-#include "pipeline/strip_writer.h"
+#include "pipeline/write/strip_writer.h"
 #include "random_bytes.h"
 
 namespace sdio {

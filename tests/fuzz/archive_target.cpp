@@ -22,9 +22,9 @@
 #include "checksum/crc32.h"
 #include "file/positional_source.h"
 #include "late_device.h"
-#include "pipeline/archive_reader.h"
-#include "pipeline/payload_reader.h"
-#include "pipeline/slot_pool.h"
+#include "pipeline/memory/slot_pool.h"
+#include "pipeline/read/archive_reader.h"
+#include "pipeline/read/payload_reader.h"
 
 namespace sdio {
 namespace {

@@ -1,0 +1,43 @@
+// Writes one archive: into a file in parallel and at offsets, or through a callback from front to back.
+//
+// Each call takes one thread's time until the archive is written; different archives may be written at once. The
+// payloads must stay readable and unchanged until it returns.
+//
+// The file is cut into regions, 8 MiB at multiples of 8 MiB. Past the page cache a region is assembled in a slot of
+// huge pages and written from there; through it, large pieces of payloads are not copied at all but handed to pwritev
+// where they lie. The calling thread holds no GIL: every 50 ms it takes it, in `watch`, to look for signals and to
+// report progress. An exception there stops the workers and is thrown when they have stopped.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+#include "file/positional_sink.h"
+#include "pipeline/threads/parallel_regions.h"
+#include "pipeline/threads/worker_threads.h"
+#include "pipeline/write/archive_image.h"
+#include "pipeline/write/region_assembler.h"
+
+namespace sdio {
+
+struct WriteOptions {
+  size_t num_writers = 0;       // at once; 0: chosen from the sink, the device and the machine
+  size_t region_nbytes = 0;     // 0: chosen from the sink; a power of two, at most kSlotNbytes
+  double bytes_per_second = 0;  // 0: as fast as it goes
+};
+
+// The file may hold anything before; it holds the archive after. Throws SystemError, std::bad_alloc, and what `watch`
+// or the device throws.
+void write_archive(const ArchiveContent& content, PositionalSink& sink, const WriteOptions& options,
+                   const Watcher& watch);
+
+// The same from an image, which is empty afterwards. `region_nbytes` is the image's.
+void write_image(ArchiveImage& image, PositionalSink& sink, const WriteOptions& options, const Watcher& watch);
+
+// `write` takes every byte it is given or throws.
+using StreamWrite = std::function<void(const char* bytes, size_t nbytes)>;
+void stream_archive(const ArchiveContent& content, const StreamWrite& write, const Watcher& watch);
+void stream_image(ArchiveImage& image, const StreamWrite& write, const Watcher& watch);
+
+}  // namespace sdio

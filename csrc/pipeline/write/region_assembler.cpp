@@ -1,0 +1,239 @@
+#include "pipeline/write/region_assembler.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "archive/serialization_id.h"
+#include "checksum/crc32.h"
+#include "pipeline/threads/profiled_step.h"
+
+namespace sdio {
+namespace {
+
+// Below this a copy into the slot is cheaper than one more iovec in the system call.
+constexpr uint64_t kGatherBelowNbytes = 32u << 10;
+
+Payload::Kind kind(const ArchiveContent& content, size_t record) {
+  return record < content.payloads.size() ? content.payloads[record].kind : Payload::Kind::kSerializationId;
+}
+
+void fold_name(CrcFold& fold, const std::string& archive_name, const std::string& name) {
+  if (archive_name.compare(0, 4, "PK\x07\x08") != 0) return;  // what follows could not fold
+  const std::string full = archive_name + "/" + name;
+  if (full.size() >= 8) fold.fold_write_start(reinterpret_cast<const unsigned char*>(full.data()));
+}
+
+}  // namespace
+
+// One call of assemble(): the cursor through the range, and what has to wait until the range's own CRCs are reported.
+class RegionAssembler::Range {
+ public:
+  Range(RegionAssembler& assembler, uint64_t begin, uint64_t nbytes, SlotMemory& slot, Gather gather,
+        std::vector<iovec>& pieces)
+      : assembler_(assembler),
+        layout_(assembler.layout_),
+        offset_(begin),
+        end_(begin + nbytes),
+        cursor_(slot.data()),
+        gather_(gather),
+        pieces_(pieces) {}
+
+  void run() {
+    put_host_bytes();
+    copy_device_pieces();
+    put_deferred();
+  }
+
+ private:
+  struct Deferred {
+    enum What { kDescriptor, kSerializationId, kDirectory } what;
+    size_t record;
+    uint64_t skip;  // bytes of it that lie in earlier ranges
+    uint64_t nbytes;
+    char* destination;
+  };
+
+  uint64_t nbytes_until(uint64_t offset) const { return offset <= offset_ ? 0 : std::min(offset, end_) - offset_; }
+
+  // All but what the device or the CRCs of other ranges bring.
+  void put_host_bytes() {
+    const ProfiledStep step(gather_ == Gather::kAll ? "statedict_io::copy_and_crc32" : "statedict_io::crc32");
+    const ReadGate::Reading reading(assembler_.content_.gate);
+    for (size_t record = layout_.record_at(offset_); offset_ < end_ && record < layout_.num_records(); ++record) {
+      const RecordPlacement& at = layout_.placement(record);
+      if (const uint64_t nbytes = nbytes_until(at.payload_offset)) put_header(record, nbytes);
+      if (const uint64_t nbytes = nbytes_until(at.descriptor_offset())) put_payload(record, nbytes);
+      if (const uint64_t nbytes = nbytes_until(at.end_offset())) defer(Deferred::kDescriptor, record, nbytes);
+    }
+    if (const uint64_t nbytes = nbytes_until(layout_.file_nbytes())) defer(Deferred::kDirectory, 0, nbytes);
+  }
+
+  // The next `nbytes` of the range, in the slot.
+  char* take(uint64_t nbytes) {
+    if (pieces_.empty() || static_cast<char*>(pieces_.back().iov_base) + pieces_.back().iov_len != cursor_) {
+      pieces_.push_back({cursor_, 0});
+    }
+    pieces_.back().iov_len += nbytes;
+    offset_ += nbytes;
+    cursor_ += nbytes;
+    return cursor_ - nbytes;
+  }
+
+  void put_header(size_t record, uint64_t nbytes) {
+    const RecordPlacement& at = layout_.placement(record);
+    const uint64_t skip = offset_ - at.header_offset;
+    if (nbytes == at.header_nbytes()) {
+      layout_.write_header(record, take(nbytes));
+    } else {
+      std::string whole(at.header_nbytes(), '\0');
+      layout_.write_header(record, &whole[0]);
+      std::memcpy(take(nbytes), whole.data() + skip, nbytes);
+    }
+  }
+
+  void put_payload(size_t record, uint64_t nbytes) {
+    const uint64_t record_offset = offset_ - layout_.placement(record).payload_offset;
+    switch (kind(assembler_.content_, record)) {
+      case Payload::Kind::kMemory:
+        put_memory(record, record_offset, assembler_.content_.payloads[record].data + record_offset, nbytes);
+        break;
+      case Payload::Kind::kPacked:
+        put_packed(record, record_offset, nbytes);
+        break;
+      case Payload::Kind::kDevice:
+        device_pieces_.push_back({record, record_offset, nbytes, take(nbytes)});
+        break;
+      case Payload::Kind::kHole:
+        std::memset(take(nbytes), 0, nbytes);
+        break;
+      case Payload::Kind::kSerializationId:
+        defer(Deferred::kSerializationId, record, nbytes);
+        break;
+    }
+  }
+
+  void put_packed(size_t record, uint64_t record_offset, uint64_t nbytes) {
+    const Payload& payload = assembler_.content_.payloads[record];
+    for (const uint64_t end = record_offset + nbytes; record_offset < end;) {
+      const iovec together = payload.packed->bytes(payload.packed_index, record_offset, end - record_offset);
+      put_memory(record, record_offset, static_cast<const char*>(together.iov_base), together.iov_len);
+      record_offset += together.iov_len;
+    }
+  }
+
+  void put_memory(size_t record, uint64_t record_offset, const char* source, uint64_t nbytes) {
+    uint32_t crc = 0;
+    if (gather_ == Gather::kSmall && nbytes >= kGatherBelowNbytes) {
+      crc = assembler_.checksum(source, nbytes);
+      pieces_.push_back({const_cast<char*>(source), nbytes});
+      offset_ += nbytes;
+    } else if (assembler_.content_.compute_crc32) {
+      crc = crc32_copy(0, take(nbytes), source, nbytes);
+    } else {
+      std::memcpy(take(nbytes), source, nbytes);
+    }
+    assembler_.checksums_.add(record, record_offset, source, nbytes, crc);
+  }
+
+  void defer(typename Deferred::What what, size_t record, uint64_t nbytes) {
+    uint64_t start = layout_.directory_offset();
+    if (what == Deferred::kDescriptor) start = layout_.placement(record).descriptor_offset();
+    if (what == Deferred::kSerializationId) start = layout_.placement(record).payload_offset;
+    const uint64_t skip = offset_ - start;
+    deferred_.push_back({what, record, skip, nbytes, take(nbytes)});
+  }
+
+  void copy_device_pieces() {
+    if (device_pieces_.empty()) return;
+    {
+      const ProfiledStep step("statedict_io::device_to_host");
+      assembler_.content_.devices->copy(device_pieces_);
+    }
+    const ProfiledStep step("statedict_io::crc32");
+    for (const DevicePiece& piece : device_pieces_) {
+      const uint32_t crc = assembler_.checksum(piece.destination, piece.nbytes);
+      assembler_.checksums_.add(piece.record, piece.record_offset, piece.destination, piece.nbytes, crc);
+    }
+  }
+
+  void put_deferred() {
+    for (const Deferred& item : deferred_) {
+      char descriptor[24];
+      const char* source = descriptor;
+      if (item.what == Deferred::kDescriptor) {
+        if (item.record == layout_.serialization_id_record()) assembler_.tail();
+        layout_.write_descriptor(item.record, assembler_.checksums_.wait(item.record), descriptor);
+      } else if (item.what == Deferred::kSerializationId) {
+        source = assembler_.tail().serialization_id.data();
+      } else {
+        source = assembler_.tail().directory.data();
+      }
+      std::memcpy(item.destination, source + item.skip, item.nbytes);
+    }
+  }
+
+  RegionAssembler& assembler_;
+  const ArchiveLayout& layout_;
+  uint64_t offset_;
+  const uint64_t end_;
+  char* cursor_;
+  const Gather gather_;
+  std::vector<iovec>& pieces_;
+  std::vector<DevicePiece> device_pieces_;
+  std::vector<Deferred> deferred_;
+};
+
+RegionAssembler::RegionAssembler(const ArchiveContent& content)
+    : content_(content),
+      layout_(content.layout),
+      checksums_(content.layout),
+      tail_{record_names_hash(layout_.names(), layout_.serialization_id_record()), "",
+            std::string(layout_.directory_nbytes(), '\0')} {
+  for (size_t record = 0; record < content_.payloads.size(); ++record) {
+    if (content_.payloads[record].kind == Payload::Kind::kHole) checksums_.set_complete(record);
+  }
+}
+
+void RegionAssembler::assemble(uint64_t begin, uint64_t nbytes, SlotMemory& slot, Gather gather,
+                               std::vector<iovec>& pieces) {
+  Range(*this, begin, nbytes, slot, gather, pieces).run();
+}
+
+bool is_hole(const ArchiveContent& content, uint64_t begin, uint64_t nbytes) {
+  const size_t record = content.layout.record_at(begin);
+  if (record == content.layout.num_records() || kind(content, record) != Payload::Kind::kHole) return false;
+  const RecordPlacement& at = content.layout.placement(record);
+  return at.payload_offset <= begin && begin + nbytes <= at.descriptor_offset();
+}
+
+uint32_t RegionAssembler::checksum(const char* bytes, uint64_t nbytes) const {
+  return content_.compute_crc32 ? crc32(0, bytes, nbytes) : 0;
+}
+
+const RegionAssembler::Tail& RegionAssembler::tail() {
+  // Not std::call_once: it may hang when the callable throws (GCC bug 66146), as Cancelled does here.
+  std::lock_guard<std::mutex> lock(tail_mutex_);
+  if (!tail_.serialization_id.empty()) return tail_;
+  const size_t id_record = layout_.serialization_id_record();
+  checksums_.wait_for_all_but(id_record);
+  std::vector<uint32_t> crcs;
+  crcs.reserve(id_record + 1);
+  CrcFold fold;
+  for (size_t record = 0; record < id_record; ++record) {
+    const uint64_t nbytes = layout_.placement(record).nbytes;
+    crcs.push_back(checksums_.crc(record));
+    fold_name(fold, layout_.archive_name(), layout_.name(record));
+    const bool has_start = nbytes >= 8 && kind(content_, record) != Payload::Kind::kHole;
+    if (has_start) fold.fold_write_start(checksums_.first_bytes(record));
+    if (nbytes != 0) fold.fold_descriptor(crcs.back());
+  }
+  const std::string id = serialization_id(tail_.names_hash, fold.value());
+  const uint32_t crc = checksum(id.data(), id.size());
+  crcs.push_back(crc);
+  layout_.write_directory(crcs, &tail_.directory[0]);
+  tail_.serialization_id = id;
+  checksums_.add(id_record, 0, id.data(), id.size(), crc);
+  return tail_;
+}
+
+}  // namespace sdio

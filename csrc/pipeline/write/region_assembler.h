@@ -1,0 +1,77 @@
+// Produces the bytes of any range of the archive, and on the way the CRCs that later ranges need.
+//
+// assemble() may be called from several threads for different ranges, provided that every range before one's own has
+// been handed to some thread: a range waits for the CRCs of records that began in earlier ones.
+//
+// A piece is checksummed while it is in cache, on its way into the slot. The CRC of a record is the XOR of its pieces'
+// CRCs, each shifted by the bytes that follow it, so pieces finish in any order. A range with a record's data
+// descriptor waits until all pieces of that record are checksummed; the last one, with the serialization id and the
+// directory, for every CRC. Ranges are handed out in ascending order and a thread checksums its own pieces before it
+// waits, so that ends. A device is asked for all its pieces of a range in one call, when the host's are there.
+#pragma once
+
+#include <sys/uio.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "archive/layout.h"
+#include "pipeline/write/device_source.h"
+#include "pipeline/write/payload.h"
+#include "pipeline/write/read_gate.h"
+#include "pipeline/write/record_checksums.h"
+
+namespace sdio {
+
+struct ArchiveContent {
+  ArchiveLayout layout;
+  std::vector<Payload> payloads;  // one a record, without the serialization id
+  bool compute_crc32 = true;
+  DeviceSource* devices = nullptr;  // needed for Kind::kDevice
+  ReadGate* gate = nullptr;         // passed while Kind::kMemory is read; null where nothing moves it
+};
+
+// Whether [begin, begin + nbytes) of the file is all hole, so that nothing need be written.
+bool is_hole(const ArchiveContent& content, uint64_t begin, uint64_t nbytes);
+
+class RegionAssembler {
+ public:
+  // Copied into the slot so that it holds the whole range, or only the small pieces, the large ones staying where they
+  // are.
+  enum class Gather { kAll, kSmall };
+
+  // Takes as long as hashing all names does, and as much memory as the directory: what the workers' own heaps would
+  // keep, each of them, for good.
+  explicit RegionAssembler(const ArchiveContent& content);
+
+  // Appends to `pieces` the bytes [begin, begin + nbytes) of the file, in order. They lie in `slot` and in the
+  // payloads. nbytes <= kSlotNbytes. Throws Cancelled after cancel().
+  void assemble(uint64_t begin, uint64_t nbytes, SlotMemory& slot, Gather gather, std::vector<iovec>& pieces);
+
+  void cancel() {
+    checksums_.cancel();
+    if (content_.gate != nullptr) content_.gate->cancel();
+  }
+
+ private:
+  struct Tail {
+    uint64_t names_hash;
+    std::string serialization_id;  // empty until the CRCs are known, as is the directory
+    std::string directory;
+  };
+  class Range;
+
+  const Tail& tail();
+  uint32_t checksum(const char* bytes, uint64_t nbytes) const;
+
+  const ArchiveContent& content_;
+  const ArchiveLayout& layout_;
+  RecordChecksums checksums_;
+  std::mutex tail_mutex_;
+  Tail tail_;
+};
+
+}  // namespace sdio
