@@ -19,8 +19,9 @@ from .errors import (
 )
 from .version import VERSION
 
-# What saves is there from the beginning: a signal handler may be the first who needs it, and cannot wait for an import
-# that it has interrupted.
+# What saves into a file is there from the beginning: a signal handler may be the first who needs it, and cannot wait
+# for an import that it has interrupted. What reads, patches torch.save, speaks to stores or tells of the backends is
+# imported when it is first used, as is the Python backend beside the native one: tests/test_importing.py lists them.
 from .writing.async_saving import save_async
 from .writing.pending import PendingSave, wait_all
 from .writing.saving import fastsave, save

@@ -2,6 +2,9 @@
 
 zlib releases the GIL, so a large payload is checksummed beside its writing; everything else is one thread's work. Of a
 durable save the device writes while the rest comes.
+
+It writes the archive itself (archive/layout): ``torch._C.PyTorchFileWriter`` takes the archive's name from the path
+that it opens, so that a temporary would change the bytes, opens without ``O_EXCL``, and loses ``errno``.
 """
 
 from __future__ import annotations

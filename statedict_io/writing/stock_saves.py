@@ -1,4 +1,9 @@
-"""Hands the pickling to the installed ``torch.save``: the legacy format, and formats that ours does not reproduce."""
+"""Has the installed ``torch.save`` write: the legacy format, and every zip on a torch whose format ours does not
+reproduce. So a new torch can make saves slow, never wrong.
+
+A zip is written inside a private directory beside the target, where it can have its final name, and committed as
+others are. The legacy format is pickled while it is written, into a file object of ours that shows torch no descriptor.
+"""
 
 from __future__ import annotations
 

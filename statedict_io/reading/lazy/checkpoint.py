@@ -1,4 +1,9 @@
-"""``open_checkpoint``: a checkpoint of which only what is asked for is read."""
+"""``open_checkpoint``: a checkpoint of which only what is asked for is read.
+
+It unpickles as ``load`` does, but leaves what the stream refers to as a ``DeferredTensor``, made when it is asked for.
+Where something wants a tensor at once (a parameter, a sparse tensor, a function that the user allowed) it starts again
+and makes all of them, without data. Sparse tensors are validated, where torch does that, when they get their data.
+"""
 
 from __future__ import annotations
 
