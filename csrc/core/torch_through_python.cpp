@@ -1,6 +1,6 @@
 #include "core/torch_through_python.h"
 
-#include <stdexcept>
+#include <string>
 #include <utility>
 
 #include "core/devices_through_python.h"
@@ -13,28 +13,35 @@ namespace py = pybind11;
 namespace sdio {
 namespace {
 
-PyObject* interned(const char* name) { return owned(PyUnicode_InternFromString(name)).release().ptr(); }
+// A method or an attribute that is looked up in its class once, not in every one of 100,000 objects.
+class Method {
+ public:
+  Method(const py::handle& type, const char* name) : function_(type.attr(name)) {}
 
-// Never destroyed, as all here.
-struct Names {
-  PyObject* const untyped_storage = interned("untyped_storage");
-  PyObject* const data_ptr = interned("data_ptr");
-  PyObject* const nbytes = interned("nbytes");
-  PyObject* const cdata = interned("_cdata");
-  PyObject* const device = interned("device");
-  PyObject* const type = interned("type");
-  PyObject* const raw_repr = interned("raw_repr");
-  PyObject* const storage_offset = interned("storage_offset");
-  PyObject* const size = interned("size");
-  PyObject* const stride = interned("stride");
-  PyObject* const dtype = interned("dtype");
-  PyObject* const itemsize = interned("itemsize");
-  PyObject* const requires_grad = interned("requires_grad");
-  PyObject* const dtype_only = owned(PyTuple_Pack(1, dtype)).release().ptr();
+  py::object operator()(PyObject* self) const {
+    PyObject* const arguments[] = {nullptr, self};
+    return owned(PyObject_Vectorcall(function_.ptr(), arguments + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr));
+  }
+
+ private:
+  const py::object function_;
 };
 
-py::object call(PyObject* object, PyObject* method) { return owned(PyObject_CallMethodNoArgs(object, method)); }
-py::object get(PyObject* object, PyObject* attribute) { return owned(PyObject_GetAttr(object, attribute)); }
+class Attribute {
+ public:
+  Attribute(const py::handle& type, const char* name)
+      : descriptor_(type.attr(name)), get_(Py_TYPE(descriptor_.ptr())->tp_descr_get) {
+    if (get_ == nullptr) throw py::type_error(std::string(name) + " is no attribute of instances");
+  }
+
+  py::object operator()(PyObject* self) const {
+    return owned(get_(descriptor_.ptr(), self, reinterpret_cast<PyObject*>(Py_TYPE(self))));
+  }
+
+ private:
+  const py::object descriptor_;
+  const descrgetfunc get_;
+};
 
 uint64_t as_uint64(const py::object& number) {
   const unsigned long long value = PyLong_AsUnsignedLongLong(number.ptr());
@@ -67,18 +74,18 @@ class TorchThroughPython final : public Torch {
  public:
   explicit TorchThroughPython(py::object access)
       : access_(std::move(access)),
-        untyped_storage_(access_.attr("UntypedStorage")),
         dispatch_keys_(access_.attr("dispatch_keys")),
+        raw_repr_(access_.attr("raw_repr")),
         plain_keys_(access_.attr("PLAIN_KEYS").cast<uint64_t>()),
         device_keys_(access_.attr("DEVICE_KEYS").cast<uint64_t>()),
         frombuffer_(access_.attr("frombuffer")),
         uint8_(access_.attr("uint8")) {}
 
   Storage storage_of(py::handle storage) const override {
-    const int is_storage = PyObject_IsInstance(storage.ptr(), untyped_storage_.ptr());
+    const int is_storage = PyObject_IsInstance(storage.ptr(), storage_type_.ptr());
     if (is_storage < 0) throw py::error_already_set();
     if (is_storage == 0) throw py::type_error("expected torch.UntypedStorage");
-    const py::object type = get(get(storage.ptr(), names_.device).ptr(), names_.type);
+    const py::object type = storage_device_(storage.ptr()).attr("type");
     const bool on_host = PyUnicode_CompareWithASCIIString(type.ptr(), "cpu") == 0;
     return Storage(*this, retain(storage.ptr()), on_host);
   }
@@ -88,8 +95,8 @@ class TorchThroughPython final : public Torch {
     const py::object buffer = memory_object(data, nbytes, std::move(memory));
     PyObject* const arguments[] = {nullptr, buffer.ptr(), uint8_.ptr()};
     const py::object tensor = owned(
-        PyObject_Vectorcall(frombuffer_.ptr(), arguments + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, names_.dtype_only));
-    return call(tensor.ptr(), names_.untyped_storage);
+        PyObject_Vectorcall(frombuffer_.ptr(), arguments + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, dtype_only_.ptr()));
+    return untyped_storage_(tensor.ptr());
   }
 
   bool is_plain(PyObject* tensor) const override {
@@ -101,14 +108,14 @@ class TorchThroughPython final : public Torch {
     uint64_t keys = 0;
     if (!has_plain_keys(tensor, keys)) return false;
     const bool on_host = (keys & device_keys_) == 0;
-    described.storage = Storage(*this, call(tensor, names_.untyped_storage).release().ptr(), on_host);
-    const py::object dtype = get(tensor, names_.dtype);
+    described.storage = Storage(*this, untyped_storage_(tensor).release().ptr(), on_host);
+    const py::object dtype = dtype_(tensor);
     described.dtype = dtype;  // lives as long as torch
     described.itemsize = itemsize_of(dtype);
-    described.storage_offset = call(tensor, names_.storage_offset);
-    described.sizes = untracked(exact_tuple(call(tensor, names_.size)));
-    described.strides = untracked(exact_tuple(call(tensor, names_.stride)));
-    described.requires_grad = get(tensor, names_.requires_grad).ptr() == Py_True;
+    described.storage_offset = storage_offset_(tensor);
+    described.sizes = untracked(exact_tuple(size_(tensor)));
+    described.strides = untracked(exact_tuple(stride_(tensor)));
+    described.requires_grad = requires_grad_(tensor).ptr() == Py_True;
     return true;
   }
 
@@ -139,14 +146,14 @@ class TorchThroughPython final : public Torch {
 
   void* retain(void* held) const override { return Py_NewRef(reference(held)); }
   void release(void* held) const override { Py_DECREF(reference(held)); }
-  const void* identity(void* held) const override { return as_pointer(get(reference(held), names_.cdata)); }
+  const void* identity(void* held) const override { return as_pointer(cdata_(reference(held))); }
 
   StorageBytes bytes(void* held) const override {
-    const void* const data = as_pointer(call(reference(held), names_.data_ptr));
-    return {static_cast<const char*>(data), as_uint64(call(reference(held), names_.nbytes))};
+    const void* const data = as_pointer(data_ptr_(reference(held)));
+    return {static_cast<const char*>(data), as_uint64(nbytes_(reference(held)))};
   }
 
-  std::string device(void* held) const override { return py::str(get(reference(held), names_.device)); }
+  std::string device(void* held) const override { return py::str(storage_device_(reference(held))); }
   py::object object(void* held) const override { return py::reinterpret_borrow<py::object>(reference(held)); }
 
  private:
@@ -154,13 +161,13 @@ class TorchThroughPython final : public Torch {
   bool has_plain_keys(PyObject* tensor, uint64_t& keys) const {
     if (dispatch_keys_.is_none()) return false;
     const py::object key_set = owned(PyObject_CallOneArg(dispatch_keys_.ptr(), tensor));
-    keys = as_uint64(call(key_set.ptr(), names_.raw_repr));
+    keys = as_uint64(owned(PyObject_CallOneArg(raw_repr_.ptr(), key_set.ptr())));
     return (keys & ~plain_keys_) == 0;
   }
 
   int64_t itemsize_of(const py::object& dtype) const {
     if (dtype.ptr() != last_dtype_) {
-      last_itemsize_ = static_cast<int64_t>(as_uint64(get(dtype.ptr(), names_.itemsize)));
+      last_itemsize_ = static_cast<int64_t>(as_uint64(dtype.attr("itemsize")));
       last_dtype_ = dtype.ptr();
     }
     return last_itemsize_;
@@ -168,14 +175,27 @@ class TorchThroughPython final : public Torch {
 
   py::object device_copies() const { return call_python(access_.attr("device_copies")); }
 
-  const Names names_;
+  // Never destroyed, as all of this.
   const py::object access_;
-  const py::object untyped_storage_;
   const py::object dispatch_keys_;  // None where torch does not tell them
+  const py::object raw_repr_;
   const uint64_t plain_keys_;
   const uint64_t device_keys_;
   const py::object frombuffer_;
   const py::object uint8_;
+  const py::object dtype_only_ = py::make_tuple(owned(PyUnicode_InternFromString("dtype")));
+  const py::object tensor_type_ = access_.attr("Tensor");
+  const Method untyped_storage_{tensor_type_, "untyped_storage"};
+  const Method storage_offset_{tensor_type_, "storage_offset"};
+  const Method size_{tensor_type_, "size"};
+  const Method stride_{tensor_type_, "stride"};
+  const Attribute dtype_{tensor_type_, "dtype"};
+  const Attribute requires_grad_{tensor_type_, "requires_grad"};
+  const py::object storage_type_ = access_.attr("UntypedStorage");
+  const Method data_ptr_{storage_type_, "data_ptr"};
+  const Method nbytes_{storage_type_, "nbytes"};
+  const Attribute cdata_{storage_type_, "_cdata"};
+  const Attribute storage_device_{storage_type_, "device"};
   mutable PyObject* last_dtype_ = nullptr;
   mutable int64_t last_itemsize_ = 0;
 };

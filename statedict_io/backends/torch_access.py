@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+Tensor = torch.Tensor
 UntypedStorage = torch.UntypedStorage
 frombuffer = torch.frombuffer
 uint8 = torch.uint8
@@ -25,13 +26,14 @@ def _bits(*names: str) -> int:
 try:
     #: By which LibTorch chooses how a tensor is handled. None: plain tensors are reduced by torch itself.
     dispatch_keys: Any = torch._C._dispatch_keys
+    raw_repr: Any = torch._C.DispatchKeySet.raw_repr  # of those keys: the bits
     #: Of a tensor that is strided and dense, on a device with storages, without lazy conjugation or negation, and that
     #: is no wrapper: what torch reduces to ``_rebuild_tensor_v2``.
     PLAIN_KEYS = _bits("CPU", "CUDA", "AutogradCPU", "AutogradCUDA", "AutocastCPU", "AutocastCUDA", "ADInplaceOrView")
     #: Of one that is not in host memory.
     DEVICE_KEYS = _bits("CUDA") & ~_bits("CPU")
 except (AttributeError, TypeError):  # a torch that shows them no more, or in another way
-    dispatch_keys, PLAIN_KEYS, DEVICE_KEYS = None, 0, 0
+    dispatch_keys, raw_repr, PLAIN_KEYS, DEVICE_KEYS = None, None, 0, 0
 
 
 def no_bytes() -> torch.UntypedStorage:
