@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 from .untrusted.escaping import escaped
@@ -25,21 +25,54 @@ def check(progress: Any) -> None:
 
 
 def reporting(progress: Progress, description: str) -> AbstractContextManager[ProgressCallback | None]:
-    """Yields a callback or None. ``True`` shows a bar on stderr, closed at the end."""
+    """Yields a callback or None. ``True`` shows a bar on stderr from the first report to the end.
+
+    An OSError that the callback raises is not the system's answer about a file: nobody in the block sees it as one, and
+    it leaves the block as it was raised.
+    """
     if not progress:
         return _NO_CALLBACK
-    return _bar(description) if progress is True else nullcontext(progress)
+    return _bar(description) if progress is True else _guarded(progress)
+
+
+class _Raised(BaseException):
+    """Carries an OSError past those who handle the system's."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+@contextmanager
+def _guarded(progress: ProgressCallback) -> Iterator[ProgressCallback]:
+    def report(bytes_done: int, bytes_total: int) -> None:
+        try:
+            progress(bytes_done, bytes_total)
+        except OSError as e:
+            raise _Raised(e) from None
+
+    try:
+        yield report
+        return
+    except _Raised as raised:
+        error = raised.error
+    raise error
 
 
 @contextmanager
 def _bar(description: str) -> Iterator[ProgressCallback]:
-    with _tqdm()(desc=escaped(description), unit="B", unit_scale=True, unit_divisor=1024) as bar:
+    tqdm = _tqdm()
+    with ExitStack() as end:
+        bar: Any = None
 
         def update(bytes_done: int, bytes_total: int) -> None:
+            nonlocal bar
+            if bar is None:
+                bar = end.enter_context(tqdm(desc=escaped(description), unit="B", unit_scale=True, unit_divisor=1024))
             bar.total = bytes_total
             bar.update(bytes_done - bar.n)
 
-        yield update
+        yield end.enter_context(_guarded(update))
 
 
 def _tqdm() -> Any:

@@ -43,7 +43,7 @@ IMPORTS = {
     "__init__": "backends errors reading reading/lazy version writing",
     "commands": "conversion dcp errors installed progress reading reading/lazy system untrusted writing",
     "integrations": "reading writing",
-    "dcp": "archive backends errors installed names pickles reading/lazy remote system untrusted writing",
+    "dcp": "archive backends errors installed names pickles progress reading/lazy remote system untrusted writing",
     "conversion": "backends errors formats installed pickles progress reading/lazy system untrusted writing",
     "reading/lazy": "errors formats names pickles reading untrusted",
     "reading": "archive backends errors formats installed names pickles progress remote system untrusted",

@@ -24,8 +24,7 @@ def run(source: str, destination: str, *, trust: bool, in_place: bool) -> int:
     """
     if os.path.isdir(source) or _names_directory(source, destination):
         return _run_dcp(source, destination, trust=trust, in_place=in_place)
-    with reporting(True if bar_wanted() else None, "convert") as progress:
-        done = convert(source, destination, weights_only=not trust, progress=progress, atomic=not in_place)
+    done = convert(source, destination, weights_only=not trust, progress=bar_wanted(), atomic=not in_place)
     say(f"{destination}: {done.num_tensors} tensors, {nbytes_text(done.nbytes)}")
     _note("left out, safetensors holds tensors only", done.left_out)
     _note(_UNTIED, done.untied)

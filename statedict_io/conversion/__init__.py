@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from ..progress import ProgressCallback
+from ..progress import Progress, reporting
 from ..reading.lazy.checkpoint import open_checkpoint
 from ..writing.targets import FileTarget, resolve
 from .outcome import Conversion as Conversion
@@ -19,7 +19,7 @@ def convert(
     destination: str,
     *,
     weights_only: bool = True,
-    progress: ProgressCallback | None = None,
+    progress: Progress = None,
     atomic: bool = True,
 ) -> Conversion:
     """Converts by the names' suffixes: one has to end in ``.safetensors``. The destination is replaced atomically.
@@ -28,7 +28,7 @@ def convert(
         source, destination: paths.
         weights_only: unpickle with torch's restricted unpickler: the security boundary. Use ``False`` only for what you
             trust.
-        progress: called with (bytes_done, bytes_total).
+        progress: ``True`` for a bar on stderr (needs ``tqdm``), or a callable taking (bytes_done, bytes_total).
         atomic: ``False`` writes into the destination itself, as for :func:`statedict_io.save`.
 
     Raises:
@@ -47,9 +47,10 @@ def convert(
     try:
         if not atomic and target.existing is not None and os.path.samestat(target.existing, os.stat(source)):
             raise ValueError(f"{destination}: is {source} under another name; it cannot be written in place")
-        if makes_safetensors:
-            with open_checkpoint(source, weights_only=weights_only) as checkpoint:
-                return to_safetensors(checkpoint, target, progress, atomic)
-        return to_pt(source, target, progress, atomic)
+        with reporting(progress, "convert") as callback:
+            if makes_safetensors:
+                with open_checkpoint(source, weights_only=weights_only) as checkpoint:
+                    return to_safetensors(checkpoint, target, callback, atomic)
+            return to_pt(source, target, callback, atomic)
     finally:
         target.close()

@@ -21,6 +21,7 @@ from .. import backends
 from ..errors import StateDictIOError
 from ..installed import torch_format
 from ..installed.stock import torch_load
+from ..progress import reporting
 from ..remote.stores import locate
 from ..remote.urls import is_url
 from ..writing.places import takes_bytes_in_order_only
@@ -208,10 +209,11 @@ class SingleFileWriter(StorageWriter):  # type: ignore[misc]
             value = planner.resolve_data(item)
             assert isinstance(value, io.BytesIO)
             opaque[item.index.fqn] = value.getvalue()
-        shares = ShareWriter(order, planner, backend, durable=self.durable, progress=self.progress)
-        for place, item in enumerate(plan.items[num_opaque:]):
-            shares.add(place, item)
-        return shares.finish(opaque)
+        with reporting(self.progress, self.path) as progress:
+            shares = ShareWriter(order, planner, backend, durable=self.durable, progress=progress)
+            for place, item in enumerate(plan.items[num_opaque:]):
+                shares.add(place, item)
+            return shares.finish(opaque)
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         save, self._save = self._save, None

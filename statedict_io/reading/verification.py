@@ -92,7 +92,7 @@ def verify(path: Any, *, backend: str = "auto", progress: Progress = None) -> Ve
     """
     progress_module.check(progress)
     try:
-        with opened(path, backend) as records, progress_module.reporting(progress, "verify") as callback:
+        with progress_module.reporting(progress, "verify") as callback, opened(path, backend) as records:
             check_kind(records, allowed=(kinds.TORCHSCRIPT, kinds.MOBILE))  # whose records are checked like others
             return _verify(records, callback)
     except CorruptCheckpointError as e:
