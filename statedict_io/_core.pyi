@@ -23,6 +23,7 @@ class Archive:
     Raises:
         ValueError: names or sizes that cannot make an archive.
         TypeError: content of another type.
+        DeviceWithoutStreams: one of ``device_types`` cannot be copied from in the pipeline.
     """
 
     def __init__(
@@ -69,6 +70,9 @@ class Archive:
         self, write: Callable[[memoryview], Any], *, progress: Callable[[int, int], Any] | None = None
     ) -> None:
         """Hands the archive to ``write`` from front to back; the views are valid during the call only."""
+
+class DeviceWithoutStreams(RuntimeError):
+    """Storages on it have to be brought to the CPU first; raised before anything is written."""
 
 class CorruptArchive(ValueError):
     """The file's bytes cannot be a sound archive; the message names the record."""

@@ -22,7 +22,7 @@ extern "C" {
 #define SDIO_TORCH_FUNCTIONS_VERSION 1
 #define SDIO_TORCH_FUNCTIONS_CAPSULE "statedict_io.torch_functions"
 
-/* Pieces below this are gathered on the device, where the caller has a slot to gather them through. */
+/* Pieces below this are gathered on the device, where the caller gives a slot for them to come through. */
 #define SDIO_GATHER_BELOW_NBYTES (128u << 10)
 
 typedef struct sdio_storage sdio_storage; /* a c10::StorageImpl, counted */
@@ -116,7 +116,8 @@ typedef struct {
 
   /* Storages on devices that are read. source_new is called in the thread whose current streams the copies are ordered
    * after; records[i] is what a piece of record i is of. source_copy returns when every byte is at its destination, or
-   * nothing is under way any more; pieces below SDIO_GATHER_BELOW_NBYTES are gathered where `bounce` has room for all.
+   * nothing is under way any more; pieces below SDIO_GATHER_BELOW_NBYTES are gathered on the device and come through
+   * `bounce`, which has room for all of them, unless that is null.
    */
   sdio_source* (*source_new)(const sdio_device_bytes* records, size_t num_records, sdio_status*, sdio_error*);
   sdio_status (*source_copy)(sdio_source*, const sdio_device_piece* pieces, size_t num_pieces, char* bounce,

@@ -6,12 +6,12 @@
 #include <map>
 #include <memory>
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "archive/layout.h"
+#include "core/device_source.h"
 #include "core/direct_io_wish.h"
 #include "core/kept_storages.h"
 #include "core/pinned_slots.h"
@@ -225,7 +225,7 @@ class Archive {
     }
     if (!on_device_.empty()) {
       on_device_.resize(specs_.size());
-      devices_ = torch_of_storages().source(on_device_);
+      devices_ = device_source(torch_of_storages(), on_device_);
     }
   }
 
@@ -257,13 +257,8 @@ class Archive {
   void check_storage(size_t key) const {
     const size_t record = first_storage_record_ + key;
     const Payload& payload = content_->payloads[record];
-    const uint64_t planned = content_->layout.placement(record).nbytes;
-    const StorageBytes bytes = storages_[key].bytes();
-    const bool moved = payload.kind == Payload::Kind::kMemory && payload.data != bytes.data;
-    if (!moved && bytes.nbytes == planned) return;
-    throw std::runtime_error("the storage of record data/" + std::to_string(key) +
-                             " was resized or moved while it was being saved: it had " + std::to_string(planned) +
-                             " bytes, now it has " + std::to_string(bytes.nbytes));
+    check_unmoved(storages_[key], payload.kind == Payload::Kind::kMemory ? payload.data : nullptr,
+                  content_->layout.placement(record).nbytes, "the storage of record data/", key);
   }
 
   // Those that have a byte in [begin, end) of the file.

@@ -4,14 +4,27 @@
 // With the GIL, but for gate().
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
+#include <stdexcept>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "core/torch.h"
 #include "pipeline/write/read_gate.h"
 
 namespace sdio {
+
+// Throws where `storage` has not the `nbytes` it had when they were planned or, where they are read in place, not at
+// `data`; null: not in place. Errors call it `what` and `index`.
+inline void check_unmoved(const Storage& storage, const char* data, uint64_t nbytes, const char* what, size_t index) {
+  const StorageBytes now = storage.bytes();
+  if (now.nbytes == nbytes && (data == nullptr || now.data == data)) return;
+  throw std::runtime_error(what + std::to_string(index) + " was resized or moved while it was being saved: it had " +
+                           std::to_string(nbytes) + " bytes, now it has " + std::to_string(now.nbytes));
+}
 
 class KeptStorages {
  public:

@@ -7,6 +7,7 @@
 #include "checksum/crc32.h"
 #include "core/archive.h"
 #include "core/archive_reader.h"
+#include "core/device_source.h"
 #include "core/pinned_slots.h"
 #include "core/python_error.h"
 #include "core/released_gil.h"
@@ -77,6 +78,8 @@ PYBIND11_MODULE(_core, module) {
       e.restore();
     }
   });
+
+  py::register_local_exception<DeviceWithoutStreams>(module, "DeviceWithoutStreams", PyExc_RuntimeError);
 
   module.attr("boundary_version") = SDIO_TORCH_FUNCTIONS_VERSION;
   module.def(

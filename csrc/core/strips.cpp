@@ -4,10 +4,10 @@
 
 #include <algorithm>
 #include <memory>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "core/device_source.h"
 #include "core/direct_io_wish.h"
 #include "core/kept_storages.h"
 #include "core/storage_table.h"
@@ -47,13 +47,9 @@ std::vector<Strip> strips_from(const py::sequence& list, const std::vector<Stora
   return strips;
 }
 
-void check_unmoved(const std::vector<Storage>& storages, const std::vector<StorageBytes>& planned) {
+void check_all_unmoved(const std::vector<Storage>& storages, const std::vector<StorageBytes>& planned) {
   for (size_t i = 0; i < storages.size(); ++i) {
-    const StorageBytes bytes = storages[i].bytes();
-    if (bytes.nbytes == planned[i].nbytes && (bytes.data == planned[i].data || !storages[i].on_host())) continue;
-    throw std::runtime_error("storage " + std::to_string(i) +
-                             " was resized or moved while it was being saved: it had " +
-                             std::to_string(planned[i].nbytes) + " bytes, now it has " + std::to_string(bytes.nbytes));
+    check_unmoved(storages[i], storages[i].on_host() ? planned[i].data : nullptr, planned[i].nbytes, "storage ", i);
   }
 }
 
@@ -73,7 +69,7 @@ py::list write(const py::list& storage_list, const py::sequence& strip_list, int
     for (size_t i = 0; i < storages.size(); ++i) {
       if (on_device(storages[i])) sources[i] = {storages[i], 0, planned[i].nbytes};
     }
-    devices = storages.front().torch().source(sources);
+    devices = device_source(storages.front().torch(), sources);
   }
   StripOptions options;
   options.compute_crc32 = compute_crc32;
@@ -82,7 +78,7 @@ py::list write(const py::list& storage_list, const py::sequence& strip_list, int
   std::vector<StripResult> results;
   {
     const DirectIo wish = direct_io_from(direct);
-    KeptStorages kept(storages, [&] { check_unmoved(storages, planned); });
+    KeptStorages kept(storages, [&] { check_all_unmoved(storages, planned); });
     options.gate = kept.gate();
     try {
       ReleasedGil gil;

@@ -25,9 +25,6 @@ struct sdio_source {
 namespace sdio {
 namespace {
 
-// One copy costs some microseconds whatever its size: so many small pieces are gathered on the device first.
-constexpr size_t kGatherAtLeast = 8;
-
 using Pieces = std::vector<sdio_device_piece>;
 
 bool is_small(const sdio_device_piece& piece) { return piece.nbytes < SDIO_GATHER_BELOW_NBYTES; }
@@ -42,23 +39,20 @@ class CopyFromDevice {
     std::vector<at::Tensor> small;
     at::Tensor gathered;  // this and the former must live until the copy between them has finished
     LandsOnFailure copies(side_);
-    size_t num_small = 0;
-    for (const sdio_device_piece& piece : pieces) num_small += is_small(piece) ? 1 : 0;
-    const bool wants_gather = bounce_ != nullptr && num_small >= kGatherAtLeast;
     for (const sdio_device_piece& piece : pieces) {
-      if (wants_gather && is_small(piece)) {
+      if (bounce_ != nullptr && is_small(piece)) {
         small.push_back(bytes_of(piece));
       } else {
         copy(piece, bytes_of(piece));
       }
     }
-    if (wants_gather) gathered = gather(small);
+    if (!small.empty()) gathered = gather(small);
     if (gathered.defined()) {
       host_bytes(bounce_, static_cast<uint64_t>(gathered.numel())).copy_(gathered, /*non_blocking=*/true);
     } else {
       auto next = small.begin();
       for (const sdio_device_piece& piece : pieces) {
-        if (wants_gather && is_small(piece)) copy(piece, *next++);
+        if (next != small.end() && is_small(piece)) copy(piece, *next++);
       }
     }
     c10::Event landed(side_.device_type());

@@ -21,7 +21,6 @@ Record = tuple[torch.UntypedStorage, int, int]  # storage, offset of the first b
 
 # One copy costs tens of microseconds whatever its size: so many pieces below this are gathered on the device.
 _GATHER_BELOW_NBYTES = 128 << 10
-_GATHER_AT_LEAST = 8
 _GATHER_NBYTES = 64 << 20  # of clones, at most in one piece of memory
 _ALIGNMENT = 4096  # direct I/O asks for it
 
@@ -79,11 +78,7 @@ class Source:
             self._copy_from(device, some, bounce)
 
     def _copy_from(self, device: torch.device, pieces: Sequence[tuple[int, int, int, int]], bounce: int | None) -> None:
-        small: list[tuple[int, int, int, int]] = []
-        if bounce is not None:
-            small = [piece for piece in pieces if piece[2] < _GATHER_BELOW_NBYTES]
-            if len(small) < _GATHER_AT_LEAST:
-                small = []
+        small = [] if bounce is None else [piece for piece in pieces if piece[2] < _GATHER_BELOW_NBYTES]
         gathered = None  # must live until the copy from it has ended
         with _queueing(self._side_streams[device]) as landed:
             for piece in pieces:

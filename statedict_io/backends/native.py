@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 name = "native"
 
-# With streams and pinned memory. Storages elsewhere are copied to the CPU first, as torch.save does.
-_DEVICE_TYPES = ["cuda", "xpu"]
 # Below this a durable save is bound by the fsync, and direct writes only add waiting.
 _DIRECT_FROM_NBYTES = 4 << 20
 # Without the flush the page cache takes the file at memory speed, until the kernel makes writers wait for the disk.
@@ -113,6 +111,11 @@ def _write_fd(
     source.write_fd(fd, direct="auto" if direct else "off", progress=progress, bytes_per_second=bytes_per_second or 0.0)
 
 
+def _device_types() -> list[str]:
+    """With streams and pinned memory, as a rule. Storages elsewhere are copied to the CPU first, as torch.save does."""
+    return ["cuda", "xpu", torch._C._get_privateuse1_backend_name()]
+
+
 def native_tables() -> NativeTables:
     extension = _core()
     return cast(NativeTables, extension)
@@ -134,8 +137,8 @@ def plan(archive_name: str, contents: Contents, *, alignment: int, compute_crc32
         )
 
     try:
-        archive = NativeArchive(make([*_DEVICE_TYPES, torch._C._get_privateuse1_backend_name()]))
-    except RuntimeError:  # an out-of-tree device without streams or events
+        archive = NativeArchive(make(_device_types()))
+    except extension.DeviceWithoutStreams:
         archive = NativeArchive(make([]))
     _warn_if_slow(lambda: bool(archive.device_nbytes))
     return archive
@@ -197,20 +200,27 @@ def write_strips(
     from .strips import opened
 
     extension = _core()
-    known_types = ("cpu", *_DEVICE_TYPES, torch._C._get_privateuse1_backend_name())
-    _warn_if_slow(lambda: any(storage.device.type in known_types[1:] for storage in storages))
-    held = [storage if storage.device.type in known_types else storage.cpu() for storage in storages]
+    device_types = _device_types()
+    _warn_if_slow(lambda: any(storage.device.type in device_types for storage in storages))
     nbytes = sum(strip.row_nbytes * strip.num_rows for strip in strips)
     with opened(path) as fd, opened(path) as direct_fd:
-        results: list[tuple[int, bytes]] = extension.write_strips(
-            held,
-            strips,
-            direct_fd=direct_fd,
-            fd=fd,
-            direct="auto" if durable and nbytes >= _DIRECT_FROM_NBYTES else "off",
-            compute_crc32=compute_crc32,
-            progress=progress,
-        )
+
+        def write(types: Sequence[str]) -> list[tuple[int, bytes]]:
+            results: list[tuple[int, bytes]] = extension.write_strips(
+                [storage if storage.device.type in types else storage.cpu() for storage in storages],
+                strips,
+                direct_fd=direct_fd,
+                fd=fd,
+                direct="auto" if durable and nbytes >= _DIRECT_FROM_NBYTES else "off",
+                compute_crc32=compute_crc32,
+                progress=progress,
+            )
+            return results
+
+        try:
+            results = write(["cpu", *device_types])
+        except extension.DeviceWithoutStreams:
+            results = write(["cpu"])
         if durable:
             sync(fd)
     return results

@@ -112,6 +112,30 @@ TEST(SlotPool, GivesASlotToOneThreadAtATime) {
   EXPECT_GE(pool.num_allocated(), 1u);
 }
 
+TEST(SlotPool, CountsNoSlotThatCouldNotBeHad) {
+  class FailsEveryOther final : public SlotAllocator {
+   public:
+    std::unique_ptr<SlotMemory> allocate() override {
+      if (++calls_ % 2 == 0) throw std::bad_alloc();
+      return HugePageAllocator().allocate();
+    }
+
+   private:
+    int calls_ = 0;
+  };
+  SlotPool pool(std::make_unique<FailsEveryOther>(), 3);
+  std::vector<SlotPool::Handle> slots;
+  for (int i = 0; i < 5; ++i) {
+    slots.push_back(pool.acquire());
+    EXPECT_THROW(pool.acquire(), std::bad_alloc);
+    EXPECT_EQ(pool.nbytes(), slots.size() * kSlotNbytes);
+  }
+  EXPECT_EQ(pool.num_allocated(), 5u);
+  slots.clear();
+  EXPECT_EQ(pool.nbytes(), 3 * kSlotNbytes);
+  EXPECT_EQ(pool.idle_nbytes(), 3 * kSlotNbytes);
+}
+
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // their heaps keep what was freed
 
 size_t resident_nbytes() {

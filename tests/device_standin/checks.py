@@ -433,6 +433,36 @@ def test_pinned_memory_that_cannot_be_used(tmp_path, standin, native_slots, pinn
     assert native_slots() == before
 
 
+@pytest.mark.parametrize(("count", "gathers"), [(1, 0), (7, 0), (8, 1)])
+def test_a_few_small_tensors_are_copied_one_by_one(tmp_path, standin, count, gathers):
+    require_native()
+    state = small_tensors(count, DEVICES[0])
+    standin.reset()
+    sio.save(state, tmp_path / "model.pt", backend="native")
+    assert standin.gathers == gathers
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("entry", ["save", "dcp.save"])
+def test_a_device_without_streams_is_copied_first(tmp_path, standin, entry):
+    require_native()
+    import torch.distributed.checkpoint as dcp
+
+    from statedict_io.dcp import SingleFileWriter
+
+    state = {f"large{i}": random_bytes(5 * MIB + 3, i) for i in range(3)} | small_tensors(40, "cpu")
+    on_device = {name: tensor.to(DEVICES[i % 2]) for i, (name, tensor) in enumerate(state.items())}
+    expected, ours = two_directories(tmp_path)
+    torch.save(state if entry == "dcp.save" else on_device, expected / "model.pt")
+    standin.no_streams = 1
+    if entry == "save":
+        sio.save(on_device, ours / "model.pt", backend="native")
+    else:
+        writer = SingleFileWriter(ours / "model.pt", backend="native")
+        dcp.save(on_device, storage_writer=writer, no_dist=True)
+    assert (ours / "model.pt").read_bytes() == (expected / "model.pt").read_bytes()
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_shards_of_many_ranks_come_from_the_device(tmp_path, standin):
     """Rows, columns and small tensors, through torch.distributed.checkpoint."""

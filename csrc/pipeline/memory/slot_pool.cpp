@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <new>
@@ -68,15 +69,23 @@ SlotPool::Handle SlotPool::acquire() {
       idle_.pop_back();
       return handle;
     }
+    idle_.reserve(std::min(num_live_ + 1, max_idle_));  // release() must not need memory
+    ++num_live_;
   }
-  Handle handle(this, allocator_->allocate());
+  std::unique_ptr<SlotMemory> memory;
+  try {
+    memory = allocator_->allocate();
+  } catch (...) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    --num_live_;
+    throw;
+  }
   std::lock_guard<std::mutex> lock(mutex_);
   ++num_allocated_;
-  ++num_live_;
-  return handle;
+  return {this, std::move(memory)};
 }
 
-void SlotPool::release(std::unique_ptr<SlotMemory> memory) {
+void SlotPool::release(std::unique_ptr<SlotMemory> memory) noexcept {
   if (getpid() != process_) {  // a forked child, where the lock may be held for ever
     static_cast<void>(memory.release());
     return;

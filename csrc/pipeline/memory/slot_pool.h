@@ -76,7 +76,7 @@ class SlotPool {
   static SlotPool& snapshots();
 
  private:
-  void release(std::unique_ptr<SlotMemory> memory);
+  void release(std::unique_ptr<SlotMemory> memory) noexcept;
 
   const std::unique_ptr<SlotAllocator> allocator_;
   const size_t max_idle_;
