@@ -95,7 +95,7 @@ def measure_stall(options: argparse.Namespace, directory: Path) -> dict[str, Any
     case = build("llama", options.size, options.device)
     contenders: dict[str, Callable[[Any, Path], Wait]] = {
         "statedict_io.save_async": save_async,
-        "statedict_io.save_async, backend=torch": save_async_fallback,
+        "statedict_io.save_async, Python backend": save_async_fallback,
         "torch.save": torch_save,
         "torch.distributed.checkpoint.async_save": dcp_async_save,
     }

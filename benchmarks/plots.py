@@ -1,9 +1,16 @@
-"""Plots of a results file: bars per run, throughput against size where a case was run at several sizes; a timeline."""
+"""Pictures of a results file: seconds by contender, time by size, a timeline of one save.
+
+One quantity an axis. Each shows where its figures come from and how far they spread: a dot for each round, the median,
+and a line from the lower to the upper quartile.
+"""
 
 from __future__ import annotations
 
+import statistics
+import textwrap
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 
@@ -13,114 +20,186 @@ import matplotlib.pyplot as plt
 from . import results, timeline
 from .cases import format_size
 
-COLOURS = {"ours": "#1b6ca8", "peer": "#9aa5b1", "raw": "#d9b44a"}
+OURS, PEER, REFERENCE = "#1b6ca8", "#9aa5b1", "#d9b44a"
+COLOURS = {"ours": OURS, "peer": PEER, "raw": REFERENCE}
+#: Raw writes that are no files on the disk.
+NOT_ON_THE_DISK = ("raw_tmpfs", "raw_pinned")
+#: Of contenders by size: their colour and their line.
 STYLES: dict[str, dict[str, Any]] = {
-    "ours": {"lw": 2.5},
-    "peer": {"lw": 1, "alpha": 0.8},
-    "raw": {"lw": 1.5, "ls": "--"},
+    "native": {"color": OURS, "lw": 2.5},
+    "native_nodurable": {"color": "#63b3e4", "lw": 2.5},
+    "torch_atomic": {"color": "#7a4b94"},
+    "torch_nocrc": {"color": "#c26a2e"},
+    "raw_direct": {"color": REFERENCE, "ls": "--"},
 }
-LIMIT_COLOUR = "#b03a2e"
-STEP_COLOURS = {
-    "preallocate": "#9aa5b1",
-    "copy_and_crc32": "#2e8b57",
-    "crc32": "#2e8b57",
-    "device_to_host": "#d9b44a",
-    "copy engine": "#b03a2e",
-    "write": "#a9cbe6",
+STEPS = {
+    "preallocate": ("reserve the file's blocks", PEER),
+    "copy_and_crc32": ("copy and checksum", "#2e8b57"),
+    "crc32": ("checksum", "#2e8b57"),
+    "device_to_host": ("wait for copies from the device", REFERENCE),
+    "copy engine": ("copies from the device", "#b03a2e"),
+    "write": ("write to the disk", "#a9cbe6"),
 }
+MIN_ROUNDS = 3
+
+
+class Bar(NamedTuple):
+    label: str
+    colour: str
+    samples: list[float]
 
 
 def draw(document: dict[str, Any], directory: Path, stem: str) -> list[Path]:
+    about = results.provenance(document)
     if "timeline" in document:
-        path = directory / f"{stem}.png"
-        lanes(document["timeline"], path)
-        return [path]
+        lanes(document["timeline"], about, directory / f"{stem}.png")
+        return [directory / f"{stem}.png"]
+    if "stall" in document or "parts" in document:
+        return [sampled(of, about, directory / f"{stem}-{of.name}.png") for of in results.compared(document)]
     runs = [run for run in document["runs"] if run["op"] == "save" and run["contenders"]]
     written = []
-    for run in runs:
-        path = directory / f"{stem}-{run['case']}-{format_size(run['size_bytes']).replace(' ', '')}.png"
-        bars(run, path)
-        written.append(path)
-    for case in sorted({run["case"] for run in runs}):
-        of_case = sorted((run for run in runs if run["case"] == case), key=lambda run: int(run["payload_bytes"]))
-        if len(of_case) > 1:
+    for case in dict.fromkeys(run["case"] for run in runs):
+        of_case = [run for run in runs if run["case"] == case and rounds(run) >= MIN_ROUNDS]
+        if len(of_case) > 2:
             path = directory / f"{stem}-{case}-by-size.png"
-            by_size(of_case, path)
+            by_size(sorted(of_case, key=lambda run: int(run["payload_bytes"])), about, path)
+            written.append(path)
+            continue
+        for run in of_case:
+            path = directory / f"{stem}-{case}-{format_size(run['payload_bytes']).replace(' ', '')}.png"
+            saves(run, about, path)
             written.append(path)
     return written
 
 
-def bars(run: dict[str, Any], path: Path) -> None:
-    """Durable throughput as bars, throughput until return as a tick on each, the raw limit as a line across."""
-    rows = [row for row in results.rows(run) if row["key"] not in ("raw_tmpfs", "raw_pinned")]
-    labels = [row["label"] for row in rows]
-    figure, axes = plt.subplots(figsize=(9, 0.42 * len(rows) + 1.6), layout="constrained")
-    positions = range(len(rows))
-    axes.barh(positions, [row.get("durable_s:gb_s") or 0 for row in rows], color=[COLOURS[r["kind"]] for r in rows])
-    returned = [row.get("return_s:gb_s") or 0 for row in rows]
-    axes.plot(returned, positions, "|", color="black", markersize=14, label="until save() returns")
-    limit = results.raw_limit(run, "durable_s")
-    if limit:
-        axes.axvline(run["payload_bytes"] / limit / 1e9, color=LIMIT_COLOUR, ls="--", lw=1, label="raw limit, durable")
-    axes.set_yticks(positions, labels)
-    axes.invert_yaxis()
-    axes.set_xlabel("GB/s until the file is on the device")
-    figure.suptitle(results.title(run), fontsize=10)
-    axes.legend(fontsize=8, loc="upper right", bbox_to_anchor=(1, 1.0), framealpha=0.9)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+def rounds(run: dict[str, Any]) -> int:
+    return min((len(of["samples"]) for of in run["contenders"].values() if of["status"] == "ok"), default=0)
 
 
-def by_size(runs: list[dict[str, Any]], path: Path) -> None:
-    figure, panels = plt.subplots(1, 2, figsize=(13, 5.5), layout="constrained", sharex=True, sharey=True)
-    for axes, metric, title in zip(
-        panels, results.METRICS, ("until save() returns", "until on the device"), strict=True
-    ):
-        for key in runs[0]["contenders"]:
-            points = [(run["payload_bytes"], results.seconds(run, key, metric)) for run in runs]
-            known = [(nbytes, nbytes / seconds / 1e9) for nbytes, seconds in points if seconds]
-            if not known or key in ("raw_tmpfs", "raw_pinned"):
-                continue
-            contender = runs[0]["contenders"][key]
-            axes.plot(
-                *zip(*known, strict=True), marker="o", ms=3, label=contender["label"], **STYLES[contender["kind"]]
+def saves(run: dict[str, Any], about: str, path: Path) -> None:
+    """Until the call returns, and until the file is on the device."""
+    shown = [row for row in results.rows(run) if row["key"] not in NOT_ON_THE_DISK]
+    panels = {
+        title: [
+            Bar(
+                row["label"],
+                COLOURS[row["kind"]],
+                [sample[metric] for sample in run["contenders"][row["key"]]["samples"]],
             )
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        axes.set_xticks(
-            [run["payload_bytes"] for run in runs],
-            [format_size(run["payload_bytes"]) for run in runs],
-            rotation=30,
-            fontsize=8,
+            for row in shown
+        ]
+        for metric, title in (
+            ("return_s", "seconds until the call returns"),
+            ("durable_s", "seconds until the file is on the device"),
         )
-        axes.set_title(title, fontsize=10)
+    }
+    compare(panels, results.title(run), f"{rounds(run)} rounds; {about}", path)
+
+
+def sampled(of: results.Compared, about: str, path: Path) -> Path:
+    bars = [Bar(label, colour_of(label), samples) for label, samples in of.samples.items()]
+    count = min(len(samples) for samples in of.samples.values())
+    compare({of.quantity: bars}, of.title, f"{count} rounds; {about}", path)
+    return path
+
+
+def colour_of(label: str) -> str:
+    if label.startswith("statedict_io"):
+        return OURS
+    return REFERENCE if label in ("raw", "parallel memcpy", "no checkpoints") else PEER
+
+
+def compare(panels: dict[str, list[Bar]], title: str, caption: str, path: Path) -> None:
+    """A panel for each quantity, all in the same unit, and in it a bar for each contender."""
+    labels = [bar.label for bar in next(iter(panels.values()))]
+    height = 0.42 * len(labels) + 1.9
+    figure, drawn = plt.subplots(
+        1, len(panels), figsize=(6 + 4 * len(panels), height), layout="constrained", sharey=True, squeeze=False
+    )
+    # One slow round in ten would squeeze all others; it is counted at the edge.
+    ceiling = 1.15 * max(results.quartiles(bar.samples)[1] for bars in panels.values() for bar in bars)
+    for axes, (quantity, bars) in zip(drawn[0], panels.items(), strict=True):
+        middle = [statistics.median(bar.samples) for bar in bars]
+        axes.barh(range(len(bars)), middle, color=[bar.colour for bar in bars], height=0.7)
+        for position, bar in enumerate(bars):
+            low, high = results.quartiles(bar.samples)
+            shown = [sample for sample in bar.samples if sample <= ceiling]
+            axes.plot([low, high], [position, position], color="black", lw=1.5, solid_capstyle="butt")
+            axes.plot(shown, [position] * len(shown), ".", color="black", ms=4, alpha=0.35)
+            if len(shown) < len(bar.samples):
+                axes.text(ceiling, position, f" {len(bar.samples) - len(shown)} slower", va="center", fontsize=7)
+        axes.set_xlim(0, ceiling)
+        axes.set_yticks(range(len(labels)), labels)
+        axes.set_xlabel(quantity)
+        axes.spines[["top", "right"]].set_visible(False)
+    drawn[0][0].invert_yaxis()
+    finish(figure, title, f"Bar: median. Line: middle half of the rounds. Dots: rounds.\n{caption}", path)
+
+
+def by_size(runs: list[dict[str, Any]], about: str, path: Path) -> None:
+    """Time over that of `torch.save` for the same size in the same run."""
+    figure, drawn = plt.subplots(1, 2, figsize=(12, 5.2), layout="constrained", sharex=True, sharey=True)
+    sizes = [run["payload_bytes"] for run in runs]
+    for axes, metric, until in zip(
+        drawn, results.METRICS, ("until the call returns", "until the file is on the device"), strict=True
+    ):
+        of_torch = [results.seconds(run, "torch", metric) for run in runs]
+        axes.axhline(1, color=PEER, lw=2, label="torch.save")
+        for key, style in STYLES.items():
+            points = [
+                [sample[metric] / reference for sample in run["contenders"][key]["samples"]]
+                for run, reference in zip(runs, of_torch, strict=True)
+                if reference
+            ]
+            spread = [results.quartiles(samples) for samples in points]
+            label = runs[0]["contenders"][key]["label"]
+            axes.plot(sizes, [statistics.median(samples) for samples in points], marker="o", ms=4, label=label, **style)
+            axes.fill_between(sizes, *zip(*spread, strict=True), color=style["color"], alpha=0.15, lw=0)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log", base=2)
+        axes.set_xticks(sizes, [format_size(size) for size in sizes])
+        axes.set_yticks([0.25, 0.5, 1, 2, 4], ["0.25", "0.5", "1", "2", "4"])
+        axes.set_xlabel("size of the one tensor that is saved")
+        axes.set_title(until, fontsize=10)
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel("GB/s")
-    panels[1].legend(fontsize=7)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+        axes.spines[["top", "right"]].set_visible(False)
+    drawn[0].set_ylabel("time, in times of torch.save (less is better)")
+    drawn[1].legend(fontsize=8)
+    count = f"{min(map(rounds, runs))} rounds a size"
+    finish(figure, "save: one tensor", f"Line: median. Band: middle half of the rounds.\n{count}; {about}", path)
 
 
-def lanes(of_save: dict[str, Any], path: Path) -> None:
+def lanes(of_save: dict[str, Any], about: str, path: Path) -> None:
     """A lane for each thread and each device's copy engine, a bar for each step."""
     names = sorted({step["lane"] for step in of_save["steps"]}, key=lambda lane: (not lane.startswith("device"), lane))
-    figure, axes = plt.subplots(figsize=(12, 0.35 * len(names) + 1.8), layout="constrained")
+    figure, axes = plt.subplots(figsize=(12, 0.35 * len(names) + 2), layout="constrained")
     for step_name in of_save["summary"]["steps"]:
         bars = [step for step in of_save["steps"] if step["name"] == step_name]
+        label, colour = STEPS[step_name]
         axes.barh(
             [names.index(step["lane"]) for step in bars],
             [1e3 * (step["end_s"] - step["start_s"]) for step in bars],
             left=[1e3 * step["start_s"] for step in bars],
-            color=STEP_COLOURS[step_name],
-            label=step_name,
+            color=colour,
+            label=label,
         )
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(0, 1e3 * of_save["save_s"])
     axes.set_xlabel("ms since the save began")
-    figure.suptitle(timeline.title(of_save), fontsize=10)
-    figure.legend(fontsize=8, loc="outside lower right", ncols=6)
+    axes.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=6, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
+    finish(figure, timeline.title(of_save), f"One save, recorded by torch.profiler.\n{about}", path)
+
+
+def finish(figure: Any, title: str, caption: str, path: Path) -> None:
+    figure.suptitle(title, fontsize=10)
+    figure.supxlabel(
+        "\n".join(wrapped(caption.splitlines(), int(17 * figure.get_figwidth()))), fontsize=7, color="#444444"
+    )
+    figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def wrapped(lines: Iterable[str], width: int) -> list[str]:
+    return [part for line in lines for part in textwrap.wrap(line, width)]

@@ -26,15 +26,15 @@ from .reading_worker import LIBRARIES
 from .turns import in_turn
 
 OURS = "statedict_io"
-LAZY = ["statedict_io", "statedict_io fallback", "torch.load mmap", "safetensors"]
+LAZY = ["statedict_io", "statedict_io, Python backend", "torch.load mmap", "safetensors"]
 #: (what a process of its own does, with which library, from .pt or from .safetensors)
 MEMORY = [
     ("load", "statedict_io", ".pt"),
     ("load", "statedict_io, verify", ".pt"),
-    ("load", "statedict_io fallback", ".pt"),
+    ("load", "statedict_io, Python backend", ".pt"),
     ("load", "torch.load", ".pt"),
     ("verify", "statedict_io", ".pt"),
-    ("verify", "statedict_io fallback", ".pt"),
+    ("verify", "statedict_io, Python backend", ".pt"),
     ("convert", "statedict_io", ".pt"),
     ("convert", "statedict_io", ".safetensors"),
 ]

@@ -126,7 +126,7 @@ class Raw(Library):
 LIBRARIES: dict[str, Callable[[], Library]] = {
     "statedict_io": StatedictIO,
     "statedict_io, verify": lambda: StatedictIO(verify=True),
-    "statedict_io fallback": lambda: StatedictIO(backend="torch"),
+    "statedict_io, Python backend": lambda: StatedictIO(backend="torch"),
     "torch.load": Torch,
     "torch.load mmap": lambda: Torch(mmap=True),
     "safetensors": Safetensors,

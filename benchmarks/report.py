@@ -1,17 +1,17 @@
-"""Results to people: `python -m benchmarks.report RESULTS.json... [--readme README.md] [--plots DIR]`.
+"""Results to people: `python -m benchmarks.report RESULTS.json... [--page PAGE.md] [--plots DIR]`.
 
-Without --readme the markdown goes to stdout. In the README it replaces what stands between the two markers."""
+Without --page the markdown goes to stdout. In a page it replaces what stands between the two markers."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
 from . import results, timeline
-from .cases import format_size
 
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
 
@@ -19,15 +19,15 @@ START, END = "<!-- bench:start -->", "<!-- bench:end -->"
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.add_argument("results", type=Path, nargs="+")
-    parser.add_argument("--readme", type=Path, help="put the tables between its markers")
+    parser.add_argument("--page", type=Path, help="put the tables between its markers")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="write PNG plots (needs matplotlib)")
     options = parser.parse_args(arguments)
     documents = [json.loads(path.read_text()) for path in options.results]
     text = "\n\n".join(markdown(document) for document in documents)
-    if options.readme is None:
+    if options.page is None:
         print(text)
     else:
-        options.readme.write_text(between_markers(options.readme.read_text(), text))
+        options.page.write_text(between_markers(options.page.read_text(), text))
     if options.plots is not None:
         from . import plots
 
@@ -50,43 +50,32 @@ def markdown(document: dict[str, Any]) -> str:
     """One table per run, under one line that says where the figures come from."""
     if "timeline" in document:
         of_save = document["timeline"]
-        parts = [provenance(document), markdown_table(timeline.title(of_save), *timeline.cells(of_save))]
+        parts = [source(document), markdown_table(timeline.title(of_save), *timeline.cells(of_save))]
         return "\n\n".join([*parts, timeline.writes_line(of_save)])
-    return "\n\n".join([provenance(document), *(table(run) for run in document["runs"] if run["contenders"])])
+    if "stall" in document or "parts" in document:
+        return "\n\n".join([source(document), *map(samples_table, results.compared(document))])
+    return "\n\n".join([source(document), *(table(run) for run in document["runs"] if run["contenders"])])
 
 
-def provenance(document: dict[str, Any]) -> str:
-    machine, disk, settings = document["machine"], document["filesystem"], document["settings"]
-    versions = document["versions"]
-    parts = [
-        f"{machine['cpu']}, {machine['cores']} cores, {format_size(machine['ram_bytes'] or 0)} of memory",
-        *([machine["accelerator"]] if machine.get("accelerator") else []),
-        f"Linux {machine['kernel']}",
-        f"{disk.get('type', 'unknown file system')} on {disk.get('device', '?')}",
-        f"Python {versions['python']}, torch {versions.get('torch', '?')}",
-        f"commit {(document['git']['commit'] or 'unknown')[:10]}{'+' if document['git']['dirty'] else ''}",
-        document["date"][:10],
-        f"medians of up to {settings['rounds']} interleaved rounds, {settings.get('mode', 'fresh')} files, "
-        f"tensors on {settings['device']}",
-    ]
-    return "<sub>" + "; ".join(parts) + ".</sub>"
+def source(document: dict[str, Any]) -> str:
+    rounds = document["settings"].get("rounds")
+    interleaved = f"; medians of up to {rounds} interleaved rounds" if rounds else ""
+    return f"<sub>{results.provenance(document)}{interleaved}.</sub>"
+
+
+def samples_table(of: results.Compared) -> str:
+    body = []
+    for label, samples in of.samples.items():
+        low, high = results.quartiles(samples)
+        body.append([label, f"{statistics.median(samples):.3g}", f"{low:.3g} to {high:.3g}", str(len(samples))])
+    return markdown_table(of.title, ["", of.quantity, "middle half", "rounds"], body)
 
 
 def table(run: dict[str, Any]) -> str:
     if run["op"] != "save":
         headings, body = results.cells(run)
         return markdown_table(results.title(run), headings, body)
-    headings = [
-        "",
-        "returns",
-        "GB/s",
-        "x torch.save",
-        "on the device",
-        "GB/s",
-        "x torch.save",
-        "of raw limit",
-        "extra memory",
-    ]
+    headings = ["", "returns", "x torch.save", "on the device", "x torch.save", "of raw program", "extra memory"]
     body = []
     for row in results.rows(run):
         extra = row.get("peak_over_ready_bytes")
@@ -96,10 +85,8 @@ def table(run: dict[str, Any]) -> str:
             [
                 label,
                 _seconds(row.get("return_s")),
-                _number(row.get("return_s:gb_s")),
                 _number(row.get("return_s:vs_torch")),
                 _seconds(row.get("durable_s")),
-                _number(row.get("durable_s:gb_s")),
                 _number(row.get("durable_s:vs_torch")),
                 "-" if row.get("durable_s:of_limit") is None else f"{row['durable_s:of_limit']:.0%}",
                 "-" if extra is None else f"{extra / 2**20:.0f} MiB",

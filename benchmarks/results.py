@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from typing import Any
+from typing import Any, NamedTuple
 
 from .cases import format_size
 from .processes import WorkerProcess
@@ -39,17 +39,72 @@ def medians(samples: list[dict[str, Any]]) -> dict[str, Any]:
     return middle
 
 
+def quartiles(samples: list[float]) -> tuple[float, float]:
+    """Between which the middle half of the samples lies."""
+    if len(samples) < 2:
+        return samples[0], samples[0]
+    low, _, high = statistics.quantiles(samples, n=4, method="inclusive")
+    return low, high
+
+
 def seconds(run: dict[str, Any], key: str, metric: str) -> float | None:
     found = run["contenders"].get(key, {}).get("median", {}).get(metric)
     return found if found else None
 
 
 def raw_limit(run: dict[str, Any], metric: str) -> float | None:
-    """Seconds that no saver of this payload can beat here: the fastest raw write's, and the bus's if there is one."""
+    """Seconds of the fastest program that writes as many bytes without a format, or of the bus where that is slower.
+
+    What a saver is held against, and no law: one that is about as fast passes it in every second run."""
     writes = [seconds(run, key, metric) for key in ("raw_buffered", "raw_direct")]
     known = [s for s in writes if s is not None]
     bus = seconds(run, "raw_pinned", "return_s")
     return max(min(known), bus or 0.0) if known else None
+
+
+class Compared(NamedTuple):
+    """One quantity, measured of several contenders in turns."""
+
+    name: str
+    title: str
+    quantity: str
+    samples: dict[str, list[float]]
+
+
+def compared(document: dict[str, Any]) -> list[Compared]:
+    """What a file of `benchmarks.asynchronous` or `benchmarks.reading` compares."""
+    if "stall" in document:
+        stall, training = document["stall"], document["training"]
+        size, every = format_size(training["checkpoint_bytes"]), training["checkpoint_every"]
+        return [
+            Compared(
+                "call",
+                f"asynchronous save: {format_size(stall['payload_bytes'])}, tensors on {stall['device']}",
+                "seconds the call takes",
+                {label: of["call_s"] for label, of in stall["contenders"].items()},
+            ),
+            Compared(
+                "training",
+                f"training with a checkpoint of {size} every {every} steps",
+                "training steps per second (more is better)",
+                {label: of["steps_per_second"] for label, of in training["contenders"].items()},
+            ),
+        ]
+    parts = [(name, document["parts"][name]) for name in ("cold", "warm", "many") if name in document["parts"]]
+    return [
+        Compared(
+            name,
+            f"load: {format_size(part['payload_bytes'])}, {part['tensors']} tensors, "
+            + ("from the disk" if part["cold"] else "from the page cache"),
+            "seconds until loaded, every page touched",
+            {
+                label: [sample["s"] for sample in of["samples"]]
+                for label, of in part["contenders"].items()
+                if of["status"] == "ok"
+            },
+        )
+        for name, part in parts
+    ]
 
 
 def rows(run: dict[str, Any]) -> list[dict[str, Any]]:
@@ -140,6 +195,25 @@ def cells(run: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 def title(run: dict[str, Any]) -> str:
     size = run.get("payload_bytes", run["size_bytes"])
     return f"{run['op']}: {run['case']}, {format_size(size)}, {run.get('tensors', 0)} tensors ({run['about']})"
+
+
+def provenance(document: dict[str, Any]) -> str:
+    """Where the figures come from: machine, disk, versions, commit, date, how often and how they were taken."""
+    machine, disk, settings = document["machine"], document["filesystem"], document["settings"]
+    versions, commit = document["versions"], (document["git"]["commit"] or "unknown")[:10]
+    how = [f"{settings['mode']} files"] if "mode" in settings else []
+    parts = [
+        f"{machine['cpu']}, {machine['cores']} cores, {format_size(machine['ram_bytes'] or 0)} of memory",
+        *([machine["accelerator"]] if machine.get("accelerator") else []),
+        f"Linux {machine['kernel']}",
+        *([f"{disk['type']} on {disk['device']}"] if "type" in disk else []),
+        f"Python {versions['python']}, torch {versions.get('torch', '?')}",
+        f"commit {commit}{' with changes' if document['git']['dirty'] else ''}",
+        document["date"][:10],
+        *how,
+        f"tensors on {settings.get('device', 'cpu')}",
+    ]
+    return "; ".join(parts)
 
 
 def print_table(run: dict[str, Any]) -> None:

@@ -71,12 +71,12 @@ class NativeFast(StatedictIO):
 
 class FallbackDurable(StatedictIO):
     key = "fallback"
-    label = "statedict_io fallback, durable"
+    label = "statedict_io, Python backend, durable"
     backend = "torch"
     durable = True
 
 
 class FallbackFast(StatedictIO):
     key = "fallback_nodurable"
-    label = "statedict_io fallback, durable=False"
+    label = "statedict_io, Python backend, durable=False"
     backend = "torch"
