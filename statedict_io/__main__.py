@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     info = commands.add_parser("info", help="say which backend is active and why")
-    info.set_defaults(run=lambda _: say(str(backend_info())))
+    info.set_defaults(run=lambda _: _info())
 
     inspect_ = commands.add_parser("inspect", help="list the tensors of a checkpoint without reading them")
     inspect_.add_argument("file", metavar="FILE")
@@ -77,6 +77,11 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as e:  # a hostile file can make an unpickler raise anything
         complain(f"{type(e).__name__}: {e}")
     return 2
+
+
+def _info() -> None:
+    for line in str(backend_info()).splitlines():
+        say(line)
 
 
 class _Parser(argparse.ArgumentParser):

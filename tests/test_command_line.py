@@ -35,6 +35,13 @@ def model(tmp_path):
     return tmp_path / "model.pt"
 
 
+def test_info_is_what_the_function_says_line_by_line():
+    done = run("info")
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[0] == f"backend: {sio.backend_info().name} ({sio.backend_info().reason})"
+    assert len(done.stdout.splitlines()) == len(str(sio.backend_info()).splitlines()) > 5
+
+
 def damaged(path):
     other = path.with_name("damaged.pt")
     other.write_bytes(path.read_bytes())
