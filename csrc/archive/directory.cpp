@@ -24,7 +24,8 @@ class Zip64Values {
     size_t at = 0;
     while (nbytes - at >= kExtraFieldHeaderNbytes) {
       const size_t begin = at + kExtraFieldHeaderNbytes;
-      const size_t field_nbytes = std::min<size_t>(get16(extra + at + 2), nbytes - begin);  // of padding, some lie
+      // Padding fields may overstate their length.
+      const size_t field_nbytes = std::min<size_t>(get16(extra + at + 2), nbytes - begin);
       if (get16(extra + at) == kZip64ExtraId) {
         next_ = extra + begin;
         left_ = field_nbytes;
@@ -60,7 +61,8 @@ uint64_t DirectoryRecord::max_payload_offset() const {
 }
 
 Directory::Directory(std::string bytes, const DirectoryPlacement& placement) : bytes_(std::move(bytes)) {
-  if (bytes_.size() > kMax32) throw CorruptArchive("a central directory of 4 GiB or more, which torch reads neither");
+  if (bytes_.size() > kMax32)
+    throw CorruptArchive("a central directory of 4 GiB or more, which torch cannot read either");
   if (placement.num_records > bytes_.size() / kCentralHeaderNbytes) {
     throw CorruptArchive("the end record counts " + std::to_string(placement.num_records) + " records in " +
                          std::to_string(bytes_.size()) + " bytes of directory");
@@ -103,7 +105,7 @@ void Directory::parse_record(size_t& at, uint64_t directory_offset) {
   if (!zip64.resolve(added.nbytes) || !zip64.resolve(added.stored_nbytes) || !zip64.resolve(added.header_offset)) {
     fail(index, "its zip64 field is cut off");
   }
-  if ((get16(header + 8) & kFlagEncrypted) != 0) fail(index, "is encrypted, which torch.load reads neither");
+  if ((get16(header + 8) & kFlagEncrypted) != 0) fail(index, "is encrypted, and torch.load cannot read it either");
   if (method != kMethodStored && method != kMethodDeflate) {
     fail(index, "is compressed by method " + std::to_string(method) + ", only deflate can be read");
   }

@@ -72,7 +72,7 @@ def read_directory(read_at: Callable[[int, int], bytes], file_nbytes: int) -> Di
     and is asked for nothing outside the file."""
     offset, nbytes, num_records = _placement(read_at, file_nbytes)
     if nbytes > _MAX32:
-        raise Damage("a central directory of 4 GiB or more, which torch reads neither")
+        raise Damage("a central directory of 4 GiB or more, which torch cannot read either")
     if num_records > nbytes // _CENTRAL_NBYTES:
         raise Damage(f"the end record counts {num_records} records in {nbytes} bytes of directory")
     data = read_at(offset, nbytes)
@@ -169,7 +169,7 @@ def _parse_record(
         extra = data[name_at + name_nbytes : name_at + name_nbytes + extra_nbytes]
         nbytes, stored, header_offset = _zip64_values(name, extra, nbytes, stored, header_offset)
     if flags & _FLAG_ENCRYPTED:
-        raise _record_damage(name, "is encrypted, which torch.load reads neither")
+        raise _record_damage(name, "is encrypted, and torch.load cannot read it either")
     if method not in (_STORED, _DEFLATE):
         raise _record_damage(name, f"is compressed by method {method}, only deflate can be read")
     if disk > 1:

@@ -108,4 +108,4 @@ def _unordered_set_order(hashes: Sequence[int]) -> list[int]:
         order = [value for bucket in reversed(buckets.values()) for value in reversed(bucket)]
         if taken == len(hashes):
             return order
-    raise ValueError(f"{len(hashes)} records are more than the Python backend can name")
+    raise ValueError(f"{len(hashes)} records are more than the Python backend can write")

@@ -43,7 +43,7 @@ def convert(
         raise ValueError(f"one of the two names has to end in {_SAFETENSORS}: {source}, {destination}")
     target = resolve(destination, names_archive=not makes_safetensors)
     if not isinstance(target, FileTarget):
-        raise ValueError(f"{destination}: is no regular file, which convert needs to replace it as a whole")
+        raise ValueError(f"{destination}: is not a regular file, and only those can be replaced as a whole")
     try:
         if not atomic and target.existing is not None and os.path.samestat(target.existing, os.stat(source)):
             raise ValueError(f"{destination}: is {source} under another name; it cannot be written in place")

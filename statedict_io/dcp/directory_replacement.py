@@ -88,7 +88,7 @@ class DirectoryReplacement:
         """
         target = resolve(os.path.join(self._directory, _METADATA), names_archive=False)
         if not isinstance(target, FileTarget):
-            raise FileExistsError(f"{target.given}: is no regular file")
+            raise FileExistsError(f"{target.given}: is not a regular file")
         unneeded = self._named_by_the_old_metadata()
         if self._descriptor >= 0:
             with contextlib.suppress(OSError):  # some file systems sync no directories

@@ -201,7 +201,7 @@ def _check_places(paths: Mapping[str, tuple[Any, ...]]) -> None:
     for name, path in paths.items():
         is_path = type(path) is tuple and path and {type(part) for part in path} <= {str, int}
         if not is_path or type(path[0]) is not str:
-            raise StateDictIOError(f"{name!r} has {path!r} as its place, which is no path of keys and indices")
+            raise StateDictIOError(f"{name!r} has {path!r} as its place, which is not a path of keys and indices")
         for depth, part in enumerate(path):
             place = path[:depth]
             other = inside.setdefault(place, name)

@@ -98,7 +98,7 @@ class _Translation:
 
     def stack_global(self, _: None) -> None:
         if len(self._held) != 2:
-            raise pickle.UnpicklingError("the name of a global is no string of the stream")
+            raise pickle.UnpicklingError("the name of a global is not a string")
         texts = [held.text for held in self._held]
         if any(len(text) > _MAX_NAME_CHARACTERS or "\n" in text for text in texts):
             raise pickle.UnpicklingError("a global with an impossible name")

@@ -21,7 +21,7 @@ class PayloadMemory {
   // The payload lies at `data` in `extent`, and is the new owner's.
   virtual void adopt(size_t request, char* data, uint64_t nbytes, std::shared_ptr<ExtentMemory> extent) = 0;
 
-  // For counting and failing.
+  // Overridden by tests.
   virtual std::shared_ptr<ExtentMemory> map_extent(uint64_t file_offset, uint64_t nbytes) {
     return std::make_shared<ExtentMemory>(file_offset, nbytes);
   }
