@@ -59,7 +59,7 @@ def draw(document: dict[str, Any], directory: Path, stem: str) -> list[Path]:
     runs = [run for run in document["runs"] if run["op"] == "save" and run["contenders"]]
     written = []
     for case in dict.fromkeys(run["case"] for run in runs):
-        of_case = [run for run in runs if run["case"] == case and rounds(run) >= MIN_ROUNDS]
+        of_case = [run for run in runs if run["case"] == case and results.rounds(run) >= MIN_ROUNDS]
         if len(of_case) > 2:
             path = directory / f"{stem}-{case}-by-size.png"
             by_size(sorted(of_case, key=lambda run: int(run["payload_bytes"])), about, path)
@@ -70,10 +70,6 @@ def draw(document: dict[str, Any], directory: Path, stem: str) -> list[Path]:
             saves(run, about, path)
             written.append(path)
     return written
-
-
-def rounds(run: dict[str, Any]) -> int:
-    return min((len(of["samples"]) for of in run["contenders"].values() if of["status"] == "ok"), default=0)
 
 
 def saves(run: dict[str, Any], about: str, path: Path) -> None:
@@ -93,7 +89,7 @@ def saves(run: dict[str, Any], about: str, path: Path) -> None:
             ("durable_s", "seconds until the file is on the device"),
         )
     }
-    compare(panels, results.title(run), f"{rounds(run)} rounds; {about}", path)
+    compare(panels, results.title(run), f"{results.rounds(run)} rounds; {about}", path)
 
 
 def sampled(of: results.Compared, about: str, path: Path) -> Path:
@@ -165,7 +161,7 @@ def by_size(runs: list[dict[str, Any]], about: str, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     drawn[0].set_ylabel("time, in times of torch.save (less is better)")
     drawn[1].legend(fontsize=8)
-    count = f"{min(map(rounds, runs))} rounds a size"
+    count = f"{min(map(results.rounds, runs))} rounds a size"
     finish(figure, "save: one tensor", f"Line: median. Band: middle half of the rounds.\n{count}; {about}", path)
 
 

@@ -92,7 +92,8 @@ def table(run: dict[str, Any]) -> str:
                 "-" if extra is None else f"{extra / 2**20:.0f} MiB",
             ]
         )
-    return markdown_table(results.title(run), headings, body)
+    rounds = results.rounds(run)
+    return markdown_table(f"{results.title(run)}, {rounds} round{'' if rounds == 1 else 's'}", headings, body)
 
 
 def markdown_table(title: str, headings: list[str], body: list[list[str]]) -> str:

@@ -52,6 +52,11 @@ def seconds(run: dict[str, Any], key: str, metric: str) -> float | None:
     return found if found else None
 
 
+def rounds(run: dict[str, Any]) -> int:
+    """How often each contender was measured, at the least."""
+    return min((len(of["samples"]) for of in run["contenders"].values() if of["status"] == "ok"), default=0)
+
+
 def raw_limit(run: dict[str, Any], metric: str) -> float | None:
     """Seconds of the fastest program that writes as many bytes without a format, or of the bus where that is slower.
 
@@ -94,7 +99,7 @@ def compared(document: dict[str, Any]) -> list[Compared]:
     return [
         Compared(
             name,
-            f"load: {format_size(part['payload_bytes'])}, {part['tensors']} tensors, "
+            f"load: {format_size(part['payload_bytes'])}, {part['tensors']:,} tensors, "
             + ("from the disk" if part["cold"] else "from the page cache"),
             "seconds until loaded, every page touched",
             {
@@ -193,8 +198,10 @@ def cells(run: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def title(run: dict[str, Any]) -> str:
-    size = run.get("payload_bytes", run["size_bytes"])
-    return f"{run['op']}: {run['case']}, {format_size(size)}, {run.get('tensors', 0)} tensors ({run['about']})"
+    size, count = run.get("payload_bytes", run["size_bytes"]), run.get("tensors", 0)
+    part = f", part {run['part']!r}" if run.get("part", run["case"]) != run["case"] else ""
+    tensors = f"{count:,} tensor{'' if count == 1 else 's'}"
+    return f"{run['op']}: {run['case']}, {format_size(size)}, {tensors} ({run['about']}){part}"
 
 
 def provenance(document: dict[str, Any]) -> str:

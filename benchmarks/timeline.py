@@ -220,7 +220,7 @@ def writes_line(timeline: dict[str, Any]) -> str:
     shares = [
         f"{count}: {seconds / timeline['save_s']:.0%}" for count, seconds in enumerate(timeline["summary"]["writes"])
     ]
-    return f"writes in progress, share of the save: {', '.join(shares)}"
+    return f"Writes in progress, share of the save: {', '.join(shares)}"
 
 
 def print_timeline(timeline: dict[str, Any]) -> None:
