@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Tries wheels under several Pythons and torches, and prints the README's version table:
+"""Tries wheels under several Pythons and torches, and prints the version table of docs/install.md:
 
     scripts/matrix.py --wheel FILE_OR_DIRECTORY [--python PYTHON]... [--torch RELEASE]... [--environment PYTHON]...
                       [--tests FILE]... [--directory build/matrix]
