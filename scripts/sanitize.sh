@@ -6,7 +6,7 @@
 #   scripts/sanitize.sh valgrind          C++ tests: Valgrind's memcheck
 #   scripts/sanitize.sh python-address    Python tests, with an extension built as for `address`
 #
-# TORCH_DIR is understood as by cpp_tests.sh; python-address needs it. See docs/reliability.md.
+# TORCH_DIR is understood as by cpp_tests.sh; python-address needs it. See docs/tested.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
