@@ -27,8 +27,10 @@ BLOCK = re.compile(
     r"(?:<!-- snippet: not run: (?P<why>[^>]+) -->\s*\n)?^```(?P<language>python|sh)\n(?P<code>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
+OTHER_PAGES = [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
 REFERENCE = ROOT / "docs" / "api.md"
 MAX_NOT_RUN = 4
+MAX_COLUMNS, MAX_WORDS_IN_A_CELL = 7, 60
 LANGUAGES = {"python", "sh", "text", "toml", "{toctree}", "{eval-rst}"}
 #: Beyond the requirements of the tests.
 NEEDS = {"migrate.md": "safetensors"}
@@ -97,8 +99,19 @@ def test_no_block_is_overlooked():
     assert sum(len(blocks(page)) for page in PAGES) > 20
 
 
+def test_tables_can_be_read():
+    for page in [*PAGES, *OTHER_PAGES]:
+        for line in page.read_text().splitlines():
+            if not line.startswith("| ") and not line.startswith("|  |"):
+                continue
+            cells = re.split(r"(?<!\\)\|", line)[1:-1]
+            assert len(cells) <= MAX_COLUMNS, (page, line)
+            longest = max(cells, key=lambda cell: len(cell.split()))
+            assert len(longest.split()) <= MAX_WORDS_IN_A_CELL, (page, longest)
+
+
 def test_links_lead_somewhere():
-    pages = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
+    pages = [*PAGES, *OTHER_PAGES]
     links = [
         (page, link)
         for page in pages
