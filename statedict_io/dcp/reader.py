@@ -31,7 +31,7 @@ from .stored_state import StoredState
 
 class SingleFileReader(StorageReader):  # type: ignore[misc]
     """Gives ``dcp.load`` any file of :func:`torch.save`: each rank reads the bytes that its shards need, into place,
-    whatever the sharding. The file needs to know nothing of it.
+    however the state is sharded now, or was when it was saved.
 
     Args:
         path: of the file, visible to all ranks.

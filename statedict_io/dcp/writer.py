@@ -38,7 +38,7 @@ class SingleFileWriter(StorageWriter):  # type: ignore[misc]
 
     The storages in it are those that ``torch.save`` of the gathered state would write, byte for byte and in the same
     order; of a state of tensors alone, such as a model's, so is the whole file. ``torch.load`` reads it. No rank ever
-    holds the whole state. The file appears, whole, when every rank has written its part; until then the old one stands.
+    holds the whole state. The file appears, whole, when every rank has written its part; until then the old one stays.
 
     Args:
         path: of the file, on a file system that all ranks share.

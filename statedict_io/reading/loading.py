@@ -78,7 +78,7 @@ def load(
         What was saved, with tensors on the devices that ``map_location`` says, or that they were saved from.
 
     Raises:
-        CorruptCheckpointError: the file is no sound archive, or a checksum does not match; names the record and the
+        CorruptCheckpointError: the file is not a sound archive, or a checksum does not match; names the record and the
             tensors in it. It is a :class:`RuntimeError` too, which ``torch.load`` raises.
         FileKindError: it is a file of another kind, and torch.load cannot read it; names the kind. It is also what
             ``torch.load`` raises there.

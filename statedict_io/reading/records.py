@@ -177,7 +177,7 @@ def opened(
 
     Raises:
         OSError: the file cannot be opened or read.
-        CorruptCheckpointError: it is no sound archive.
+        CorruptCheckpointError: it is not a sound archive.
         FileKindError: it is of another kind; an :class:`UnknownKindError` is a CorruptCheckpointError too.
     """
     chosen = backends.for_reading(backend)

@@ -81,8 +81,8 @@ def verify(path: Any, *, backend: str = "auto", progress: Progress = None) -> Ve
 
     Raises:
         OSError: the file cannot be read.
-        FileKindError: it is no archive of ``torch.save`` but a file of another kind, such as torch's legacy format or
-            safetensors, which record no checksums; names the kind.
+        FileKindError: it is not an archive of ``torch.save`` but a file of another kind, such as torch's legacy format
+            or safetensors, which record no checksums; names the kind.
         NativeUnavailableError: ``backend="native"`` and the extension cannot be used.
 
     Example:

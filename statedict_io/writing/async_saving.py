@@ -47,7 +47,7 @@ def save_async(
     """Saves ``obj`` as :func:`save` does, but returns as soon as the tensors may be changed.
 
     What is written is the state at the call, in which ``obj`` is pickled. Saves to one path are committed in the order
-    of the calls, those of :func:`save` among them: the one that was called last stands at the end. A call may come from
+    of the calls, together with those of :func:`save`: the last call wins. A call may come from
     a signal handler or a callback while the same thread is inside another save, which it then does not wait for. The
     interpreter's normal exit waits for saves in flight; one that is killed leaves the old file.
 
@@ -71,7 +71,7 @@ def save_async(
         What to ask for the result.
 
     Raises:
-        OSError: the error of an earlier ``save_async`` to ``path`` that nobody had asked for; this save has not been
+        OSError: the error of an earlier ``save_async`` to ``path`` that was never checked; this save has not been
             started.
         SnapshotLimitError: the limits are met and ``when_full`` is "raise".
         Exception: for bad arguments and objects that cannot be pickled, what :func:`save` raises. Errors of writing

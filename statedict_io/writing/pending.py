@@ -397,16 +397,16 @@ def raise_uncollected(save: PendingSave) -> None:
 
 
 def wait_all(timeout: float | None = None) -> None:
-    """Waits for every save in flight, but for those that this thread is inside of: where a signal handler, a progress
-    callback or the like calls it.
+    """Waits for every save in flight. Called by a signal handler, a progress callback or the like, it does not wait for
+    the save that this thread is in the middle of.
 
     Args:
         timeout: in seconds, of all together; None: as long as it takes.
 
     Raises:
         TimeoutError: some are still in flight; they go on.
-        Exception: the error of the first save that failed and whose error nobody has asked for. Those of others are
-            raised by the next call, or reported at exit.
+        Exception: the error of the first save that failed and was never checked. Errors of others are raised by the
+            next call, or reported at exit.
     """
     if not _register.wait_until_empty(timeout):
         raise TimeoutError(f"{len(_register.in_flight) - len(_own_saves())} saves have not ended after {timeout} s")

@@ -43,9 +43,9 @@ def save(
 ) -> None:
     """Saves ``obj`` as :func:`torch.save` would, byte for byte, faster and safely.
 
-    May be called while the same thread is inside another save, by a signal handler or a progress callback: where both
-    write one file, that of the call which began later stands at the end. While storages are written nobody can resize
-    them: ``resize_`` raises RuntimeError, or the save does.
+    May be called while the same thread is inside another save, by a signal handler or a progress callback: if both
+    write one file, it holds in the end what the call that began later wrote. While storages are written nobody can
+    resize them: ``resize_`` raises RuntimeError, or the save does.
 
     Args:
         obj: anything that ``torch.save`` takes.
@@ -55,20 +55,21 @@ def save(
         pickle_module: pickles what is not tensor bytes: :mod:`pickle`, or another with a ``Pickler``, as ``dill``.
         pickle_protocol: its protocol, 2 to 5.
         durable: on return the file's bytes and name are on the device. ``False`` leaves that to the kernel, as
-            ``torch.save`` does; the replacement is atomic either way. A file object is the caller's to flush to the
-            device; what a finished upload is worth is the store's promise.
+            ``torch.save`` does; the replacement is atomic either way. A file object is not flushed to the device: the
+            caller has to. How durable a finished upload is, is up to the store.
         backend: ``"auto"`` uses the compiled extension where it can be used, else writes with torch alone; ``"native"``
             insists on the extension, ``"python"`` does without it.
         progress: ``True`` for a bar on stderr (needs ``tqdm``), or a callable taking (bytes_done, bytes_total), called
             in the calling thread.
         atomic: ``False`` writes into the file itself, for places that cannot replace it: a mount without rename, a
             single file mounted into a container, a directory that takes no new names. The old file is lost when the
-            writing begins: who looks meanwhile finds a part of the new one, and so does everybody after a crash or a
-            failed write. Mode, owner and hard links stay. What is no file, such as a URL, is written as ever.
+            writing begins: a reader finds a part of the new one until the save ends, and also after a crash or a failed
+            write. Mode, owner and hard links stay. Targets that are not files, such as URLs, are written as always.
 
     Raises:
         OSError: what the system reported, with its ``errno`` and the path; the old file is whole and nothing is left
-            behind, unless ``atomic=False``. ``EBUSY`` with that: another save of this process is writing the file.
+            behind, unless ``atomic=False``. There ``EBUSY`` means that another save of this process is writing the
+            file.
         FileKindError: the path ends in ``.safetensors``, which promises another format: save to a ``.pt``, and convert
             that with ``statedict-io convert``. Where ``save`` is bound to the name ``torch.save`` it writes under any
             name, as ``torch.save`` does.

@@ -306,7 +306,7 @@ def open_checkpoint(path: Any, *, backend: str = "auto", weights_only: bool = Tr
     """Opens a file of ``torch.save`` as a mapping of flat names to tensors, reading nothing but the names.
 
     Nested mappings, lists and tuples are named by dotted path, nothing is escaped: ``{"model": {"w": t}}`` has
-    ``model.w``. Where two are spelled alike a literal dotted key wins. Values that are no tensors are not in it.
+    ``model.w``. If two would get the same name, a literal dotted key wins. Values that are not tensors are not in it.
 
     What is in ``data.pkl`` is unpickled once by torch's restricted unpickler, without any tensor's data. Plain tensors
     are then read alone. Sparse tensors and tensor subclasses are rebuilt by reading them together with all others of
@@ -324,7 +324,7 @@ def open_checkpoint(path: Any, *, backend: str = "auto", weights_only: bool = Tr
 
     Raises:
         OSError: the file cannot be read.
-        CorruptCheckpointError: it is no sound archive.
+        CorruptCheckpointError: it is not a sound archive.
         FileKindError: it is of another kind, such as torch's legacy format.
         pickle.UnpicklingError: torch's restricted unpickler refuses all of it. Where it refuses single values, the
             rest is there, and they are in ``Checkpoint.refused``.
