@@ -21,7 +21,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = _Parser(prog="statedict-io", description=__doc__)
+    parser = _Parser(prog="statedict-io", description="Inspects, verifies and converts checkpoints.")
     parser.add_argument("--version", action="version", version=f"statedict-io {VERSION}, torch {torch.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 

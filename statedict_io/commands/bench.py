@@ -172,20 +172,22 @@ def _print_table(console: Any, results: list[Samples], nbytes: int, device: str,
 
     rounds = len(results[0].until_return)
     where = escaped(os.path.abspath(directory), sys.stdout.encoding)
-    table = Table(title=Text(f"{nbytes / 2**30:.2f} GiB on {device} to {where}, medians of {rounds}"))
-    table.add_column("")
-    for column in ("returns, s", "durable, s", "GB/s", "x torch.save", "x torch.save + fsync"):
+    title = f"{nbytes / 2**20:,.0f} MiB on {device} to {where}, medians of {rounds}"
+    note = "x: how many times as fast as torch.save"
+    table = Table(title=Text(title), caption=Text(note))
+    table.add_column("", no_wrap=True)
+    for column in ("returns", "x", "on the disk", "x", "GB/s"):
         table.add_column(column, justify="right")
     reference = results[0]
     for samples in results:
         returned, durable = statistics.median(samples.until_return), statistics.median(samples.until_durable)
         table.add_row(
             samples.label,
-            f"{returned:.3f}",
-            f"{durable:.3f}",
-            f"{nbytes / 1e9 / durable:.2f}",
+            f"{returned * 1e3:,.1f} ms",
             f"{statistics.median(reference.until_return) / returned:.2f}",
+            f"{durable * 1e3:,.1f} ms",
             f"{statistics.median(reference.until_durable) / durable:.2f}",
+            f"{nbytes / 1e9 / durable:.2f}",
         )
     console.print(table)
 

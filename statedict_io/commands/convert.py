@@ -25,7 +25,7 @@ def run(source: str, destination: str, *, trust: bool, in_place: bool) -> int:
     if os.path.isdir(source) or _names_directory(source, destination):
         return _run_dcp(source, destination, trust=trust, in_place=in_place)
     done = convert(source, destination, weights_only=not trust, progress=bar_wanted(), atomic=not in_place)
-    say(f"{destination}: {done.num_tensors} tensors, {nbytes_text(done.nbytes)}")
+    say(f"{destination}: {done.num_tensors} tensor{'' if done.num_tensors == 1 else 's'}, {nbytes_text(done.nbytes)}")
     _note("left out, safetensors holds tensors only", done.left_out)
     _note(_UNTIED, done.untied)
     _note("left out, a file of torch.save has no place for metadata", done.metadata_left_out)
@@ -47,7 +47,7 @@ def _run_dcp(source: str, destination: str, *, trust: bool, in_place: bool) -> i
             dcp_to_file(source, destination, weights_only=not trust, progress=progress, atomic=not in_place)
     else:
         done = file_to_dcp(source, destination, weights_only=not trust, atomic=not in_place)
-        _note("keys that are no strings have become strings, in", done.renamed)
+        _note("keys that are not strings have become strings, in", done.renamed)
         _note(_UNTIED, done.untied)
     say(f"{destination}: converted from {source}")
     return 0

@@ -40,7 +40,10 @@ def convert(
     """
     makes_safetensors = destination.endswith(_SAFETENSORS)
     if makes_safetensors == source.endswith(_SAFETENSORS):
-        raise ValueError(f"one of the two names has to end in {_SAFETENSORS}: {source}, {destination}")
+        raise ValueError(
+            f"{source}, {destination}: one of the two has to end in {_SAFETENSORS}, or be a directory of "
+            f"torch.distributed.checkpoint, whose name may end in {os.sep!r}"
+        )
     target = resolve(destination, names_archive=not makes_safetensors)
     if not isinstance(target, FileTarget):
         raise ValueError(f"{destination}: is not a regular file, and only those can be replaced as a whole")
