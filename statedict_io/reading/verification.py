@@ -56,15 +56,13 @@ class VerifyReport:
     """What :func:`verify` found."""
 
     path: str  #: as given
-    records: Sequence[RecordReport]  #: in file order; empty where the file is no archive
+    records: Sequence[RecordReport]  #: in file order; empty if the file is not an archive
     problems: list[str]  #: a line each, for people; names the tensors that live in a corrupt record
-    is_known: bool = (
-        True  #: False: nothing tells what kind of file it is, so whether it is a damaged checkpoint is open
-    )
+    is_known: bool = True  #: False if nothing tells what kind of file it is; it may be a damaged checkpoint
 
     @property
     def ok(self) -> bool:
-        """No problem was found. Records without a recorded CRC are none."""
+        """No problem was found. A record without a recorded CRC is not a problem."""
         return not self.problems
 
 

@@ -107,7 +107,7 @@ class PendingSave:
 
     Every method may be called from any thread of the process that started it. Where that thread is the one that writes
     this save, in a progress callback, asking for its result raises :class:`StateDictIOError`. As a context manager it
-    waits for the save on the way out, and raises its error unless the body raised one.
+    waits for the save at the end of the block, and raises its error unless the block raised one.
     """
 
     def __init__(self, path: str, file: str, call: Call) -> None:
@@ -129,14 +129,14 @@ class PendingSave:
         return self._process == os.getpid() and self._has_ended
 
     def result(self, timeout: float | None = None) -> None:
-        """Waits until the file is there, and durable if that was asked for. Where a later call to the same path went
-        first, its file is there, as durable as that call asked for.
+        """Waits until the file is there, and durable if that was asked for. If a later call to the same path was
+        committed first, that call's file is there, as durable as it asked for.
 
         Args:
             timeout: in seconds; None: as long as it takes.
 
         Raises:
-            TimeoutError: it is not after ``timeout`` seconds; the save goes on.
+            TimeoutError: the file is not there after ``timeout`` seconds; the save goes on.
             Exception: the save's error; the old file is whole, unless ``atomic=False``.
         """
         if (error := self.exception(timeout)) is not None:

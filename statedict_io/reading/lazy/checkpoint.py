@@ -121,9 +121,9 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         """Reads one tensor, onto the CPU, with the strides that it was saved with.
 
         Raises:
-            KeyError: there is none of that name, or it is one of :attr:`refused`.
+            KeyError: there is no tensor of that name, or it is one of :attr:`refused`.
             CorruptCheckpointError: the tensor reaches beyond its record, or the record is unsound. Checksums are not
-                looked at here: :func:`verify`.
+                compared here: :func:`verify` does that.
             OSError: the file cannot be read.
             ValueError: the checkpoint is closed.
         """
@@ -145,7 +145,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         """What is known of a tensor; no data is read.
 
         Raises:
-            KeyError: there is none of that name.
+            KeyError: there is no tensor of that name.
         """
         found = self._placeholder(name)
         offset = self._file.offset_of(found) if self._lazy else None
@@ -175,13 +175,13 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     @property
     def others(self) -> Sequence[str]:
-        """Names of the values that are not tensors, those of :attr:`refused` apart; found when they are asked for."""
+        """Names of the values that are not tensors, without those in :attr:`refused`. Found when they are asked for."""
         return self._counted(self._others)
 
     @property
     def hidden(self) -> Sequence[str]:
-        """One sentence for each tensor of the file that has no name here, as another is spelled alike, or it is in an
-        object that is no mapping, list or tuple. Found when they are asked for.
+        """One sentence for each tensor of the file that has no name here, because another one has the same name or
+        because it is in an object that is not a mapping, list or tuple. Found when they are asked for.
 
         Raises:
             StateDictIOError: the objects have many more parts than a file of that size needs.
@@ -213,7 +213,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         return self._file.records
 
     def record(self, name: str) -> str | None:
-        """The record that a tensor's bytes are in; None where they are in several or in none."""
+        """The record that a tensor's bytes are in; None if they are in several records or in none."""
         index = self._record_of(self._placeholder(name))
         return None if index is None else self._file.records.entries[index].name
 
