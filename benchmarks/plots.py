@@ -58,18 +58,24 @@ def draw(document: dict[str, Any], directory: Path, stem: str) -> list[Path]:
         return [sampled(of, about, directory / f"{stem}-{of.name}.png") for of in results.compared(document)]
     runs = [run for run in document["runs"] if run["op"] == "save" and run["contenders"]]
     written = []
-    for case in dict.fromkeys(run["case"] for run in runs):
-        of_case = [run for run in runs if run["case"] == case and results.rounds(run) >= MIN_ROUNDS]
-        if len(of_case) > 2:
-            path = directory / f"{stem}-{case}-by-size.png"
-            by_size(sorted(of_case, key=lambda run: int(run["payload_bytes"])), about, path)
+    for name in dict.fromkeys(map(part_name, runs)):
+        of_part = [run for run in runs if part_name(run) == name and results.rounds(run) >= MIN_ROUNDS]
+        if len(of_part) > 2 and all("torch" in run["contenders"] for run in of_part):
+            path = directory / f"{stem}-{name}-by-size.png"
+            by_size(sorted(of_part, key=lambda run: int(run["payload_bytes"])), about, path)
             written.append(path)
             continue
-        for run in of_case:
-            path = directory / f"{stem}-{case}-{format_size(run['payload_bytes']).replace(' ', '')}.png"
+        for run in of_part:
+            path = directory / f"{stem}-{name}-{format_size(run['payload_bytes']).replace(' ', '')}.png"
             saves(run, about, path)
             written.append(path)
     return written
+
+
+def part_name(run: dict[str, Any]) -> str:
+    """Of the runs of one case, and of one part of the benchmark if it has parts."""
+    part = run.get("part", run["case"])
+    return run["case"] if part == run["case"] else f"{part.replace(' ', '-')}-{run['case']}"
 
 
 def saves(run: dict[str, Any], about: str, path: Path) -> None:

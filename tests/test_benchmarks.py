@@ -11,7 +11,7 @@ import sys
 import pytest
 
 import statedict_io as sio
-from benchmarks import timeline
+from benchmarks import report, timeline
 from benchmarks.turns import in_turn
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -65,9 +65,22 @@ def test_timeline(tmp_path):
     assert sum(of_save["summary"]["writes"]) == pytest.approx(of_save["save_s"])
     assert all(0 <= step["start_s"] <= step["end_s"] <= of_save["save_s"] for step in of_save["steps"])
     assert b"statedict_io::write" in gzip.decompress(trace.read_bytes())
-    report = [sys.executable, "-m", "benchmarks.report", str(out)]
-    assert "| write |" in subprocess.run(report, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    command = [sys.executable, "-m", "benchmarks.report", str(out)]
+    assert "| write |" in subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert sorted(tmp_path.iterdir()) == [out, trace]
+
+
+@pytest.mark.parametrize("stored", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda path: path.stem)
+def test_stored_results_are_shown(tmp_path, stored):
+    """As tables of at most seven columns, and as pictures."""
+    document = json.loads(stored.read_text())
+    tables = [line for line in report.markdown(document).splitlines() if line.startswith("|")]
+    assert len(tables) > 3 and all(line.count("|") <= 8 for line in tables)
+    pytest.importorskip("matplotlib")
+    from benchmarks import plots
+
+    drawn = plots.draw(document, tmp_path, stored.stem)
+    assert drawn and sorted(drawn) == sorted(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("names", ["", "a", "ab", "abc", "abcd", "abcde", "abcdef", "abcdefg"])
