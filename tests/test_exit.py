@@ -81,7 +81,7 @@ from statedict_io import _core
 from statedict_io.backends import torch_access
 
 class OnDevice(torch.UntypedStorage):
-    device = torch.device("cuda:0")
+    device = property(lambda self: torch.device("cuda:0"))
 
 class Copies:
     @staticmethod
@@ -92,7 +92,8 @@ class Copies:
     def pinned(nbytes):
         raise KeyboardInterrupt
 
-_core.use_torch_access(types.SimpleNamespace(**{**vars(torch_access), "device_copies": lambda: Copies}))
+access = {**vars(torch_access), "UntypedStorage": OnDevice, "device_copies": lambda: Copies}
+_core.use_torch_access(types.SimpleNamespace(**access))
 archive = _core.Archive(
     "archive", [("data.pkl", b"x")], [OnDevice(16)], [], alignment=64, compute_crc32=True, device_types=["cuda"]
 )
