@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
-from .untrusted.escaping import escaped
-
 #: called with (bytes_done, bytes_total)
 ProgressCallback = Callable[[int, int], Any]
 Progress = bool | ProgressCallback | None
@@ -61,6 +59,8 @@ def _guarded(progress: ProgressCallback) -> Iterator[ProgressCallback]:
 
 @contextmanager
 def _bar(description: str) -> Iterator[ProgressCallback]:
+    from .untrusted.escaping import escaped
+
     tqdm = _tqdm()
     with ExitStack() as end:
         bar: Any = None

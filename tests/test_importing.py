@@ -23,26 +23,26 @@ def modules_named(names):
 
 # What saves into a file: a signal handler may be the first who does.
 IMPORTED = {"statedict_io"} | modules_named("""
-    archive.record_entry backends.extension backends.installation backends.native backends.protocol
-    backends.reproduction backends.slower errors installed.proofs installed.stock installed.torch_format
-    pickles.lean_pickle pickles.pickling progress remote.urls system.descriptors system.device_room system.directories
-    system.full_writes system.host_memory system.machine system.pacing system.processes untrusted.escaping version
-    writing.async_saving writing.in_place writing.pending writing.places writing.replacement writing.saving
-    writing.suffixes writing.targets writing.temporary_names
+    backends.extension backends.installation backends.native backends.protocol backends.reproduction backends.slower
+    errors installed.proofs installed.stock installed.torch_format pickles.pickling progress remote.urls
+    system.descriptors system.device_room system.directories system.full_writes system.host_memory system.machine
+    system.pacing system.processes version writing.async_saving writing.in_place writing.pending writing.places
+    writing.replacement writing.saving writing.suffixes writing.targets writing.temporary_names
 """)
 # Of torch only what every save asks for its settings.
 OF_TORCH = {"torch.utils.serialization", "torch.utils.serialization.config"}
 FOR_CORE = modules_named("backends.torch_access")
 FOR_LOADING = modules_named("""
-    archive.crc32 archive.directory archive.inflate backends.native_reader backends.python_reader backends.record_rows
-    backends.tasks formats.kinds pickles.allowed_globals pickles.hash_bounds pickles.persistent_ids pickles.set_aside
-    pickles.sparse_validation pickles.tensor_call_pattern pickles.traced_pickle pickles.unpickling reading.loading
-    reading.opened_again reading.readahead reading.records untrusted.limits
+    archive.crc32 archive.directory archive.inflate archive.record_entry backends.native_reader backends.python_reader
+    backends.record_rows backends.tasks formats.kinds pickles.allowed_globals pickles.hash_bounds pickles.lean_pickle
+    pickles.persistent_ids pickles.set_aside pickles.sparse_validation pickles.tensor_call_pattern
+    pickles.traced_pickle pickles.unpickling reading.loading reading.opened_again reading.readahead reading.records
+    untrusted.escaping untrusted.limits
 """)
 OF_PYTHON_BACKEND = modules_named("""
-    archive.crc32 archive.directory archive.inflate archive.layout archive.names_hash archive.serialization_id
-    backends.arenas backends.file_range backends.python backends.python_reader backends.record_rows backends.strips
-    backends.tasks
+    archive.crc32 archive.directory archive.inflate archive.layout archive.names_hash archive.record_entry
+    archive.serialization_id backends.arenas backends.file_range backends.python backends.python_reader
+    backends.record_rows backends.strips backends.tasks pickles.lean_pickle
 """)
 
 

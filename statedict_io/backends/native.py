@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from ..pickles.lean_pickle import LeanPickle, TensorCall
 from ..pickles.pickling import NativeTables
 from ..progress import ProgressCallback
 from ..system import host_memory
@@ -19,6 +18,7 @@ from .extension import find, known
 from .protocol import Contents, Strip
 
 if TYPE_CHECKING:
+    from ..pickles.lean_pickle import LeanPickle
     from .native_reader import NativeReader
 
 name = "native"
@@ -159,6 +159,8 @@ def open_archive(fd: int, path: str) -> NativeReader:
 
 
 def lean_pickle(data_pkl: bytes) -> LeanPickle:
+    from ..pickles.lean_pickle import LeanPickle, TensorCall
+
     extension = _core()
     try:
         stream, calls = extension.abridged_pickle(data_pkl)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 
-from ..archive.record_entry import RecordEntry
-from ..pickles.lean_pickle import LeanPickle
 from ..pickles.pickling import NativeTables, StorageTable
 from ..progress import ProgressCallback
+
+if TYPE_CHECKING:  # what only reading needs is imported when something is read
+    from ..archive.record_entry import RecordEntry
+    from ..pickles.lean_pickle import LeanPickle
 
 
 @dataclass(slots=True)  # as targets.FileTarget
