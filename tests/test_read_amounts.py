@@ -98,7 +98,7 @@ def test_memory_is_bounded(action, kept, large, backend):
 DEVICE = """
 import gc, torch
 from statedict_io.reading import loading, readahead
-loading._stays_on_cpu = lambda *_: False
+loading.stays_on_cpu = lambda *_: False
 readahead.WINDOW_NBYTES = 8 << 20
 x = sio.load(path, map_location=lambda s, _: torch.UntypedStorage(s.nbytes(), device="meta"), backend=backend)
 """

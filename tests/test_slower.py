@@ -195,7 +195,7 @@ def test_saving_from_a_device_that_no_torch_module_serves(monkeypatch, no_torch_
 def test_loading_onto_a_device_that_no_torch_module_serves(monkeypatch, no_torch_module, path):
     assert warned_by(sio.load, path) == []
     asked = []
-    monkeypatch.setattr(loading, "_only_device", lambda *_: asked.append(torch.device("cuda:0")) or asked[-1])
+    monkeypatch.setattr(loading, "only_device", lambda *_: asked.append(torch.device("cuda:0")) or asked[-1])
     monkeypatch.setattr(loading, "ReadAhead", _Nothing)
     with warnings.catch_warnings(record=True) as caught, pytest.raises(_Reached):
         warnings.simplefilter("always")
@@ -216,7 +216,7 @@ class _Nothing:
 
 def test_a_device_is_no_reason_where_nothing_compiled_is_installed(monkeypatch, path):
     found(monkeypatch, core=None, core_info=WITHOUT, torch_info=WITHOUT, built_for_torch=None, is_installed=False)
-    monkeypatch.setattr(loading, "_only_device", lambda *_: torch.device("cuda:0"))
+    monkeypatch.setattr(loading, "only_device", lambda *_: torch.device("cuda:0"))
     monkeypatch.setattr(loading, "ReadAhead", _Nothing)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

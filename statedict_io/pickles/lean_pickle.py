@@ -8,7 +8,7 @@ tests/test_mutated_pickles.py compares both.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 
@@ -38,3 +38,7 @@ class LeanPickle(NamedTuple):
     def unchanged(cls, data_pkl: bytes) -> LeanPickle:
         """``data_pkl`` as it is."""
         return cls(data_pkl, ())
+
+
+#: as :meth:`~statedict_io.backends.protocol.Backend.lean_pickle`
+LeanPickling = Callable[[bytes], LeanPickle]

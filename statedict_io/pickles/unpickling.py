@@ -7,7 +7,7 @@ its storages come from.
 
 torch.load decides a lot before it unpickles: by environment variables and settings, for TorchScript, legacy files and
 fake tensors, in the words of its errors. A copy of that would be wrong with the next release. Before the first load of
-a process a small object is loaded both ways and compared (reading/loading); where they differ torch.load reads alone.
+a process a small object is loaded both ways and compared (reading/trial); where they differ torch.load reads alone.
 
 Two things are ours, as they are most of the time of a file with many tensors: references to plain storages on the CPU
 are resolved without the detours of ``_load`` (persistent_ids), and the restricted unpickler, which takes a microsecond

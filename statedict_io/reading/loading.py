@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import pickle
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -26,19 +24,21 @@ from ..errors import (
 )
 from ..formats import kinds
 from ..installed import stock, torch_format
-from ..installed.proofs import LOADING, proof
-from ..pickles.lean_pickle import LeanPickle
 from ..pickles.persistent_ids import StorageFeed
-from ..pickles.unpickling import ZipReader, can_rebind, swaps_bytes, torch_load
+from ..pickles.unpickling import ZipReader, can_rebind, torch_load
 from ..progress import Progress, ProgressCallback
 from ..remote.urls import is_url
+from .map_location import is_meta, only_device, stays_on_cpu
+from .object_source import ObjectSource
 from .opened_again import Replaced, opened_again
 from .readahead import ReadAhead
-from .records import DATA_PKL, Records, archive_at, check_kind, of_ranges
+from .records import Records, archive_at, check_kind, of_ranges
+from .trial import loads_like_torch
 
 if TYPE_CHECKING:
     from ..remote.ranges import RangedObject
 
+_HAS_META = hasattr(torch.serialization, "_is_meta_location")
 _MAX_ATTEMPTS = 100  # to map a file that is replaced while torch opens it by its path
 
 
@@ -157,10 +157,6 @@ def _foreign_kind(f: Any) -> kinds.FileKind | None:
 _TORCH_EXPLAINS = (kinds.LEGACY, kinds.TAR, kinds.UNKNOWN)
 
 
-#: as :meth:`~statedict_io.backends.protocol.Backend.lean_pickle`
-LeanPickling = Callable[[bytes], LeanPickle]
-
-
 class _Archive:
     """The archive of one call."""
 
@@ -204,13 +200,13 @@ class _Archive:
         self._records = records
         if self._verify:
             _check(records, records.others())
-        if torch.serialization._is_meta_location(self._map_location) if _HAS_META else _is_meta(self._map_location):
+        if torch.serialization._is_meta_location(self._map_location) if _HAS_META else is_meta(self._map_location):
             return contextlib.nullcontext(self._reader(records, _MetaFeed(), meta=True))
-        device = _only_device(self._map_location, records)
+        device = only_device(self._map_location, records)
         backends.warn_if_reading_is_slow(self._wish, device=device)
         self._feed = ReadAhead(
             records,
-            stay=_stays_on_cpu(self._map_location, records),
+            stay=stays_on_cpu(self._map_location, records),
             device=device,
             verify=self._verify,
             progress=self._progress,
@@ -297,7 +293,7 @@ class _Archive:
             return None
         from ..backends.python_reader import PythonReader
 
-        source = _ObjectSource(file)
+        source = ObjectSource(file)
         try:
             return Records(PythonReader(source, source.name), source.name, file_nbytes=source.nbytes)
         finally:
@@ -339,31 +335,6 @@ class _MetaFeed:
         return torch.UntypedStorage(nbytes, device="meta")
 
 
-class _ObjectSource:
-    """The archive in a file object, from where it stands on."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self._lock = threading.Lock()
-        self.name = str(getattr(file, "name", "the file object"))
-        self.start = file.tell()
-        file.seek(0, io.SEEK_END)
-        self.nbytes = file.tell() - self.start
-        file.seek(self.start)
-
-    def read_into(self, destination: memoryview, offset: int) -> None:
-        with self._lock:
-            before = self._file.tell()
-            self._file.seek(self.start + offset)
-            while destination:
-                data = self._file.read(len(destination))
-                if not data:
-                    raise EOFError
-                destination[: len(data)] = data
-                destination = destination[len(data) :]
-            self._file.seek(before)
-
-
 def _without_checksums(name: Any, kind: str, cure: str = "") -> str:
     return f"verify=True: {name} is {kind}, which has no checksums; load it with verify=False{cure}"
 
@@ -376,89 +347,7 @@ def _check_made_by_torch(records: Records) -> None:
         raise corrupt(records.path, "it has no record 'version', torch.save did not write this archive")
 
 
-_HAS_META = hasattr(torch.serialization, "_is_meta_location")
-
-
-def _is_meta(map_location: Any) -> bool:
-    return isinstance(map_location, (str, torch.device)) and torch.device(map_location).type == "meta"
-
-
-def _stays_on_cpu(map_location: Any, records: Records) -> bool:
-    """Whether storages will stay in host memory; a wrong guess costs memory or speed, nothing else."""
-    if isinstance(map_location, (str, torch.device)):
-        return str(map_location) == "cpu"
-    if not torch.accelerator.is_available():
-        return True
-    if map_location is not None and not isinstance(map_location, dict):
-        return False
-    data_pkl = records.read(DATA_PKL) if DATA_PKL in records else b""
-    device_types = ("cuda", "xpu", "mps", "hpu", "mtia", torch._C._get_privateuse1_backend_name())
-    targets = [] if map_location is None else list(map_location.values())
-    return all(str(target) == "cpu" for target in targets) and not any(
-        device_type.encode() in data_pkl for device_type in device_types
-    )
-
-
-def _only_device(map_location: Any, records: Records) -> torch.device | None:
-    """The accelerator that torch will move every storage to, whatever it was saved from; None if it is not so sure."""
-    if not isinstance(map_location, (str, torch.device)) or not torch.accelerator.is_available():
-        return None
-    try:
-        if swaps_bytes(records):  # torch does that before it moves them
-            return None
-        restore = torch.serialization.default_restore_location
-        moved = restore(torch.UntypedStorage(0, device="cpu"), str(map_location))
-        leaves_it = restore(moved, str(map_location)) is moved
-    except Exception:  # torch will say it
-        return None
-    accelerator = torch.accelerator.current_accelerator()
-    return moved.device if leaves_it and accelerator is not None and moved.device.type == accelerator.type else None
-
-
 def _as_torch_error(error: CorruptCheckpointError) -> CorruptArchiveError:
     described = CorruptArchiveError(*error.args)
     described.records = error.records
     return described
-
-
-@proof(LOADING)
-def loads_like_torch(lean_pickle: LeanPickling) -> bool:
-    """The proof that the installed torch's loading works with our reader: the same small object both ways."""
-    from ..backends.python_reader import PythonReader
-
-    base = torch.arange(1.0, 9.0, device="cpu")
-    sample = {
-        "a": base,
-        "tail": base[4:],
-        "p": torch.nn.Parameter(torch.ones(3, device="cpu")),
-        "none": torch.empty(0, device="cpu"),
-        "n": [1, "two"],
-    }
-    file = io.BytesIO()
-    stock.torch_save(sample, file)
-    for options in ({"weights_only": True}, {"weights_only": False}, {"map_location": lambda s, _: s}):
-
-        def open_reader(_: Any) -> Any:
-            records = Records(PythonReader(_ObjectSource(io.BytesIO(file.getvalue())), "sample"), "sample")
-            feed = ReadAhead(records, stay=True, verify=True, progress=None)
-            return contextlib.nullcontext(ZipReader(records, feed, lean_pickle=lean_pickle))
-
-        file.seek(0)
-        expected = stock.torch_load(file, **options)
-        file.seek(0)
-        found = torch_load(open_reader)(file, **options)
-        if not _alike(expected, found):
-            return False
-    return True
-
-
-def _alike(expected: dict[str, Any], found: dict[str, Any]) -> bool:
-    tensors = [name for name, value in expected.items() if isinstance(value, torch.Tensor)]
-    return (
-        list(expected) == list(found)
-        and expected["n"] == found["n"]
-        and all(type(found[name]) is type(expected[name]) for name in tensors)
-        and all(torch.equal(found[name], expected[name]) for name in tensors)
-        and found["a"].untyped_storage().data_ptr() == found["tail"].untyped_storage().data_ptr()
-        and not found["a"].untyped_storage().resizable()
-    )
