@@ -23,7 +23,6 @@ class StorageFacts(ctypes.Structure):
         ("data", ctypes.c_void_p),
         ("nbytes", ctypes.c_uint64),
         ("on_host", ctypes.c_int),
-        ("device", ctypes.c_char * 32),
     ]
 
 
@@ -54,6 +53,7 @@ WITH_GIL = {
     "storage_retain": (_void_p, _void_p),
     "storage_wrap": (ctypes.py_object, _void_p),
     "storage_facts": (_int, _void_p, ctypes.POINTER(StorageFacts)),
+    "storage_device": (None, _void_p, ctypes.c_char_p, _size),
     "storage_over": (ctypes.py_object, _void_p, _u64, Release, _void_p),
     "plain_tensor": (_int, ctypes.py_object, ctypes.POINTER(PlainTensor)),
     "fix": (_void_p, ctypes.POINTER(_void_p), _size),
@@ -84,6 +84,10 @@ WITHOUT_GIL = {
     "recording_continue": (None, _void_p),
     "recording_delete": (None, _void_p),
 }
+
+
+def version_in_header():
+    return int(re.search(r"define SDIO_TORCH_FUNCTIONS_VERSION (\d+)", HEADER.read_text())[1])
 
 
 def names_in_header():

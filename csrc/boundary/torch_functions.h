@@ -19,7 +19,7 @@
 extern "C" {
 #endif
 
-#define SDIO_TORCH_FUNCTIONS_VERSION 1
+#define SDIO_TORCH_FUNCTIONS_VERSION 2
 #define SDIO_TORCH_FUNCTIONS_CAPSULE "statedict_io.torch_functions"
 
 /* Pieces below this are gathered on the device, where the caller gives a slot for them to come through. */
@@ -49,8 +49,7 @@ typedef struct {
 typedef struct {
   const char* data; /* null where it has no bytes, and on the meta device */
   uint64_t nbytes;
-  int on_host;     /* on the device type CPU */
-  char device[32]; /* "cuda:0" */
+  int on_host; /* on the device type CPU */
 } sdio_storage_facts;
 
 /* A tensor that torch reduces to _rebuild_tensor_v2: strided, dense, no lazy conjugation or negation, no wrapper, no
@@ -98,6 +97,8 @@ typedef struct {
   PyObject* (*storage_wrap)(const sdio_storage*); /* new reference to a torch.UntypedStorage */
   /* 0; -1 with the error that torch's data_ptr() raises where bytes have no address. */
   int (*storage_facts)(const sdio_storage*, sdio_storage_facts*);
+  /* "cuda:0", cut where `name` has not `size` bytes; NUL-terminated. */
+  void (*storage_device)(const sdio_storage*, char* name, size_t size);
   /* A CPU storage over memory of ours, not resizable; release(context) when its last owner is gone, in any thread, and
    * where this fails. */
   PyObject* (*storage_over)(char* data, uint64_t nbytes, void (*release)(void* context), void* context);

@@ -186,7 +186,7 @@ class StorageTable {
 
   PyObject* reduce_tensor(PlainTensor tensor) {
     PyObject* const storage_type = storage_type_of(tensor);
-    const StorageBytes bytes = tensor.storage.bytes();
+    const StorageBytes bytes = tensor.storage_bytes;
     const py::object location =
         tensor.storage.on_host() ? torch_->cpu_word : call_python(torch_->location_tag, tensor.storage.object());
     const py::object key = key_of(std::move(tensor.storage), bytes, tensor.dtype.ptr());

@@ -62,6 +62,7 @@ class Storage {
 // What torch reduces to _rebuild_tensor_v2: strided, dense, no lazy conjugation or negation, no wrapper, no mode.
 struct PlainTensor {
   Storage storage;
+  StorageBytes storage_bytes;
   pybind11::handle dtype;
   int64_t itemsize = 0;
   pybind11::object storage_offset, sizes, strides;  // the latter two are tuples that the cyclic collector ignores

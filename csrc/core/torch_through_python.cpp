@@ -109,6 +109,7 @@ class TorchThroughPython final : public Torch {
     if (!has_plain_keys(tensor, keys)) return false;
     const bool on_host = (keys & device_keys_) == 0;
     described.storage = Storage(*this, untyped_storage_(tensor).release().ptr(), on_host);
+    described.storage_bytes = described.storage.bytes();
     const py::object dtype = dtype_(tensor);
     described.dtype = dtype;  // lives as long as torch
     described.itemsize = itemsize_of(dtype);

@@ -217,8 +217,9 @@ class TorchThroughTable final : public Torch {
   bool describe(PyObject* tensor, PlainTensor& described) const override {
     sdio_plain_tensor plain;
     if (functions_.plain_tensor(tensor, &plain) == 0) return false;
-    const bool on_host = facts(plain.storage).on_host != 0;
-    described.storage = Storage(*this, functions_.storage_retain(plain.storage), on_host);
+    const sdio_storage_facts found = facts(plain.storage);
+    described.storage = Storage(*this, functions_.storage_retain(plain.storage), found.on_host != 0);
+    described.storage_bytes = {found.data, found.nbytes};
     described.dtype = plain.dtype;
     described.itemsize = plain.itemsize;
     described.storage_offset = owned(PyLong_FromLongLong(plain.storage_offset));
@@ -284,7 +285,11 @@ class TorchThroughTable final : public Torch {
     return {found.data, found.nbytes};
   }
 
-  std::string device(void* held) const override { return facts(storage_in(held)).device; }
+  std::string device(void* held) const override {
+    char name[32];
+    functions_.storage_device(storage_in(held), name, sizeof(name));
+    return name;
+  }
   py::object object(void* held) const override { return owned(functions_.storage_wrap(storage_in(held))); }
 
  private:

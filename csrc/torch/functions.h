@@ -19,6 +19,7 @@ sdio_storage* storage_retain(const sdio_storage* storage) noexcept;
 void storage_release(sdio_storage* storage) noexcept;
 PyObject* storage_wrap(const sdio_storage* storage) noexcept;
 int storage_facts(const sdio_storage* storage, sdio_storage_facts* facts) noexcept;
+void storage_device(const sdio_storage* storage, char* name, size_t size) noexcept;
 PyObject* storage_over(char* data, uint64_t nbytes, void (*release)(void*), void* context) noexcept;
 
 // plain_tensor

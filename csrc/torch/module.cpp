@@ -18,6 +18,7 @@ sdio_torch_functions all_functions() {
   functions.storage_of = &storage_of;
   functions.storage_wrap = &storage_wrap;
   functions.storage_facts = &storage_facts;
+  functions.storage_device = &storage_device;
   functions.storage_over = &storage_over;
   functions.plain_tensor = &plain_tensor;
   functions.fix = &fix;

@@ -31,7 +31,8 @@ Result or_python_error(Result failed, const Function& function) noexcept {
 
 // The address of the storage's memory, null where it has none and needs none. Throws what torch's data_ptr() raises,
 // for example of tensors under torch.func.functionalize.
-const void* data_of(const c10::Storage& storage) {
+const void* data_of(const sdio_storage* handle) {
+  const c10::StorageImpl& storage = *impl_of(handle);
   if (storage.device_type() == c10::DeviceType::Meta) return nullptr;
   const void* data = nullptr;
   try {
@@ -39,7 +40,7 @@ const void* data_of(const c10::Storage& storage) {
   } catch (const c10::Error&) {
   }
   if (data == nullptr && storage.sym_nbytes() != 0) {
-    PyObject* const wrapped = THPStorage_Wrap(storage);
+    PyObject* const wrapped = THPStorage_Wrap(shared(handle));
     PyObject* const address = wrapped == nullptr ? nullptr : PyObject_CallMethod(wrapped, "data_ptr", nullptr);
     Py_XDECREF(wrapped);
     if (address == nullptr) throw python_error();
@@ -77,16 +78,19 @@ PyObject* storage_wrap(const sdio_storage* storage) noexcept {
 
 int storage_facts(const sdio_storage* storage, sdio_storage_facts* facts) noexcept {
   return or_python_error(-1, [&] {
-    const c10::Storage held = shared(storage);
-    facts->data = static_cast<const char*>(data_of(held));
+    const c10::StorageImpl& held = *impl_of(storage);
+    facts->data = static_cast<const char*>(data_of(storage));
     facts->nbytes = held.nbytes();
     facts->on_host = held.device_type() == c10::DeviceType::CPU ? 1 : 0;
-    const std::string device = held.device().str();
-    const size_t length = std::min(device.size(), sizeof(facts->device) - 1);
-    std::memcpy(facts->device, device.data(), length);
-    facts->device[length] = '\0';
     return 0;
   });
+}
+
+void storage_device(const sdio_storage* storage, char* name, size_t size) noexcept {
+  const std::string device = impl_of(storage)->device().str();
+  const size_t length = std::min(device.size(), size - 1);
+  std::memcpy(name, device.data(), length);
+  name[length] = '\0';
 }
 
 PyObject* storage_over(char* data, uint64_t nbytes, void (*release)(void*), void* context) noexcept {
