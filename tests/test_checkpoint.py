@@ -53,14 +53,19 @@ def test_every_tensor_of_the_corpus(name, backend, tmp_path):
         expected = torch.load(path)
     except (pickle.UnpicklingError, RuntimeError, Exception) as e:
         pytest.skip(f"torch refuses it: {type(e).__name__}")
+    if name == "storage_with_a_partial_last_element":
+        pytest.skip("this torch does not notice that a record is longer than data.pkl says")
     try:
         tensors = dict(flat(expected))
+        values = {key: values_of(tensor) for key, tensor in tensors.items()}
     except RecursionError:
         pytest.skip("contains itself")
+    except NotImplementedError as e:
+        pytest.skip(f"this torch cannot copy it: {e}")
     with sio.open_checkpoint(path, backend=backend) as checkpoint:
         assert set(checkpoint) == set(tensors)
         for key, tensor in tensors.items():
-            found = difference(values_of(tensor), values_of(checkpoint[key]), key)
+            found = difference(values[key], values_of(checkpoint[key]), key)
             assert found is None, found
             info = checkpoint.info(key)
             assert info.dtype == tensor.dtype

@@ -98,6 +98,8 @@ def saved(path, make):
 @pytest.mark.parametrize("name", CORPUS)
 def test_the_corpus_loads_alike(name, backend, tmp_path):
     path = saved(tmp_path / "model.pt", CORPUS[name])
+    if name == "storage_with_a_partial_last_element" and attempt(torch.load, path)[1] is None:
+        pytest.skip("this torch does not notice that a record is longer than data.pkl says")
     _, refused = both(path, backend, weights_only=True)
     both(path, backend, weights_only=False)
     if refused is None:

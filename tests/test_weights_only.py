@@ -90,6 +90,8 @@ def test_offsets_of_tensors_without_data(computed, backend, tmp_path):
         found = sio.load(tmp_path / "model.pt", map_location="meta", backend=backend)
     finally:
         config.load.calculate_storage_offsets = before
+    if expected["w3"].untyped_storage()._checkpoint_offset is None:
+        pytest.skip("this torch tells no offsets, as 2.9")
     data = (tmp_path / "model.pt").read_bytes()
     for name, tensor in found.items():
         offset = tensor.untyped_storage()._checkpoint_offset

@@ -12,7 +12,7 @@ import torch
 import torch.serialization
 
 from ..installed.proofs import FORMAT, proof
-from ..installed.torch_format import compute_crc32, format_records, sample, sample_object, skip_data, storage_alignment
+from ..installed.torch_format import format_records, sample, sample_object, skip_data
 from ..pickles.pickling import PickledObject, pickle_object
 from .protocol import Backend, Contents
 
@@ -26,16 +26,15 @@ def contents(pickled: PickledObject, alignment: int, *, disable_byteorder_record
 @proof(FORMAT)
 def reproduced_by(backend: Backend) -> bool:
     """Whether ``backend`` writes the bytes of the installed torch's format."""
-    _, expected = sample()
+    expected = sample()
     protocol = torch.serialization.DEFAULT_PROTOCOL
     pickled = pickle_object(sample_object(), pickle, protocol, backend.native_tables())
-    alignment = storage_alignment()
     planned = backend.plan(
         "archive",
-        contents(pickled, alignment),
-        alignment=alignment,
-        compute_crc32=compute_crc32(),
+        contents(pickled, expected.alignment),
+        alignment=expected.alignment,
+        compute_crc32=expected.compute_crc32,
     )
     ours = bytearray()
     planned.write_stream(ours.extend, progress=None)
-    return ours == expected
+    return ours == expected.archive

@@ -9,7 +9,7 @@ import functools
 import io
 import sys
 import zipfile
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.serialization
@@ -39,7 +39,7 @@ def format_records(
     alignment: int, disable_byteorder_record: bool
 ) -> tuple[list[tuple[str, bytes]], list[tuple[str, bytes]]]:
     """What lies between ``data.pkl`` and the storages, and what after them. Shared: not to be changed."""
-    small, _ = sample()
+    small = sample().records
     byteorder = ("byteorder", sys.byteorder.encode())
     head = []
     for name in small:
@@ -60,15 +60,27 @@ def sample_object() -> Any:
     return {"five": torch.arange(1, 6, dtype=torch.uint8, device="cpu"), "none": torch.empty(0, device="cpu")}
 
 
-@functools.cache
-def sample() -> tuple[dict[str, bytes], bytes]:
-    """Small records by name in file order, and the whole archive."""
+class Sample(NamedTuple):
+    """What the installed ``torch.save`` makes of :func:`sample_object`."""
 
-    def save() -> bytes:
+    archive: bytes
+    records: dict[str, bytes]  #: by name, in file order
+    alignment: int  #: the settings that it was made under: torch 2.9 has none of a thread's own
+    compute_crc32: bool
+
+
+@functools.cache
+def sample() -> Sample:
+    def save() -> tuple[bytes, int, bool]:
         buffer = io.BytesIO()
         torch_save(sample_object(), buffer)
-        return buffer.getvalue()
+        return buffer.getvalue(), storage_alignment(), compute_crc32()
 
-    whole = in_clean_thread(save)
-    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
-        return {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}, whole
+    archive, alignment, has_crc32 = in_clean_thread(save)
+    records = {}
+    with zipfile.ZipFile(io.BytesIO(archive)) as content:
+        for info in content.infolist():
+            if not has_crc32:
+                info.CRC = None  # type: ignore[assignment]  # not to be compared
+            records[info.filename.partition("/")[2]] = content.read(info)
+    return Sample(archive, records, alignment, has_crc32)

@@ -12,7 +12,7 @@ from .records import DATA_PKL, Records
 
 
 def is_meta(map_location: Any) -> bool:
-    return isinstance(map_location, (str, torch.device)) and torch.device(map_location).type == "meta"
+    return isinstance(map_location, (str, torch.device)) and str(map_location).partition(":")[0] == "meta"
 
 
 def stays_on_cpu(map_location: Any, records: Records) -> bool:
