@@ -15,6 +15,10 @@ def calls():
     calls.close()
 
 
+def is_of_time(problem):
+    return "killed by SIGXCPU" in problem or re.search(r": took [\d.]+ s$", problem) is not None
+
+
 def problems(calls, path, backend):
     """What is wrong with the outcomes, a line each."""
     nbytes = path.stat().st_size
@@ -41,4 +45,8 @@ def test_small_files_stay_small(name, backend, calls, tmp_path):
     suffix, data = HOSTILE_PICKLES[name]()
     path = tmp_path / f"model{suffix}"
     path.write_bytes(data)
-    assert not [*problems(calls, path, backend)]
+    for _ in range(3):
+        found = [*problems(calls, path, backend)]
+        if not found or not all(map(is_of_time, found)):  # else others on this machine may have slowed it down
+            break
+    assert not found

@@ -41,7 +41,10 @@ def test_250_mib_of_address_space(action, backend, tmp_path):
 def test_less_than_that_is_enough_where_the_choice_is_free(spare, tmp_path):
     """torch.save may do it; a proof that failed for want of memory is made again when there is some."""
     status, output = run("proofs", spare, "save", tmp_path / "model.pt", "auto")
-    assert (status, output.strip()) == (0, "as expected"), output
+    said, *warned = output.splitlines()
+    assert (status, said) == (0, "as expected"), output
+    # Whether the proof had memory enough is a matter of luck, and a save without it says that it is slower.
+    assert not warned or "SlowerWarning: statedict_io is slower than it could be: the proof 'format'" in warned[0]
 
 
 @pytest.fixture
