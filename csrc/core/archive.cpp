@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "archive/layout.h"
-#include "core/device_source.h"
+#include "core/device_without_streams.h"
 #include "core/direct_io_wish.h"
 #include "core/kept_storages.h"
 #include "core/pinned_slots.h"

@@ -7,7 +7,7 @@
 #include "checksum/crc32.h"
 #include "core/archive.h"
 #include "core/archive_reader.h"
-#include "core/device_source.h"
+#include "core/device_without_streams.h"
 #include "core/pinned_slots.h"
 #include "core/python_error.h"
 #include "core/released_gil.h"
@@ -81,7 +81,6 @@ PYBIND11_MODULE(_core, module) {
 
   py::register_local_exception<DeviceWithoutStreams>(module, "DeviceWithoutStreams", PyExc_RuntimeError);
 
-  module.attr("boundary_version") = SDIO_TORCH_FUNCTIONS_VERSION;
   module.def(
       "use_torch_access", [](py::object access) { use(torch_through_python(std::move(access))); }, py::arg("access"));
   module.def(

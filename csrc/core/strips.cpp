@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "core/device_source.h"
+#include "core/device_without_streams.h"
 #include "core/direct_io_wish.h"
 #include "core/kept_storages.h"
 #include "core/storage_table.h"

@@ -1,4 +1,4 @@
-// Where the pipeline gets the bytes of storages on devices.
+// Where the pipeline gets the bytes of storages on devices, and what says that it cannot.
 #pragma once
 
 #include <pybind11/pybind11.h>
