@@ -211,7 +211,6 @@ def abridged_pickle(
 def simd() -> str:
     """Name of the CRC-32 implementation in use."""
 
-
 def use_torch_access(access: ModuleType) -> None:
     """Reaches torch through its Python API from now on; ``access`` is :mod:`statedict_io.backends.torch_access`."""
 
