@@ -71,6 +71,22 @@ class Archive:
     ) -> None:
         """Hands the archive to ``write`` from front to back; the views are valid during the call only."""
 
+    @property
+    def device_nbytes(self) -> dict[str, int]:
+        """Of the storages on each device that the pipeline copies from."""
+
+    def snapshot_nbytes(self, *, on_devices: bool) -> int:
+        """Of the host memory that :meth:`snapshot` takes."""
+
+    def snapshot(self, *, on_devices: bool, max_nbytes: int) -> Snapshot | None:
+        """Copies the archive's bytes; what it needs of this object it holds itself.
+
+        Args:
+            on_devices: copies storages on devices there, queued on the current streams, and the others to host memory.
+                None is returned where a device has no room. False assembles the whole file in host memory.
+            max_nbytes: idle snapshot slots beyond these go back to the system, those of this snapshot included.
+        """
+
 class DeviceWithoutStreams(RuntimeError):
     """Storages on it have to be brought to the CPU first; raised before anything is written."""
 
@@ -149,53 +165,32 @@ class ArchiveReader:
         span_nbytes: int = 0,
     ) -> list[int]:
         """The CRC-32 of the payloads of stored records, in memory that does not grow with them."""
-    @property
-    def device_nbytes(self) -> dict[str, int]:
-        """Of the storages on each device that the pipeline copies from."""
 
-    @property
-    def image_nbytes(self) -> int:
-        """Of the memory that :meth:`image` takes."""
-
-    @property
-    def packed_nbytes(self) -> int:
-        """Of the host memory that :meth:`clone` takes."""
-
-    def image(self, *, max_nbytes: int) -> Image:
-        """Assembles the whole archive in memory.
-
-        Args:
-            max_nbytes: idle snapshot slots beyond these go back to the system, those of this image included.
-        """
-
-    def clone(self, *, max_nbytes: int) -> bool:
-        """Refers to copies from now on: those of storages on devices there, queued on the current streams; of the
-        others in snapshot slots. False, and nothing has changed, where a device has no room."""
-
-    def clone_done(self) -> bool: ...
-    def wait_clone(self) -> None:
-        """Returns when the copies on devices are done, and lets go of the originals."""
-
-class Image:
-    """An archive's bytes in memory; its memory is free for the next once it is written."""
+class Snapshot:
+    """An archive whose bytes are its own; made by :meth:`Archive.snapshot`, written as often as it takes."""
 
     @property
     def nbytes(self) -> int: ...
+    def done(self) -> bool:
+        """Whether every byte has been copied."""
+
+    def wait(self) -> None:
+        """Returns when it has, and lets go of the originals on devices."""
+
     def write_fd(
         self,
         fd: int,
         *,
         direct: str = "auto",
         progress: Callable[[int, int], Any] | None = None,
-        num_writers: int = 0,
         bytes_per_second: float = 0.0,
     ) -> bool:
-        """See :meth:`Archive.write_fd`; once."""
+        """See :meth:`Archive.write_fd`."""
 
     def write_stream(
         self, write: Callable[[memoryview], Any], *, progress: Callable[[int, int], Any] | None = None
     ) -> None:
-        """See :meth:`Archive.write_stream`; once."""
+        """See :meth:`Archive.write_stream`."""
 
 def crc32(data: Buffer, crc: int = 0) -> int:
     """As ``zlib.crc32``."""

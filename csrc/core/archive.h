@@ -1,4 +1,4 @@
-// Planned archives and their snapshots as Python classes. Types in statedict_io/_core.pyi.
+// Planned archives as a Python class. Types in statedict_io/_core.pyi.
 #pragma once
 
 #include <pybind11/pybind11.h>

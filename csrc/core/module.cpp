@@ -11,6 +11,7 @@
 #include "core/pinned_slots.h"
 #include "core/python_error.h"
 #include "core/released_gil.h"
+#include "core/snapshot.h"
 #include "core/storage_table.h"
 #include "core/strips.h"
 #include "core/torch.h"
@@ -86,6 +87,7 @@ PYBIND11_MODULE(_core, module) {
   module.def(
       "use_torch_functions", [](const py::object& capsule) { use(torch_through_table(capsule)); }, py::arg("capsule"));
 
+  bind_snapshot(module);
   bind_archive(module);
   bind_storage_table(module);
   bind_strips(module);

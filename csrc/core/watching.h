@@ -1,8 +1,10 @@
-// What the pipeline's watcher does in a Python thread: looks for signals and reports progress.
+// What the thread that called the pipeline does in Python meanwhile: it looks for signals, reports progress, and hands
+// bytes to a callback.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
+#include <cstddef>
 #include <cstdint>
 
 #include "core/kept_storages.h"
@@ -34,6 +36,12 @@ inline void watch(ReleasedGil& gil, const pybind11::object& progress, uint64_t b
     watch(gil, progress, bytes_done, bytes_total);
     gil.with_gil([&] { storages.check(); });
   });
+}
+
+// Calls `write` with a view of bytes that is valid during the call.
+inline void call_with_view(ReleasedGil& gil, const pybind11::object& write, const char* bytes, size_t nbytes) {
+  gil.with_gil(
+      [&] { call_python(write, pybind11::memoryview::from_memory(bytes, static_cast<pybind11::ssize_t>(nbytes))); });
 }
 
 }  // namespace sdio

@@ -61,13 +61,11 @@ class NativeArchive:
         return self._archive.device_nbytes
 
     def snapshot_nbytes(self, *, on_devices: bool) -> int:
-        return self._archive.packed_nbytes if on_devices else self._archive.image_nbytes
+        return self._archive.snapshot_nbytes(on_devices=on_devices)
 
     def snapshot(self, *, on_devices: bool, max_nbytes: int) -> NativeSnapshot | None:
-        if not on_devices:
-            return NativeSnapshot(self._archive.image(max_nbytes=max_nbytes), None)
-        cloned = self._archive.clone(max_nbytes=max_nbytes)
-        return NativeSnapshot(self._archive, self._archive) if cloned else None
+        snapshot = self._archive.snapshot(on_devices=on_devices, max_nbytes=max_nbytes)
+        return None if snapshot is None else NativeSnapshot(snapshot)
 
 
 class NativeSnapshot:
@@ -75,30 +73,29 @@ class NativeSnapshot:
 
     in_any_order = True
 
-    def __init__(self, source: Any, clone: Any) -> None:
-        self._source = source  # an Image, or an Archive that refers to copies
-        self._clone = clone  # that Archive, whose copies may still be on their way
-        self.nbytes = source.nbytes
+    def __init__(self, snapshot: Any) -> None:
+        self._snapshot = snapshot
+        self.nbytes = snapshot.nbytes
 
     def done(self) -> bool:
-        clone = self._clone
-        return clone is None or clone.clone_done()
+        snapshot = self._snapshot  # another thread may release it
+        return snapshot is None or snapshot.done()
 
     def wait(self) -> None:
-        clone = self._clone
-        if clone is not None:
-            clone.wait_clone()
+        snapshot = self._snapshot
+        if snapshot is not None:
+            snapshot.wait()
 
     def release(self) -> None:
-        self._source = self._clone = None
+        self._snapshot = None
 
     def write_fd(
         self, fd: int, *, durable: bool, progress: ProgressCallback | None, bytes_per_second: float | None = None
     ) -> None:
-        _write_fd(self._source, fd, durable, progress, bytes_per_second)
+        _write_fd(self._snapshot, fd, durable, progress, bytes_per_second)
 
     def write_stream(self, write: Callable[[memoryview], Any], *, progress: ProgressCallback | None) -> None:
-        self._source.write_stream(write, progress=progress)
+        self._snapshot.write_stream(write, progress=progress)
 
 
 def _write_fd(

@@ -51,7 +51,7 @@ class LateDevice final : public DeviceSource {
 struct Case {
   std::vector<std::string> bytes;
   std::unique_ptr<LateDevice> device;
-  std::unique_ptr<ArchiveContent> content;
+  std::unique_ptr<Records> records;
 };
 
 enum class On { kMemory, kDevice, kMixed };
@@ -72,14 +72,14 @@ inline Case make_case(const std::vector<size_t>& sizes, uint64_t alignment = 64,
     on_device.push_back(made.bytes[i].data());
   }
   if (on != On::kMemory) made.device = std::make_unique<LateDevice>(on_device);
-  made.content = std::make_unique<ArchiveContent>(
-      ArchiveContent{ArchiveLayout("case", specs, alignment), payloads, compute_crc32, made.device.get()});
+  made.records = std::make_unique<Records>(Records{std::make_shared<const ArchiveLayout>("case", specs, alignment),
+                                                   payloads, compute_crc32, made.device.get()});
   return made;
 }
 
-inline std::string streamed(const ArchiveContent& content) {
+inline std::string streamed(const Records& records) {
   std::string all;
-  stream_archive(content, [&](const char* bytes, size_t nbytes) { all.append(bytes, nbytes); }, no_watch);
+  stream_archive(records, [&](const char* bytes, size_t nbytes) { all.append(bytes, nbytes); }, no_watch);
   return all;
 }
 

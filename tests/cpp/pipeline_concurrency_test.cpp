@@ -45,7 +45,7 @@ TEST(Saves, AtOnceDoNotDisturbEachOther) {
     savers.emplace_back([&, saver] {
       const On on = saver % 2 == 0 ? On::kMemory : On::kMixed;
       const Case made = make_case({300000, 17, static_cast<size_t>(saver), 2 << 20, 100, 70000}, 64, on);
-      const std::string expected = streamed(*made.content);
+      const std::string expected = streamed(*made.records);
       WriteOptions options;
       options.num_writers = 3;
       options.region_nbytes = 65536;
@@ -53,16 +53,16 @@ TEST(Saves, AtOnceDoNotDisturbEachOther) {
         const TemporaryFile file;
         if (round % 3 == 1) {
           RefusingSink sink(file.fd(), saver + round);
-          EXPECT_THROW(write_archive(*made.content, sink, options, no_watch), SystemError);
+          EXPECT_THROW(write_archive(*made.records, sink, options, no_watch), SystemError);
           ++refused;
         } else if (round % 3 == 2) {
           PositionalSink sink(file.fd(), DirectIo::kAuto);
           // The last report comes when all is written: whoever throws there was not cancelled in time, but is heard.
-          EXPECT_THROW(write_archive(*made.content, sink, options, [](uint64_t) { throw Stop(); }), Stop);
+          EXPECT_THROW(write_archive(*made.records, sink, options, [](uint64_t) { throw Stop(); }), Stop);
           ++stopped;
         } else {
           PositionalSink sink(file.fd(), DirectIo::kAuto);
-          write_archive(*made.content, sink, options, no_watch);
+          write_archive(*made.records, sink, options, no_watch);
           EXPECT_TRUE(file.read_all() == expected);
           ++saved;
         }
@@ -86,7 +86,7 @@ TEST(Saves, AreCancelledByTheWatcherWhileWorkersWaitForEachOther) {
     const TemporaryFile file;
     PositionalSink sink(file.fd(), DirectIo::kOff);
     int reports = 0;
-    EXPECT_THROW(write_archive(*made.content, sink, options,
+    EXPECT_THROW(write_archive(*made.records, sink, options,
                                [&](uint64_t) {
                                  if (++reports == 2) throw Stop();
                                }),
@@ -158,7 +158,7 @@ TEST(Saves, OfManyRecordsLeaveNothingInTheHeapsOfWorkers) {
   for (int round = 0; round < 15; ++round) {
     const TemporaryFile file;
     PositionalSink sink(file.fd(), DirectIo::kAuto);
-    write_archive(*made.content, sink, options, no_watch);
+    write_archive(*made.records, sink, options, no_watch);
     if (round == 1) resident = resident_nbytes();
   }
   EXPECT_LT(resident_nbytes(), resident + (8u << 20));

@@ -68,14 +68,14 @@ TEST_P(Padding, IsZerosWhateverTheSlotsHeld) {
   const auto [direct_io, on, alignment, region_nbytes] = GetParam();
   const Case made = make_case(kOddSizes, static_cast<uint64_t>(alignment), on);
   fill_slots('\x33');
-  const std::string expected = streamed(*made.content);
+  const std::string expected = streamed(*made.records);
   const TemporaryFile file;
   RecordingSink sink(file.fd(), direct_io);
   WriteOptions options;
   options.num_writers = kNumThreads;
   options.region_nbytes = region_nbytes;
   fill_slots('\xCC');
-  write_archive(*made.content, sink, options, no_watch);
+  write_archive(*made.records, sink, options, no_watch);
   EXPECT_TRUE(file.read_all() == expected);
   const size_t file_nbytes = expected.size();
   ASSERT_GE(sink.handed_over.size(), file_nbytes);

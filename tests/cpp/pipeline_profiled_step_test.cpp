@@ -79,8 +79,8 @@ TEST_F(ProfiledSteps, AreThoseOfEachRegionInEachThread) {
   const TemporaryFile file;
   PositionalSink sink(file.fd(), DirectIo::kAuto);
   Recorder::record_here(true);
-  write_archive(*made.content, sink, four_threads(), no_watch);
-  const uint64_t file_nbytes = made.content->layout.file_nbytes();
+  write_archive(*made.records, sink, four_threads(), no_watch);
+  const uint64_t file_nbytes = made.records->layout->file_nbytes();
   const int num_regions = static_cast<int>((file_nbytes + (64u << 10) - 1) / (64u << 10));
   EXPECT_EQ(recorder_.steps["statedict_io::write"], num_regions);
   EXPECT_EQ(recorder_.steps["statedict_io::device_to_host"], made.device->num_copies);
@@ -93,7 +93,7 @@ TEST_F(ProfiledSteps, AreNotThoseOfCallersThatDoNotRecord) {
   const Case made = make_case({2 << 20});
   const TemporaryFile file;
   PositionalSink sink(file.fd(), DirectIo::kAuto);
-  write_archive(*made.content, sink, four_threads(), no_watch);
+  write_archive(*made.records, sink, four_threads(), no_watch);
   EXPECT_TRUE(recorder_.steps.empty());
 }
 

@@ -89,8 +89,8 @@ Made made_by_torch(const std::vector<size_t>& sizes, uint64_t alignment) {
     specs.push_back({"data/" + std::to_string(i), sizes[i]});
   }
   for (const std::string& payload : made.payloads) payloads.push_back({Payload::Kind::kMemory, payload.data()});
-  const ArchiveContent content{ArchiveLayout("case", specs, alignment), payloads, true, nullptr};
-  stream_archive(content, [&](const char* bytes, size_t nbytes) { made.file.append(bytes, nbytes); }, [](uint64_t) {});
+  const Records records{std::make_shared<const ArchiveLayout>("case", specs, alignment), payloads};
+  stream_archive(records, [&](const char* bytes, size_t nbytes) { made.file.append(bytes, nbytes); }, [](uint64_t) {});
   return made;
 }
 

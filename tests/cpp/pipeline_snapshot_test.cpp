@@ -1,5 +1,5 @@
-// Images and packed payloads against the stream of the archive they were taken of, after its payloads have changed; the
-// pools that they come from; the pace of writing.
+// Snapshots and copies of payloads against the stream of the archive they were taken of, after its payloads have
+// changed; the pools that they come from; the pace of writing.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -11,9 +11,9 @@
 
 #include "archive_case.h"
 #include "file/system_error.h"
-#include "pipeline/write/archive_image.h"
 #include "pipeline/write/archive_writer.h"
-#include "pipeline/write/packed_payloads.h"
+#include "pipeline/write/host_snapshot.h"
+#include "pipeline/write/payload_copies.h"
 #include "pipeline/write/write_pace.h"
 
 namespace sdio {
@@ -25,15 +25,15 @@ void overwrite(Case& made) {
   for (std::string& bytes : made.bytes) std::fill(bytes.begin(), bytes.end(), '\x55');
 }
 
-class Imaging : public testing::TestWithParam<std::tuple<DirectIo, size_t, On>> {};
+class Snapshots : public testing::TestWithParam<std::tuple<DirectIo, size_t, On>> {};
 
-TEST_P(Imaging, KeepsTheBytesThatWereThere) {
+TEST_P(Snapshots, KeepsTheBytesThatWereThere) {
   const auto [direct_io, num_threads, on] = GetParam();
   Case made = make_case(kSizes, 64, on);
-  const std::string expected = streamed(*made.content);
+  const std::string expected = streamed(*made.records);
   SlotPool slots(std::make_unique<HugePageAllocator>(), 1000);
-  ArchiveImage image(*made.content, slots, no_watch);
-  EXPECT_EQ(slots.nbytes(), ArchiveImage::nbytes_of(*made.content));
+  HostSnapshot snapshot(*made.records, slots, no_watch);
+  EXPECT_EQ(slots.nbytes(), HostSnapshot::nbytes_of(*made.records));
   EXPECT_EQ(slots.idle_nbytes(), 0u);
   overwrite(made);
   for (int time = 0; time < 2; ++time) {  // where the first try is refused, there is a second
@@ -41,78 +41,78 @@ TEST_P(Imaging, KeepsTheBytesThatWereThere) {
     PositionalSink sink(file.fd(), direct_io);
     WriteOptions options;
     options.num_writers = num_threads;
-    write_image(image, sink, options, no_watch);
+    write_snapshot(snapshot, sink, options, no_watch);
     EXPECT_TRUE(file.read_all() == expected);
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Ways, Imaging,
+INSTANTIATE_TEST_SUITE_P(Ways, Snapshots,
                          testing::Values(std::make_tuple(DirectIo::kOff, 1, On::kMemory),
                                          std::make_tuple(DirectIo::kOff, 3, On::kMixed),
                                          std::make_tuple(DirectIo::kAuto, 4, On::kMemory),
                                          std::make_tuple(DirectIo::kAuto, 4, On::kDevice)));
 
-TEST(Imaging, StreamsTheSameBytes) {
+TEST(Snapshots, StreamsTheSameBytes) {
   Case made = make_case({100, 9 << 20, 30 << 20, 5});
-  made.content->payloads[2].kind = Payload::Kind::kHole;
-  const std::string expected = streamed(*made.content);
+  made.records->payloads[2].kind = Payload::Kind::kHole;
+  const std::string expected = streamed(*made.records);
   SlotPool slots(std::make_unique<HugePageAllocator>(), 1000);
-  ArchiveImage image(*made.content, slots, no_watch);
-  EXPECT_LT(slots.nbytes(), made.content->layout.file_nbytes());  // holes take no memory
+  HostSnapshot snapshot(*made.records, slots, no_watch);
+  EXPECT_LT(slots.nbytes(), made.records->layout->file_nbytes());  // holes take no memory
   overwrite(made);
   std::string all;
-  stream_image(image, [&](const char* bytes, size_t nbytes) { all.append(bytes, nbytes); }, no_watch);
+  stream_snapshot(snapshot, [&](const char* bytes, size_t nbytes) { all.append(bytes, nbytes); }, no_watch);
   EXPECT_TRUE(all == expected);
 }
 
-TEST(Imaging, PaddingCarriesNoBytesOfAnEarlierSave) {
+TEST(Snapshots, PaddingCarriesNoBytesOfAnEarlierSave) {
   const Case secret = make_case({8 << 20});
   const Case tiny = make_case({1});
   SlotPool slots(std::make_unique<HugePageAllocator>(), 1000);
   for (const Case* made : {&secret, &tiny}) {
     const TemporaryFile file;
     PositionalSink sink(file.fd(), DirectIo::kAuto);
-    ArchiveImage image(*made->content, slots, no_watch);
-    write_image(image, sink, {}, no_watch);
-    EXPECT_TRUE(file.read_all() == streamed(*made->content));
+    HostSnapshot snapshot(*made->records, slots, no_watch);
+    write_snapshot(snapshot, sink, {}, no_watch);
+    EXPECT_TRUE(file.read_all() == streamed(*made->records));
   }
 }
 
-TEST(Imaging, CancelledGivesItsSlotsBack) {
+TEST(Snapshots, CancelledGivesItsSlotsBack) {
   const Case made = make_case({40 << 20}, 64, On::kDevice);
   made.device->lateness = std::chrono::milliseconds(200);  // the watcher is asked every 50
   SlotPool slots(std::make_unique<HugePageAllocator>(), 1000);
   struct Stop {};
-  EXPECT_THROW(ArchiveImage(*made.content, slots, [](uint64_t) { throw Stop(); }), Stop);
+  EXPECT_THROW(HostSnapshot(*made.records, slots, [](uint64_t) { throw Stop(); }), Stop);
   EXPECT_EQ(slots.idle_nbytes(), slots.nbytes());
 }
 
-TEST(Packing, KeepsTheBytesThatWereThere) {
+TEST(Copies, KeepsTheBytesThatWereThere) {
   Case made = make_case(kSizes);
-  const std::string expected = streamed(*made.content);
-  std::vector<PackedSource> sources;
+  const std::string expected = streamed(*made.records);
+  std::vector<HostBytes> sources;
   for (const std::string& bytes : made.bytes) sources.push_back({bytes.data(), bytes.size()});
   SlotPool slots(std::make_unique<HugePageAllocator>(), 1000);
-  const PackedPayloads packed(sources, slots, no_watch);
-  EXPECT_EQ(slots.nbytes(), PackedPayloads::nbytes_of(sources));
+  const PayloadCopies copies(sources, slots, no_watch);
+  EXPECT_EQ(slots.nbytes(), PayloadCopies::nbytes_of(sources));
+  made.records->copies = &copies;
   for (size_t i = 0; i < sources.size(); ++i) {
-    made.content->payloads[i].kind = Payload::Kind::kPacked;
-    made.content->payloads[i].packed = &packed;
-    made.content->payloads[i].packed_index = i;
+    made.records->payloads[i].kind = Payload::Kind::kCopied;
+    made.records->payloads[i].copy = i;
   }
   overwrite(made);
-  EXPECT_TRUE(streamed(*made.content) == expected);
+  EXPECT_TRUE(streamed(*made.records) == expected);
   for (const DirectIo direct_io : {DirectIo::kOff, DirectIo::kAuto}) {
     const TemporaryFile file;
     PositionalSink sink(file.fd(), direct_io);
-    write_archive(*made.content, sink, {}, no_watch);
+    write_archive(*made.records, sink, {}, no_watch);
     EXPECT_TRUE(file.read_all() == expected);
   }
 }
 
-TEST(Packing, OfNothingTakesNothing) {
+TEST(Copies, OfNothingTakesNothing) {
   SlotPool slots(std::make_unique<HugePageAllocator>(), 1000);
-  const PackedPayloads packed({{nullptr, 0}, {nullptr, 0}}, slots, no_watch);
+  const PayloadCopies copies({{nullptr, 0}, {nullptr, 0}}, slots, no_watch);
   EXPECT_EQ(slots.nbytes(), 0u);
 }
 

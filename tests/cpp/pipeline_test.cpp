@@ -28,12 +28,12 @@ TEST_P(Writing, InParallelGivesTheBytesOfTheStream) {
   WriteOptions options;
   options.num_writers = num_threads;
   options.region_nbytes = region_nbytes;
-  write_archive(*made.content, sink, options, no_watch);
+  write_archive(*made.records, sink, options, no_watch);
   const std::string written = file.read_all();
-  ASSERT_EQ(written.size(), made.content->layout.file_nbytes());
-  EXPECT_TRUE(written == streamed(*made.content));
+  ASSERT_EQ(written.size(), made.records->layout->file_nbytes());
+  EXPECT_TRUE(written == streamed(*made.records));
   for (size_t record = 0; record < made.bytes.size(); ++record) {
-    const RecordPlacement& at = made.content->layout.placement(record);
+    const RecordPlacement& at = made.records->layout->placement(record);
     EXPECT_TRUE(written.compare(at.payload_offset, at.nbytes, made.bytes[record]) == 0) << record;
     if (at.nbytes == 0) continue;
     uint32_t crc;
@@ -56,20 +56,20 @@ INSTANTIATE_TEST_SUITE_P(Ways, Writing,
 
 TEST(Writing, WithoutChecksumsLeavesZeros) {
   const Case made = make_case({100, 1 << 20}, 64, On::kMemory, false);
-  const std::string all = streamed(*made.content);
+  const std::string all = streamed(*made.records);
   uint32_t crc;
-  std::memcpy(&crc, &all[made.content->layout.placement(1).descriptor_offset() + 4], sizeof crc);
+  std::memcpy(&crc, &all[made.records->layout->placement(1).descriptor_offset() + 4], sizeof crc);
   EXPECT_EQ(crc, 0u);
 }
 
 TEST(Writing, HoleIsNotWrittenAndReadsAsZeros) {
   Case made = make_case({10, 30 << 20, 10});
-  made.content->payloads[1].kind = Payload::Kind::kHole;
+  made.records->payloads[1].kind = Payload::Kind::kHole;
   const TemporaryFile file;
   ASSERT_EQ(pwrite(file.fd(), "x", 1, 0), 1);
   PositionalSink sink(file.fd(), DirectIo::kOff);
-  write_archive(*made.content, sink, {}, no_watch);
-  const RecordPlacement& at = made.content->layout.placement(1);
+  write_archive(*made.records, sink, {}, no_watch);
+  const RecordPlacement& at = made.records->layout->placement(1);
   EXPECT_TRUE(file.read_all().substr(at.payload_offset, at.nbytes) == std::string(at.nbytes, '\0'));
 }
 
@@ -82,7 +82,7 @@ TEST(Writing, SecondTimeAllocatesNoSlots) {
     options.num_writers = 2;
     options.region_nbytes = 1 << 20;
     const size_t before = SlotPool::host().num_allocated();
-    write_archive(*made.content, sink, options, no_watch);
+    write_archive(*made.records, sink, options, no_watch);
     if (round > 0) {
       EXPECT_EQ(SlotPool::host().num_allocated(), before);
     }
@@ -95,8 +95,8 @@ TEST(Writing, PaddingCarriesNoBytesOfAnEarlierSave) {
   for (const Case* made : {&secret, &tiny}) {
     const TemporaryFile file;
     PositionalSink sink(file.fd(), DirectIo::kAuto);
-    write_archive(*made->content, sink, {}, no_watch);
-    EXPECT_TRUE(file.read_all() == streamed(*made->content));
+    write_archive(*made->records, sink, {}, no_watch);
+    EXPECT_TRUE(file.read_all() == streamed(*made->records));
   }
 }
 
@@ -122,11 +122,11 @@ TEST(Writing, FailureOfAnyWriteEndsTheSaveWithItsError) {
   options.num_writers = 4;
   options.region_nbytes = 1 << 20;
   const TemporaryFile file;
-  const auto num_regions = static_cast<int>(made.content->layout.file_nbytes() >> 20) + 1;
+  const auto num_regions = static_cast<int>(made.records->layout->file_nbytes() >> 20) + 1;
   for (int fail_at = 0; fail_at < num_regions; ++fail_at) {
     FailingSink sink(file.fd(), fail_at);
     try {
-      write_archive(*made.content, sink, options, no_watch);
+      write_archive(*made.records, sink, options, no_watch);
       FAIL() << "write " << fail_at << " failed and nobody said so";
     } catch (const SystemError& e) {
       EXPECT_EQ(e.error_number(), ENOSPC);
@@ -163,9 +163,9 @@ TEST_P(Watching, WatcherSeesProgressAndCanCancel) {
     seen = bytes_done;
     if (++calls == 3) throw Stop();
   };
-  EXPECT_THROW(write_archive(*made.content, sink, options, stop_at_third), Stop);
+  EXPECT_THROW(write_archive(*made.records, sink, options, stop_at_third), Stop);
   EXPECT_GT(seen, 0u);
-  EXPECT_LT(seen, made.content->layout.file_nbytes());
+  EXPECT_LT(seen, made.records->layout->file_nbytes());
 }
 
 TEST(Writing, LastReportIsTheWholeFile) {
@@ -173,8 +173,8 @@ TEST(Writing, LastReportIsTheWholeFile) {
   const TemporaryFile file;
   PositionalSink sink(file.fd(), DirectIo::kOff);
   uint64_t last = 0;
-  write_archive(*made.content, sink, {}, [&](uint64_t bytes_done) { last = bytes_done; });
-  EXPECT_EQ(last, made.content->layout.file_nbytes());
+  write_archive(*made.records, sink, {}, [&](uint64_t bytes_done) { last = bytes_done; });
+  EXPECT_EQ(last, made.records->layout->file_nbytes());
 }
 
 }  // namespace

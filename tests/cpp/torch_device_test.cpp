@@ -79,23 +79,23 @@ sdio_device_bytes all_of(const at::Tensor& tensor) {
 // Every record of `made` on a device, the two in turn, except each fifth, which stays in memory.
 class OnDevices {
  public:
-  explicit OnDevices(const Case& made) : content_{made.content->layout, made.content->payloads, true, nullptr} {
+  explicit OnDevices(const Case& made) : records_{made.records->layout, made.records->payloads, true, nullptr} {
     std::vector<at::Tensor> tensors;  // until the source has its own hold of them
     std::vector<sdio_device_bytes> records(made.bytes.size());
     for (size_t record = 0; record < made.bytes.size(); ++record) {
       if (record % 5 == 4) continue;
       tensors.push_back(on_device(made.bytes[record], static_cast<c10::DeviceIndex>(record % 2)));
       records[record] = all_of(tensors.back());
-      content_.payloads[record].kind = Payload::Kind::kDevice;
+      records_.payloads[record].kind = Payload::Kind::kDevice;
     }
     standin_drain();
     source_ = std::make_unique<TableSource>(devices(), records);
-    content_.devices = source_.get();
+    records_.devices = source_.get();
   }
-  const ArchiveContent& content() const { return content_; }
+  const Records& records() const { return records_; }
 
  private:
-  ArchiveContent content_;
+  Records records_;
   std::unique_ptr<TableSource> source_;
 };
 
@@ -137,10 +137,10 @@ class Ways : public Torch, public testing::WithParamInterface<std::tuple<DirectI
     chosen.region_nbytes = std::get<1>(GetParam());
     return chosen;
   }
-  static std::string written(const ArchiveContent& content) {
+  static std::string written(const Records& records) {
     const TemporaryFile file;
     PositionalSink sink(file.fd(), std::get<0>(GetParam()));
-    write_archive(content, sink, options(), no_watch);
+    write_archive(records, sink, options(), no_watch);
     return file.read_all();
   }
 };
@@ -150,7 +150,7 @@ TEST_P(Ways, FileHoldsTheTensorsAndNothingOfTheSlots) {
   const OnDevices on_devices(made);
   fill_slots();
   standin_set("delay_us", 200);
-  EXPECT_TRUE(written(on_devices.content()) == streamed(*made.content));
+  EXPECT_TRUE(written(on_devices.records()) == streamed(*made.records));
   EXPECT_GT(standin_get("host_copies"), 0);
   EXPECT_GT(standin_get("gathers"), 0);
   EXPECT_EQ(standin_get("host_copies_to_pageable"), 0);
@@ -163,7 +163,7 @@ TEST_P(Ways, DeviceThatFailsIsHeardAndLeavesTheSlotsToTheNextSave) {
     standin_set("delay_us", 200);
     standin_set(setting, 2);
     try {
-      written(on_devices.content());
+      written(on_devices.records());
       ADD_FAILURE() << setting << " was not heard of";
     } catch (const DeviceError& e) {
       EXPECT_EQ(e.status, SDIO_FAILED);
@@ -172,7 +172,7 @@ TEST_P(Ways, DeviceThatFailsIsHeardAndLeavesTheSlotsToTheNextSave) {
     EXPECT_EQ(standin_get("host_copies_in_flight"), 0) << setting;
     standin_set("delay_us", 0);
     fill_slots();
-    EXPECT_TRUE(written(on_devices.content()) == streamed(*made.content)) << setting;
+    EXPECT_TRUE(written(on_devices.records()) == streamed(*made.records)) << setting;
   }
 }
 
@@ -182,7 +182,7 @@ TEST_P(Ways, WithoutRoomToGatherPiecesAreCopiedOneByOne) {
   fill_slots();
   standin_set("delay_us", 200);
   standin_set("fail_allocation", 1);
-  EXPECT_TRUE(written(on_devices.content()) == streamed(*made.content));
+  EXPECT_TRUE(written(on_devices.records()) == streamed(*made.records));
   EXPECT_EQ(standin_get("fail_allocation"), 0);
 }
 
@@ -192,14 +192,14 @@ INSTANTIATE_TEST_SUITE_P(Regions, Ways,
 
 TEST_F(Torch, SavesAtOnceShareThePinnedSlots) {
   const Case made = make_case(sizes());
-  const std::string expected = streamed(*made.content);
+  const std::string expected = streamed(*made.records);
   std::vector<std::thread> savers;
   for (int saver = 0; saver < 3; ++saver) {
     savers.emplace_back([&] {
       const OnDevices on_devices(made);
       const TemporaryFile file;
       PositionalSink sink(file.fd(), DirectIo::kAuto);
-      write_archive(on_devices.content(), sink, {}, no_watch);
+      write_archive(on_devices.records(), sink, {}, no_watch);
       EXPECT_TRUE(file.read_all() == expected);
     });
   }
@@ -215,7 +215,7 @@ TEST_F(Torch, MemoryThatCannotBePinnedServesToo) {
     const Case made = make_case(sizes());
     const OnDevices on_devices(made);
     fill_slots();
-    EXPECT_TRUE(streamed(on_devices.content()) == streamed(*made.content));
+    EXPECT_TRUE(streamed(on_devices.records()) == streamed(*made.records));
     devices().pinned.release_idle();
   }
 }
@@ -229,7 +229,7 @@ TEST_F(Torch, WithoutWaitingForEventsTheFileDiffers) {
   fill_slots();
   standin_set("delay_us", 20000);
   standin_set("lose_event_synchronize", 1);
-  EXPECT_FALSE(streamed(on_devices.content()) == streamed(*made.content));
+  EXPECT_FALSE(streamed(on_devices.records()) == streamed(*made.records));
 }
 
 // A record whose values the device has yet to write when the source is made.
@@ -257,7 +257,7 @@ TEST_F(Torch, CopiesComeAfterWhatTheCallersStreamHadQueued) {
 class Loading : public Torch {
  protected:
   Loading() : made_(make_case(sizes())) {
-    file_.write_all(streamed(*made_.content));
+    file_.write_all(streamed(*made_.records));
     source_ = std::make_unique<PositionalSource>(file_.fd(), DirectIo::kAuto);
     directory_ = std::make_unique<Directory>(read_directory(*source_));
     for (size_t record = 0; record < made_.bytes.size(); ++record) {

@@ -7,6 +7,7 @@
 
 #include "pipeline/memory/slot_pool.h"
 #include "pipeline/threads/profiled_step.h"
+#include "pipeline/write/region_assembler.h"
 #include "pipeline/write/staged_writes.h"
 #include "pipeline/write/write_pace.h"
 
@@ -55,18 +56,17 @@ struct Writing {
 
 class ArchiveRegions final : public StagedWriter {
  public:
-  ArchiveRegions(const ArchiveContent& content, const Regions& regions, PositionalSink& sink,
-                 const WriteOptions& options)
-      : content_(content),
+  ArchiveRegions(const Records& records, const Regions& regions, PositionalSink& sink, const WriteOptions& options)
+      : records_(records),
         regions_(regions),
-        assembler_(content),
+        assembler_(records),
         gather_(sink.direct() ? RegionAssembler::Gather::kAll : RegionAssembler::Gather::kSmall),
         writing_(sink, options) {}
 
   void fill(StagedWrite& staged) override {
     const uint64_t begin = regions_.begin(staged.index);
     const uint64_t nbytes = regions_.nbytes_of(staged.index);
-    if (is_hole(content_, begin, nbytes)) return;
+    if (records_.is_hole(begin, nbytes)) return;
     assembler_.assemble(begin, nbytes, staged.slot.memory(), gather_, staged.pieces);
     if (gather_ == RegionAssembler::Gather::kAll) {
       pad_to_blocks(staged.slot.data(), staged.pieces.front(), writing_.sink.alignment());
@@ -85,19 +85,19 @@ class ArchiveRegions final : public StagedWriter {
   }
 
  private:
-  const ArchiveContent& content_;
+  const Records& records_;
   const Regions regions_;
   RegionAssembler assembler_;
   const RegionAssembler::Gather gather_;
   Writing writing_;
 };
 
-class WriteImage final : public RegionWorker {
+class SnapshotRegions final : public RegionWorker {
  public:
-  WriteImage(ArchiveImage& image, Writing& writing) : image_(image), writing_(writing) {}
+  SnapshotRegions(HostSnapshot& snapshot, Writing& writing) : snapshot_(snapshot), writing_(writing) {}
 
   void work(uint64_t begin, uint64_t nbytes) override {
-    char* const memory = image_.memory(begin);
+    char* const memory = snapshot_.memory(begin);
     if (memory == nullptr) return;
     pieces_.assign(1, {memory, nbytes});
     if (writing_.sink.direct()) pad_to_blocks(memory, pieces_.front(), writing_.sink.alignment());
@@ -105,7 +105,7 @@ class WriteImage final : public RegionWorker {
   }
 
  private:
-  ArchiveImage& image_;
+  HostSnapshot& snapshot_;
   Writing& writing_;
   std::vector<iovec> pieces_;
 };
@@ -118,40 +118,39 @@ void preallocate(PositionalSink& sink, uint64_t file_nbytes) {
 
 }  // namespace
 
-void write_archive(const ArchiveContent& content, PositionalSink& sink, const WriteOptions& options,
-                   const Watcher& watch) {
-  const uint64_t file_nbytes = content.layout.file_nbytes();
-  const bool from_device = content.devices != nullptr;
+void write_archive(const Records& records, PositionalSink& sink, const WriteOptions& options, const Watcher& watch) {
+  const uint64_t file_nbytes = records.layout->file_nbytes();
+  const bool from_device = records.devices != nullptr;
   const uint64_t region_nbytes = options.region_nbytes != 0
                                      ? options.region_nbytes
                                      : default_region_nbytes(file_nbytes, sink.direct() && !from_device);
   const Regions regions{file_nbytes, region_nbytes};
-  ArchiveRegions writer(content, regions, sink, options);
+  ArchiveRegions writer(records, regions, sink, options);
   preallocate(sink, file_nbytes);
-  StagedWrites(writer, from_device ? content.devices->slots() : SlotPool::host())
+  StagedWrites(writer, from_device ? records.devices->slots() : SlotPool::host())
       .run(regions.count(), num_writers(options, from_device, sink), watch);
   sink.set_nbytes(file_nbytes);
   watch(file_nbytes);
 }
 
-void write_image(ArchiveImage& image, PositionalSink& sink, const WriteOptions& options, const Watcher& watch) {
-  const uint64_t file_nbytes = image.file_nbytes();
+void write_snapshot(HostSnapshot& snapshot, PositionalSink& sink, const WriteOptions& options, const Watcher& watch) {
+  const uint64_t file_nbytes = snapshot.file_nbytes();
   Writing writing(sink, options);
   preallocate(sink, file_nbytes);
   for_each_region(
       {file_nbytes, kSlotNbytes}, num_writers(options, /*from_device=*/false, sink),
-      [&] { return std::make_unique<WriteImage>(image, writing); }, [&] { writing.pace.cancel(); }, watch);
+      [&] { return std::make_unique<SnapshotRegions>(snapshot, writing); }, [&] { writing.pace.cancel(); }, watch);
   sink.set_nbytes(file_nbytes);
   watch(file_nbytes);
 }
 
-void stream_archive(const ArchiveContent& content, const StreamWrite& write, const Watcher& watch) {
-  RegionAssembler assembler(content);
-  const uint64_t file_nbytes = content.layout.file_nbytes();
+void stream_archive(const Records& records, const StreamWrite& write, const Watcher& watch) {
+  RegionAssembler assembler(records);
+  const uint64_t file_nbytes = records.layout->file_nbytes();
   const SlotPool::Handle slot =
-      content.devices != nullptr ? content.devices->slots().acquire() : SlotPool::host().acquire();
+      records.devices != nullptr ? records.devices->slots().acquire() : SlotPool::host().acquire();
   // `write` may do what moves payloads.
-  const auto gather = content.gate != nullptr ? RegionAssembler::Gather::kAll : RegionAssembler::Gather::kSmall;
+  const auto gather = records.gate != nullptr ? RegionAssembler::Gather::kAll : RegionAssembler::Gather::kSmall;
   std::vector<iovec> pieces;
   for (uint64_t begin = 0; begin < file_nbytes; begin += kSlotNbytes) {
     pieces.clear();
@@ -162,11 +161,11 @@ void stream_archive(const ArchiveContent& content, const StreamWrite& write, con
   }
 }
 
-void stream_image(ArchiveImage& image, const StreamWrite& write, const Watcher& watch) {
-  const uint64_t file_nbytes = image.file_nbytes();
+void stream_snapshot(HostSnapshot& snapshot, const StreamWrite& write, const Watcher& watch) {
+  const uint64_t file_nbytes = snapshot.file_nbytes();
   for (uint64_t begin = 0; begin < file_nbytes; begin += kSlotNbytes) {
     const uint64_t nbytes = std::min<uint64_t>(kSlotNbytes, file_nbytes - begin);
-    if (const char* const memory = image.memory(begin)) {
+    if (const char* const memory = snapshot.memory(begin)) {
       write(memory, nbytes);
     } else {
       const std::vector<char> zeros(nbytes);

@@ -16,8 +16,8 @@
 #include "file/positional_sink.h"
 #include "pipeline/threads/parallel_regions.h"
 #include "pipeline/threads/worker_threads.h"
-#include "pipeline/write/archive_image.h"
-#include "pipeline/write/region_assembler.h"
+#include "pipeline/write/host_snapshot.h"
+#include "pipeline/write/records.h"
 
 namespace sdio {
 
@@ -29,15 +29,14 @@ struct WriteOptions {
 
 // The file may hold anything before; it holds the archive after. Throws SystemError, std::bad_alloc, and what `watch`
 // or the device throws.
-void write_archive(const ArchiveContent& content, PositionalSink& sink, const WriteOptions& options,
-                   const Watcher& watch);
+void write_archive(const Records& records, PositionalSink& sink, const WriteOptions& options, const Watcher& watch);
 
-// The same from an image, which is empty afterwards. `region_nbytes` is the image's.
-void write_image(ArchiveImage& image, PositionalSink& sink, const WriteOptions& options, const Watcher& watch);
+// The same from a snapshot. `region_nbytes` does not count: the regions are those of the snapshot.
+void write_snapshot(HostSnapshot& snapshot, PositionalSink& sink, const WriteOptions& options, const Watcher& watch);
 
 // `write` takes every byte it is given or throws.
 using StreamWrite = std::function<void(const char* bytes, size_t nbytes)>;
-void stream_archive(const ArchiveContent& content, const StreamWrite& write, const Watcher& watch);
-void stream_image(ArchiveImage& image, const StreamWrite& write, const Watcher& watch);
+void stream_archive(const Records& records, const StreamWrite& write, const Watcher& watch);
+void stream_snapshot(HostSnapshot& snapshot, const StreamWrite& write, const Watcher& watch);
 
 }  // namespace sdio

@@ -13,10 +13,6 @@ namespace {
 // Below this a copy into the slot is cheaper than one more iovec in the system call.
 constexpr uint64_t kGatherBelowNbytes = 32u << 10;
 
-Payload::Kind kind(const ArchiveContent& content, size_t record) {
-  return record < content.payloads.size() ? content.payloads[record].kind : Payload::Kind::kSerializationId;
-}
-
 void fold_name(CrcFold& fold, const std::string& archive_name, const std::string& name) {
   if (archive_name.compare(0, 4, "PK\x07\x08") != 0) return;  // what follows could not fold
   const std::string full = archive_name + "/" + name;
@@ -58,7 +54,7 @@ class RegionAssembler::Range {
   // All but what the device or the CRCs of other ranges bring.
   void put_host_bytes() {
     const ProfiledStep step(gather_ == Gather::kAll ? "statedict_io::copy_and_crc32" : "statedict_io::crc32");
-    const ReadGate::Reading reading(assembler_.content_.gate);
+    const ReadGate::Reading reading(assembler_.records_.gate);
     for (size_t record = layout_.record_at(offset_); offset_ < end_ && record < layout_.num_records(); ++record) {
       const RecordPlacement& at = layout_.placement(record);
       if (const uint64_t nbytes = nbytes_until(at.payload_offset)) put_header(record, nbytes);
@@ -93,12 +89,12 @@ class RegionAssembler::Range {
 
   void put_payload(size_t record, uint64_t nbytes) {
     const uint64_t record_offset = offset_ - layout_.placement(record).payload_offset;
-    switch (kind(assembler_.content_, record)) {
+    switch (assembler_.records_.kind(record)) {
       case Payload::Kind::kMemory:
-        put_memory(record, record_offset, assembler_.content_.payloads[record].data + record_offset, nbytes);
+        put_memory(record, record_offset, assembler_.records_.payloads[record].data + record_offset, nbytes);
         break;
-      case Payload::Kind::kPacked:
-        put_packed(record, record_offset, nbytes);
+      case Payload::Kind::kCopied:
+        put_copied(record, record_offset, nbytes);
         break;
       case Payload::Kind::kDevice:
         device_pieces_.push_back({record, record_offset, nbytes, take(nbytes)});
@@ -112,10 +108,10 @@ class RegionAssembler::Range {
     }
   }
 
-  void put_packed(size_t record, uint64_t record_offset, uint64_t nbytes) {
-    const Payload& payload = assembler_.content_.payloads[record];
+  void put_copied(size_t record, uint64_t record_offset, uint64_t nbytes) {
+    const size_t copy = assembler_.records_.payloads[record].copy;
     for (const uint64_t end = record_offset + nbytes; record_offset < end;) {
-      const iovec together = payload.packed->bytes(payload.packed_index, record_offset, end - record_offset);
+      const iovec together = assembler_.records_.copies->bytes(copy, record_offset, end - record_offset);
       put_memory(record, record_offset, static_cast<const char*>(together.iov_base), together.iov_len);
       record_offset += together.iov_len;
     }
@@ -127,7 +123,7 @@ class RegionAssembler::Range {
       crc = assembler_.checksum(source, nbytes);
       pieces_.push_back({const_cast<char*>(source), nbytes});
       offset_ += nbytes;
-    } else if (assembler_.content_.compute_crc32) {
+    } else if (assembler_.records_.compute_crc32) {
       crc = crc32_copy(0, take(nbytes), source, nbytes);
     } else {
       std::memcpy(take(nbytes), source, nbytes);
@@ -147,7 +143,7 @@ class RegionAssembler::Range {
     if (device_pieces_.empty()) return;
     {
       const ProfiledStep step("statedict_io::device_to_host");
-      assembler_.content_.devices->copy(device_pieces_);
+      assembler_.records_.devices->copy(device_pieces_);
     }
     const ProfiledStep step("statedict_io::crc32");
     for (const DevicePiece& piece : device_pieces_) {
@@ -183,14 +179,14 @@ class RegionAssembler::Range {
   std::vector<Deferred> deferred_;
 };
 
-RegionAssembler::RegionAssembler(const ArchiveContent& content)
-    : content_(content),
-      layout_(content.layout),
-      checksums_(content.layout),
+RegionAssembler::RegionAssembler(const Records& records)
+    : records_(records),
+      layout_(*records.layout),
+      checksums_(layout_),
       tail_{record_names_hash(layout_.names(), layout_.serialization_id_record()), "",
             std::string(layout_.directory_nbytes(), '\0')} {
-  for (size_t record = 0; record < content_.payloads.size(); ++record) {
-    if (content_.payloads[record].kind == Payload::Kind::kHole) checksums_.set_complete(record);
+  for (size_t record = 0; record < records_.payloads.size(); ++record) {
+    if (records_.payloads[record].kind == Payload::Kind::kHole) checksums_.set_complete(record);
   }
 }
 
@@ -199,15 +195,8 @@ void RegionAssembler::assemble(uint64_t begin, uint64_t nbytes, SlotMemory& slot
   Range(*this, begin, nbytes, slot, gather, pieces).run();
 }
 
-bool is_hole(const ArchiveContent& content, uint64_t begin, uint64_t nbytes) {
-  const size_t record = content.layout.record_at(begin);
-  if (record == content.layout.num_records() || kind(content, record) != Payload::Kind::kHole) return false;
-  const RecordPlacement& at = content.layout.placement(record);
-  return at.payload_offset <= begin && begin + nbytes <= at.descriptor_offset();
-}
-
 uint32_t RegionAssembler::checksum(const char* bytes, uint64_t nbytes) const {
-  return content_.compute_crc32 ? crc32(0, bytes, nbytes) : 0;
+  return records_.compute_crc32 ? crc32(0, bytes, nbytes) : 0;
 }
 
 const RegionAssembler::Tail& RegionAssembler::tail() {
@@ -223,7 +212,7 @@ const RegionAssembler::Tail& RegionAssembler::tail() {
     const uint64_t nbytes = layout_.placement(record).nbytes;
     crcs.push_back(checksums_.crc(record));
     fold_name(fold, layout_.archive_name(), layout_.name(record));
-    const bool has_start = nbytes >= 8 && kind(content_, record) != Payload::Kind::kHole;
+    const bool has_start = nbytes >= 8 && records_.kind(record) != Payload::Kind::kHole;
     if (has_start) fold.fold_write_start(checksums_.first_bytes(record));
     if (nbytes != 0) fold.fold_descriptor(crcs.back());
   }

@@ -19,23 +19,11 @@
 #include <vector>
 
 #include "archive/layout.h"
-#include "pipeline/write/device_source.h"
-#include "pipeline/write/payload.h"
-#include "pipeline/write/read_gate.h"
+#include "pipeline/memory/slot_pool.h"
 #include "pipeline/write/record_checksums.h"
+#include "pipeline/write/records.h"
 
 namespace sdio {
-
-struct ArchiveContent {
-  ArchiveLayout layout;
-  std::vector<Payload> payloads;  // one a record, without the serialization id
-  bool compute_crc32 = true;
-  DeviceSource* devices = nullptr;  // needed for Kind::kDevice
-  ReadGate* gate = nullptr;         // passed while Kind::kMemory is read; null where nothing moves it
-};
-
-// Whether [begin, begin + nbytes) of the file is all hole, so that nothing need be written.
-bool is_hole(const ArchiveContent& content, uint64_t begin, uint64_t nbytes);
 
 class RegionAssembler {
  public:
@@ -45,7 +33,7 @@ class RegionAssembler {
 
   // Takes as long as hashing all names does, and as much memory as the directory: what the workers' own heaps would
   // keep, each of them, for good.
-  explicit RegionAssembler(const ArchiveContent& content);
+  explicit RegionAssembler(const Records& records);
 
   // Appends to `pieces` the bytes [begin, begin + nbytes) of the file, in order. They lie in `slot` and in the
   // payloads. nbytes <= kSlotNbytes. Throws Cancelled after cancel().
@@ -53,7 +41,7 @@ class RegionAssembler {
 
   void cancel() {
     checksums_.cancel();
-    if (content_.gate != nullptr) content_.gate->cancel();
+    if (records_.gate != nullptr) records_.gate->cancel();
   }
 
  private:
@@ -67,7 +55,7 @@ class RegionAssembler {
   const Tail& tail();
   uint32_t checksum(const char* bytes, uint64_t nbytes) const;
 
-  const ArchiveContent& content_;
+  const Records& records_;
   const ArchiveLayout& layout_;
   RecordChecksums checksums_;
   std::mutex tail_mutex_;

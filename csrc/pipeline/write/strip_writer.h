@@ -15,7 +15,6 @@
 #include "file/positional_sink.h"
 #include "pipeline/threads/worker_threads.h"
 #include "pipeline/write/device_source.h"
-#include "pipeline/write/payload.h"
 #include "pipeline/write/read_gate.h"
 
 namespace sdio {

@@ -1,4 +1,4 @@
-#include "pipeline/write/packed_payloads.h"
+#include "pipeline/write/payload_copies.h"
 
 #include <algorithm>
 #include <cstring>
@@ -10,18 +10,18 @@
 namespace sdio {
 namespace {
 
-std::vector<uint64_t> starts_of(const std::vector<PackedSource>& sources) {
+std::vector<uint64_t> starts_of(const std::vector<HostBytes>& sources) {
   std::vector<uint64_t> starts = {0};
   starts.reserve(sources.size() + 1);
-  for (const PackedSource& source : sources) starts.push_back(starts.back() + source.nbytes);
+  for (const HostBytes& source : sources) starts.push_back(starts.back() + source.nbytes);
   return starts;
 }
 
 uint64_t num_slots(uint64_t nbytes) { return (nbytes + kSlotNbytes - 1) / kSlotNbytes; }
 
-class Pack final : public RegionWorker {
+class Copy final : public RegionWorker {
  public:
-  Pack(const std::vector<PackedSource>& sources, const std::vector<uint64_t>& starts,
+  Copy(const std::vector<HostBytes>& sources, const std::vector<uint64_t>& starts,
        const std::vector<SlotPool::Handle>& slots)
       : sources_(sources), starts_(starts), slots_(slots) {}
 
@@ -37,14 +37,14 @@ class Pack final : public RegionWorker {
   }
 
  private:
-  const std::vector<PackedSource>& sources_;
+  const std::vector<HostBytes>& sources_;
   const std::vector<uint64_t>& starts_;
   const std::vector<SlotPool::Handle>& slots_;
 };
 
 }  // namespace
 
-PackedPayloads::PackedPayloads(const std::vector<PackedSource>& sources, SlotPool& slots, const Watcher& watch)
+PayloadCopies::PayloadCopies(const std::vector<HostBytes>& sources, SlotPool& slots, const Watcher& watch)
     : starts_(starts_of(sources)) {
   const Regions regions{starts_.back(), kSlotNbytes};
   if (regions.nbytes == 0) return;
@@ -52,14 +52,14 @@ PackedPayloads::PackedPayloads(const std::vector<PackedSource>& sources, SlotPoo
   while (slots_.size() < regions.count()) slots_.push_back(slots.acquire());
   for_each_region(
       regions, std::max(1u, std::thread::hardware_concurrency()),
-      [&] { return std::make_unique<Pack>(sources, starts_, slots_); }, [] {}, watch);
+      [&] { return std::make_unique<Copy>(sources, starts_, slots_); }, [] {}, watch);
 }
 
-uint64_t PackedPayloads::nbytes_of(const std::vector<PackedSource>& sources) {
+uint64_t PayloadCopies::nbytes_of(const std::vector<HostBytes>& sources) {
   return num_slots(starts_of(sources).back()) * kSlotNbytes;
 }
 
-iovec PackedPayloads::bytes(size_t index, uint64_t offset, uint64_t nbytes) const {
+iovec PayloadCopies::bytes(size_t index, uint64_t offset, uint64_t nbytes) const {
   const uint64_t at = starts_[index] + offset;
   const uint64_t in_slot = at % kSlotNbytes;
   return {slots_[at / kSlotNbytes].data() + in_slot, std::min(nbytes, kSlotNbytes - in_slot)};

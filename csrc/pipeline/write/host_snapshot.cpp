@@ -1,8 +1,10 @@
-#include "pipeline/write/archive_image.h"
+#include "pipeline/write/host_snapshot.h"
 
 #include <algorithm>
 #include <memory>
 #include <thread>
+
+#include "pipeline/write/region_assembler.h"
 
 namespace sdio {
 namespace {
@@ -10,19 +12,19 @@ namespace {
 // From this many on, memory and not the cores is what limits the copy.
 constexpr size_t kMaxCopyThreads = 16;
 
-size_t num_copy_threads(const ArchiveContent& content) {
+size_t num_copy_threads(const Records& records) {
   const size_t cores = std::max(1u, std::thread::hardware_concurrency());
-  return content.devices != nullptr ? std::clamp<size_t>(cores, 4, 8) : std::min(cores, kMaxCopyThreads);
+  return records.devices != nullptr ? std::clamp<size_t>(cores, 4, 8) : std::min(cores, kMaxCopyThreads);
 }
 
 class Assemble final : public RegionWorker {
  public:
-  Assemble(const ArchiveContent& content, RegionAssembler& assembler, SlotPool& slots,
+  Assemble(const Records& records, RegionAssembler& assembler, SlotPool& slots,
            std::vector<std::optional<SlotPool::Handle>>& regions)
-      : content_(content), assembler_(assembler), slots_(slots), regions_(regions) {}
+      : records_(records), assembler_(assembler), slots_(slots), regions_(regions) {}
 
   void work(uint64_t begin, uint64_t nbytes) override {
-    if (is_hole(content_, begin, nbytes)) return;
+    if (records_.is_hole(begin, nbytes)) return;
     std::optional<SlotPool::Handle>& slot = regions_[begin / kSlotNbytes];
     slot.emplace(slots_.acquire());
     pieces_.clear();
@@ -30,7 +32,7 @@ class Assemble final : public RegionWorker {
   }
 
  private:
-  const ArchiveContent& content_;
+  const Records& records_;
   RegionAssembler& assembler_;
   SlotPool& slots_;
   std::vector<std::optional<SlotPool::Handle>>& regions_;
@@ -39,27 +41,27 @@ class Assemble final : public RegionWorker {
 
 }  // namespace
 
-ArchiveImage::ArchiveImage(const ArchiveContent& content, SlotPool& slots, const Watcher& watch)
-    : file_nbytes_(content.layout.file_nbytes()) {
+HostSnapshot::HostSnapshot(const Records& records, SlotPool& slots, const Watcher& watch)
+    : file_nbytes_(records.layout->file_nbytes()) {
   const Regions regions{file_nbytes_, kSlotNbytes};
   regions_.resize(regions.count());
-  RegionAssembler assembler(content);
+  RegionAssembler assembler(records);
   for_each_region(
-      regions, num_copy_threads(content),
-      [&] { return std::make_unique<Assemble>(content, assembler, slots, regions_); }, [&] { assembler.cancel(); },
+      regions, num_copy_threads(records),
+      [&] { return std::make_unique<Assemble>(records, assembler, slots, regions_); }, [&] { assembler.cancel(); },
       watch);
 }
 
-uint64_t ArchiveImage::nbytes_of(const ArchiveContent& content) {
-  const uint64_t file_nbytes = content.layout.file_nbytes();
+uint64_t HostSnapshot::nbytes_of(const Records& records) {
+  const uint64_t file_nbytes = records.layout->file_nbytes();
   uint64_t nbytes = 0;
   for (uint64_t begin = 0; begin < file_nbytes; begin += kSlotNbytes) {
-    if (!is_hole(content, begin, std::min<uint64_t>(kSlotNbytes, file_nbytes - begin))) nbytes += kSlotNbytes;
+    if (!records.is_hole(begin, std::min<uint64_t>(kSlotNbytes, file_nbytes - begin))) nbytes += kSlotNbytes;
   }
   return nbytes;
 }
 
-char* ArchiveImage::memory(uint64_t begin) {
+char* HostSnapshot::memory(uint64_t begin) {
   std::optional<SlotPool::Handle>& slot = regions_[begin / kSlotNbytes];
   return slot ? slot->data() : nullptr;
 }
