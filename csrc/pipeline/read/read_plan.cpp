@@ -14,8 +14,6 @@ constexpr uint64_t kMaxSmallRunNbytes = 64u << 10;
 // Small records are copied out of the cache.
 constexpr uint64_t kSmallSpanNbytes = 1u << 20;
 
-bool is_large(const PlannedRecord& record) { return record.nbytes >= kMinPayloadInExtentNbytes; }
-
 }  // namespace
 
 ReadPlan::ReadPlan(const Directory& directory, const std::vector<size_t>& requested, Keep keep, uint64_t alignment,
@@ -34,7 +32,7 @@ ReadPlan::ReadPlan(const Directory& directory, const std::vector<size_t>& reques
     planned.nbytes = record.nbytes;
     planned.sure_begin = record.max_payload_offset();
     planned.sure_end = record.min_payload_offset() + record.nbytes;
-    if (!is_large(planned) || planned.sure_begin > planned.sure_end) planned.sure_end = planned.sure_begin;
+    if (!planned.is_large() || planned.sure_begin > planned.sure_end) planned.sure_end = planned.sure_begin;
     records.push_back(planned);
   }
   const auto before = [](const PlannedRecord& a, const PlannedRecord& b) { return a.begin < b.begin; };
@@ -47,11 +45,11 @@ ReadPlan::ReadPlan(const Directory& directory, const std::vector<size_t>& reques
 
   const auto near = [&](size_t i) { return records[i].begin - records[i - 1].end <= kMaxGapNbytes; };
   for (size_t first = 0; first < records.size();) {
-    const bool mirrored = keep == Keep::kMemory && is_large(records[first]);
+    const bool mirrored = keep == Keep::kMemory && records[first].is_large();
     size_t last = first;
     uint64_t small_nbytes = 0;
     for (size_t i = first + 1; i < records.size() && near(i); ++i) {
-      if (keep == Keep::kNothing || is_large(records[i]) == mirrored) {
+      if (keep == Keep::kNothing || records[i].is_large() == mirrored) {
         last = i;
         small_nbytes = 0;
       } else if (!mirrored || (small_nbytes += records[i].end - records[i].begin) > kMaxSmallRunNbytes) {

@@ -29,6 +29,8 @@ struct PlannedRecord {
   uint64_t sure_end;
   uint64_t nbytes;
   bool crosses = false;  // from one span of a slot into the next
+
+  bool is_large() const { return nbytes >= kMinPayloadInExtentNbytes; }
 };
 
 struct PlannedExtent {

@@ -1,0 +1,119 @@
+// What all ways of reading payloads have in common: several threads take the spans of a plan, read them, and put
+// together the CRCs of records that lie in more than one.
+//
+// There is a derived class for each way: into memory, onto a device, for the CRCs alone. It gives the spans memory to
+// be read to (work), and takes over each payload of which every byte has been read (finish). Both are called in several
+// threads at once. An object serves one run().
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "archive/directory.h"
+#include "file/positional_source.h"
+#include "pipeline/read/payload_reader.h"
+#include "pipeline/read/read_plan.h"
+#include "pipeline/threads/worker_threads.h"
+
+namespace sdio {
+
+class ParallelRead {
+ public:
+  virtual ~ParallelRead() = default;
+  ParallelRead(const ParallelRead&) = delete;
+  ParallelRead& operator=(const ParallelRead&) = delete;
+
+  // Returns when all has been read. Throws what was thrown first, by `watch` or in a worker, when all have ended.
+  void run(const ReadWatcher& watch);
+
+  // Afterwards, where they are computed: those of the payloads, in the order in which the records were asked for.
+  std::vector<uint32_t>& crcs() { return crcs_; }
+
+  // The records, in ascending order, whose CRC is not the one in the directory.
+  std::vector<size_t> with_wrong_crc() const;
+
+ protected:
+  // A span, and the memory that it is read to.
+  struct SpanMemory {
+    const PlannedSpan& span;
+    char* memory;
+
+    char* at(uint64_t file_offset) const { return memory + static_cast<int64_t>(file_offset - span.begin); }
+  };
+
+  // A payload of which every byte has been read, the last of them into `last`.
+  struct ReadPayload {
+    size_t index;  // in plan_.records
+    const PlannedRecord& planned;
+    const SpanMemory& last;
+    uint64_t file_offset;  // where it begins
+    char* data;            // where it begins in memory; all of it lies there, unless it crosses and has a sure part
+    const char* after_sure;
+  };
+
+  ParallelRead(const Directory& directory, PositionalSource& source, const std::vector<size_t>& records,
+               ReadPlan::Keep keep, bool checksum, const ReadOptions& options, size_t default_num_threads);
+
+  // The work of one thread: takes spans until there are none left.
+  virtual void work(WorkerThreads& workers) = 0;
+  virtual void finish(const ReadPayload& payload) = 0;
+
+  // Bytes [begin, end) of the head, which is what comes before the sure part, have been kept of a record that crosses.
+  virtual void kept_head(size_t /*index*/, uint64_t /*begin*/, uint64_t /*end*/) {}
+  // Whether what has been kept of a record that crosses is still needed after finish().
+  virtual bool keeps_head(const PlannedRecord& /*planned*/) const { return false; }
+  // When a worker or the watcher has thrown: threads must return from whatever they wait for.
+  virtual void cancel() {}
+  // When all workers have ended without an error.
+  virtual void all_read() {}
+
+  // Calls `handle` for spans that no other thread gets, in file order, until there are none or the read is cancelled.
+  template <typename Handle>
+  void for_each_span(WorkerThreads& workers, const Handle& handle) {
+    for (size_t i = next_span_++; i < plan_.spans.size() && workers.go_on(); i = next_span_++) handle(plan_.spans[i]);
+  }
+
+  void read(const SpanMemory& to, WorkerThreads& workers);
+  uint32_t crc_of(const ReadPayload& payload) const;
+
+  // Of a record that crosses, where a byte outside its sure part has been kept.
+  char* kept(size_t index, uint64_t file_offset) const;
+
+  static uint64_t plan_alignment(const PositionalSource& source);
+
+  const Directory& directory_;
+  PositionalSource& source_;
+  const uint64_t span_nbytes_;
+  const ReadPlan plan_;
+  const bool checksum_;
+  const size_t num_threads_;  // 0: the caller reads
+  std::vector<uint32_t> crcs_;
+  std::atomic<size_t> next_span_{0};
+
+ private:
+  // What is known of a record so far, from whichever threads have read parts of it.
+  struct RecordState {
+    std::atomic<uint64_t> nbytes_left{0};
+    std::atomic<uint32_t> sure_crc{0};    // of the sure part, from its pieces in any order
+    std::unique_ptr<char[]> around_sure;  // what lies before and after the sure part, of a record that crosses
+  };
+
+  size_t num_threads(const ReadOptions& options, size_t default_num_threads) const;
+  void absorb(const SpanMemory& bytes, uint64_t begin, uint64_t end, size_t& first_record);
+  void add_sure(const SpanMemory& bytes, size_t index, uint64_t begin, uint64_t end);
+  void keep(const SpanMemory& bytes, size_t index, uint64_t begin, uint64_t end);
+  ReadPayload payload_of(const SpanMemory& last, size_t index) const;
+
+  const std::unique_ptr<RecordState[]> states_;  // of plan_.records
+  std::mutex keeping_;
+  std::atomic<uint64_t> bytes_done_{0};
+};
+
+// For what passes through slots, where the cores checksum or copy.
+size_t threads_for_slots();
+
+}  // namespace sdio
