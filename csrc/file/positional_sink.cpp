@@ -58,16 +58,15 @@ void PositionalSink::fall_back_to_buffered(int error_number) {
   direct_ = false;
 }
 
-void PositionalSink::write(uint64_t offset, std::vector<iovec>& pieces) {
-  size_t next = 0;
-  while (next < pieces.size()) {
-    if (pieces[next].iov_len == 0) {
+void PositionalSink::write_pieces(uint64_t offset, iovec* pieces, size_t num_pieces) {
+  for (iovec *next = pieces, *const end = pieces + num_pieces; next != end;) {
+    if (next->iov_len == 0) {
       ++next;
       continue;
     }
     const bool was_direct = direct();
-    const size_t count = std::min(pieces.size() - next, kMaxPieces);
-    const ssize_t written = call_pwritev(fd_, &pieces[next], static_cast<int>(count), static_cast<off_t>(offset));
+    const auto count = std::min(static_cast<size_t>(end - next), kMaxPieces);
+    const ssize_t written = call_pwritev(fd_, next, static_cast<int>(count), static_cast<off_t>(offset));
     if (written < 0) {
       if (errno == EINTR) continue;
       if (errno == EINVAL && was_direct) {
@@ -81,12 +80,11 @@ void PositionalSink::write(uint64_t offset, std::vector<iovec>& pieces) {
     if (was_direct && static_cast<size_t>(written) % alignment_ != 0) fall_back_to_buffered(EIO);
     offset += static_cast<uint64_t>(written);
     for (size_t left = static_cast<size_t>(written); left != 0;) {
-      iovec& piece = pieces[next];
-      const size_t taken = std::min(left, piece.iov_len);
-      piece.iov_base = static_cast<char*>(piece.iov_base) + taken;
-      piece.iov_len -= taken;
+      const size_t taken = std::min(left, next->iov_len);
+      next->iov_base = static_cast<char*>(next->iov_base) + taken;
+      next->iov_len -= taken;
       left -= taken;
-      if (piece.iov_len == 0) ++next;
+      if (next->iov_len == 0) ++next;
     }
   }
 }

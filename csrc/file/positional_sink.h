@@ -37,7 +37,11 @@ class PositionalSink {
   // Writes all of `pieces`, in order, from `offset` on. Loops over short writes and EINTR. `pieces` is used up. A
   // direct write must be one aligned piece; refused with EINVAL under kAuto, it and all later writes go through the
   // page cache.
-  void write(uint64_t offset, std::vector<iovec>& pieces);
+  void write(uint64_t offset, std::vector<iovec>& pieces) { write_pieces(offset, pieces.data(), pieces.size()); }
+  void write(uint64_t offset, const char* bytes, uint64_t nbytes) {
+    iovec piece = {const_cast<char*>(bytes), nbytes};
+    write_pieces(offset, &piece, 1);
+  }
 
   // Cuts or extends the file to `nbytes`: a direct last write is padded to the alignment, a hole at the end was never
   // written.
@@ -51,6 +55,7 @@ class PositionalSink {
   virtual int call_ftruncate(int fd, off_t nbytes);
 
  private:
+  void write_pieces(uint64_t offset, iovec* pieces, size_t num_pieces);
   bool set_direct_flag(bool on);
   void fall_back_to_buffered(int error_number);
 

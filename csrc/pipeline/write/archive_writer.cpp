@@ -14,22 +14,11 @@
 namespace sdio {
 namespace {
 
-// Large writes keep the device's queue full, and cost the page cache fewest calls.
-constexpr size_t kRegionNbytes = kSlotNbytes;
-constexpr size_t kSmallestRegionNbytes = 1u << 20;
-constexpr uint64_t kRegionsPerFile = 32;
 // Below this, reserving blocks costs more than it saves.
 constexpr uint64_t kPreallocateFromNbytes = 4u << 20;
 
 size_t num_writers(const WriteOptions& options, bool from_device, const PositionalSink& sink) {
   return options.num_writers != 0 ? options.num_writers : default_num_writers(sink.direct(), from_device);
-}
-
-// A small file is cut finer, for work for every thread and little staging memory.
-size_t default_region_nbytes(uint64_t file_nbytes, bool direct) {
-  size_t nbytes = kRegionNbytes;
-  while (direct && nbytes > kSmallestRegionNbytes && file_nbytes / nbytes < kRegionsPerFile) nbytes /= 2;
-  return nbytes;
 }
 
 // A direct write is a whole number of blocks; the file is cut to its length afterwards.

@@ -12,7 +12,17 @@ namespace {
 // Writes end several at once. Eight were no better. As many are filled at once at most: a fill may hold a slot more.
 constexpr size_t kSlotsAhead = 4;
 
+constexpr size_t kSmallestRegionNbytes = 1u << 20;
+constexpr uint64_t kRegionsAtLeast = 32;
+
 }  // namespace
+
+// Large writes keep the device's queue full, and cost the page cache fewest calls.
+size_t default_region_nbytes(uint64_t total_nbytes, bool fine) {
+  size_t nbytes = kSlotNbytes;
+  while (fine && nbytes > kSmallestRegionNbytes && total_nbytes / nbytes < kRegionsAtLeast) nbytes /= 2;
+  return nbytes;
+}
 
 size_t default_num_writers(bool direct, bool from_device) {
   // Also where other ranks' processes queue theirs: with 4, two ranks took 3 % longer (41 rounds in turns), four 4 %.

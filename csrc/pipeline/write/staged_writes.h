@@ -52,6 +52,10 @@ class StagedWriter {
 // How many writes to make at once.
 size_t default_num_writers(bool direct, bool from_device);
 
+// How many bytes to write at once, of `total_nbytes`, a power of two. `fine`: few bytes are cut finer, so that there is
+// work for every thread, and little staging memory is needed.
+size_t default_region_nbytes(uint64_t total_nbytes, bool fine);
+
 // Serves one run().
 class StagedWrites {
  public:

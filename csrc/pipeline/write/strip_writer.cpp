@@ -4,355 +4,296 @@
 #include <atomic>
 #include <cstring>
 #include <memory>
-#include <mutex>
-#include <string>
 #include <utility>
 
 #include "checksum/crc32.h"
 #include "pipeline/memory/slot_pool.h"
 #include "pipeline/threads/profiled_step.h"
+#include "pipeline/write/held_writes.h"
 #include "pipeline/write/staged_writes.h"
+#include "pipeline/write/strip_plan.h"
 
 namespace sdio {
 namespace {
 
-// Rows of at least this take part in regions; shorter ones are written one by one, in blocks of rows.
-constexpr uint64_t kLongRowNbytes = 64u << 10;
 // Fewer whole blocks than this are not worth a wait for the device.
 constexpr uint64_t kDirectFromNbytes = 64u << 10;
-// Checksummed, then written while still in cache.
+// Bytes of so many are checksummed, then written while they are still in the cache.
 constexpr uint64_t kCacheNbytes = 1u << 20;
-// Of bytes that wait for the end.
-constexpr size_t kMaxHeldNbytes = 8u << 20;
 constexpr uint64_t kRowsBetweenLooks = 256;
-// As in archive_writer.cpp, for the bytes of this process.
-constexpr size_t kSmallestRegionNbytes = 1u << 20;
-constexpr uint64_t kRegionsAtLeast = 32;
 
-// Bytes of a strip that are one run in memory and in the file.
-struct Segment {
-  size_t strip;
-  uint64_t strip_offset;
-  uint64_t file_offset;
-  uint64_t nbytes;
-  uint64_t nbytes_after;  // of the record
+void write_bytes(PositionalSink& sink, uint64_t file_offset, const char* bytes, uint64_t nbytes) {
+  const ProfiledStep step("statedict_io::write");
+  sink.write(file_offset, bytes, nbytes);
+}
+
+void copy_from_device(DeviceSource& devices, const std::vector<DevicePiece>& pieces) {
+  const ProfiledStep step("statedict_io::device_to_host");
+  devices.copy(pieces);
+}
+
+// The result of each strip, from parts that any thread adds in any order.
+class Results {
+ public:
+  explicit Results(size_t num_strips) : crcs_(new std::atomic<uint32_t>[num_strips]), results_(num_strips) {
+    for (size_t i = 0; i < num_strips; ++i) crcs_[i] = 0;
+  }
+
+  void add_crc(size_t strip, uint32_t crc, uint64_t nbytes_after) {
+    crcs_[strip].fetch_xor(crc32_shift(crc, nbytes_after));
+  }
+
+  // The `nbytes` from `strip_offset` on are at `bytes`.
+  void add_first_bytes(size_t strip, uint64_t strip_offset, const char* bytes, uint64_t nbytes) {
+    constexpr uint64_t kWanted = sizeof(StripResult::first_bytes);
+    if (strip_offset >= kWanted) return;
+    std::memcpy(results_[strip].first_bytes + strip_offset, bytes, std::min(nbytes, kWanted - strip_offset));
+  }
+
+  std::vector<StripResult> take() {
+    for (size_t i = 0; i < results_.size(); ++i) results_[i].crc = crcs_[i];
+    return std::move(results_);
+  }
+
+ private:
+  const std::unique_ptr<std::atomic<uint32_t>[]> crcs_;
+  std::vector<StripResult> results_;
 };
 
-// One staged write: segments of one region, or (num_rows != 0) short rows of one strip.
-struct Task {
-  size_t first;  // segment, or strip
-  size_t count;  // of segments
-  uint64_t first_row;
-  uint64_t num_rows;
+// What the two kinds of rows are written with.
+struct Shared {
+  const std::vector<Strip>& strips;
+  PositionalSink& direct;
+  PositionalSink& buffered;
+  DeviceSource* const devices;
+  const StripOptions options;
+  const StripPlan plan;
+  Results results;
 };
 
+// Regions of long rows. Where writes go past the page cache, a region is gathered in its slot; else bytes in host
+// memory are written from where they lie, and only those from devices come through the slot.
+class LongRows {
+ public:
+  explicit LongRows(Shared& shared) : shared_(shared), gathers_(shared.direct.direct()), held_(shared.buffered) {}
+
+  void fill(const StripRegion& region, char* slot) {
+    std::vector<DevicePiece> from_device;
+    for (const RowPart& part : parts_of(region)) {
+      const Strip& strip = shared_.strips[part.strip];
+      char* const in_slot = slot + (part.file_offset - region.file_offset);
+      if (strip.on_device()) {
+        from_device.push_back({strip.source, strip.source_offset + part.strip_offset, part.nbytes, in_slot});
+      } else if (gathers_) {
+        gather(part, strip.data + part.strip_offset, in_slot);
+      }
+    }
+    if (from_device.empty()) return;
+    copy_from_device(*shared_.devices, from_device);
+    const ProfiledStep step("statedict_io::crc32");
+    for (const RowPart& part : parts_of(region)) {
+      if (!shared_.strips[part.strip].on_device()) continue;
+      const char* const bytes = slot + (part.file_offset - region.file_offset);
+      add(part, bytes, shared_.options.compute_crc32 ? crc32(0, bytes, part.nbytes) : 0);
+    }
+  }
+
+  uint64_t write(const StripRegion& region, const char* slot) {
+    uint64_t nbytes = 0;
+    const Parts parts = parts_of(region);
+    for (const RowPart& part : parts) {
+      nbytes += part.nbytes;
+      if (!in_slot(part)) write_in_place(part, shared_.strips[part.strip].data + part.strip_offset);
+    }
+    // Parts in the slot that touch each other in the file are written at once.
+    for (const RowPart* part = parts.first; part != parts.last;) {
+      if (!in_slot(*part)) {
+        ++part;
+        continue;
+      }
+      const uint64_t begin = part->file_offset;
+      uint64_t end = begin;
+      for (; part != parts.last && part->file_offset == end && in_slot(*part); ++part) end += part->nbytes;
+      write_from_slot(begin, end, slot + (begin - region.file_offset));
+    }
+    return nbytes;
+  }
+
+  void finish() { held_.flush(); }
+
+ private:
+  struct Parts {
+    const RowPart* first;
+    const RowPart* last;
+    const RowPart* begin() const { return first; }
+    const RowPart* end() const { return last; }
+  };
+
+  Parts parts_of(const StripRegion& region) const {
+    const RowPart* const first = shared_.plan.parts.data() + region.first_part;
+    return {first, first + region.num_parts};
+  }
+
+  bool in_slot(const RowPart& part) const { return gathers_ || shared_.strips[part.strip].on_device(); }
+
+  void gather(const RowPart& part, const char* source, char* in_slot) {
+    const ProfiledStep step("statedict_io::copy_and_crc32");
+    const ReadGate::Reading reading(shared_.options.gate);
+    uint32_t crc = 0;
+    if (shared_.options.compute_crc32) {
+      crc = crc32_copy(0, in_slot, source, part.nbytes);
+    } else {
+      std::memcpy(in_slot, source, part.nbytes);
+    }
+    add(part, source, crc);
+  }
+
+  void add(const RowPart& part, const char* bytes, uint32_t crc) {
+    shared_.results.add_crc(part.strip, crc, part.nbytes_after);
+    shared_.results.add_first_bytes(part.strip, part.strip_offset, bytes, part.nbytes);
+  }
+
+  // Past the page cache as far as they are whole blocks, where that is worth a wait for the device.
+  void write_from_slot(uint64_t begin, uint64_t end, const char* bytes) {
+    if (!gathers_) {
+      write_bytes(shared_.buffered, begin, bytes, end - begin);
+      return;
+    }
+    const uint64_t alignment = shared_.direct.alignment();
+    const uint64_t block_begin = (begin + alignment - 1) / alignment * alignment;
+    const uint64_t block_end = end / alignment * alignment;
+    if (block_end < block_begin + kDirectFromNbytes) {
+      held_.add(begin, bytes, end - begin);
+      return;
+    }
+    held_.add(begin, bytes, block_begin - begin);
+    write_bytes(shared_.direct, block_begin, bytes + (block_begin - begin), block_end - block_begin);
+    held_.add(block_end, bytes + (block_end - begin), end - block_end);
+  }
+
+  void write_in_place(const RowPart& part, const char* source) {
+    uint32_t crc = 0;
+    for (uint64_t done = 0; done < part.nbytes;) {
+      const uint64_t nbytes = std::min(kCacheNbytes, part.nbytes - done);
+      const ReadGate::Reading reading(shared_.options.gate);
+      if (shared_.options.compute_crc32) {
+        const ProfiledStep step("statedict_io::crc32");
+        crc = crc32(crc, source + done, nbytes);
+      }
+      write_bytes(shared_.buffered, part.file_offset + done, source + done, nbytes);
+      if (done == 0) shared_.results.add_first_bytes(part.strip, part.strip_offset, source, nbytes);
+      done += nbytes;
+    }
+    shared_.results.add_crc(part.strip, crc, part.nbytes_after);
+  }
+
+  Shared& shared_;
+  const bool gathers_;
+  HeldWrites held_;
+};
+
+// Blocks of short rows, each of which is written by itself, through the page cache.
+class ShortRows {
+ public:
+  explicit ShortRows(Shared& shared) : shared_(shared) {}
+
+  void fill(const RowBlock& block, char* slot) {
+    const Strip& strip = shared_.strips[block.strip];
+    if (!strip.on_device()) return;
+    const uint64_t strip_offset = block.first_row * strip.row_nbytes;
+    copy_from_device(*shared_.devices,
+                     {{strip.source, strip.source_offset + strip_offset, block.num_rows * strip.row_nbytes, slot}});
+  }
+
+  // `writes` is asked now and then whether to go on: a block may have very many rows.
+  uint64_t write(const RowBlock& block, const char* slot, StagedWrites& writes) {
+    const Strip& strip = shared_.strips[block.strip];
+    const uint64_t strip_offset = block.first_row * strip.row_nbytes;
+    const char* const bytes = strip.on_device() ? slot : strip.data + strip_offset;
+    uint32_t crc = 0;  // of the rows so far, with zeros between them
+    for (uint64_t row = 0; row < block.num_rows; ++row) {
+      const char* const source = bytes + row * strip.row_nbytes;
+      {
+        const ReadGate::Reading reading(shared_.options.gate);
+        shared_.results.add_first_bytes(block.strip, strip_offset + row * strip.row_nbytes, source, strip.row_nbytes);
+        if (shared_.options.compute_crc32) {
+          crc = crc32_shift(crc, strip.file_pitch) ^ crc32(0, source, strip.row_nbytes);
+        }
+      }
+      write_bytes(shared_.buffered, strip.file_offset + (block.first_row + row) * strip.file_pitch, source,
+                  strip.row_nbytes);
+      if (row % kRowsBetweenLooks == 0 && !writes.go_on()) return 0;
+    }
+    const uint64_t rows_after = strip.num_rows - block.first_row - block.num_rows;
+    shared_.results.add_crc(block.strip, crc, strip.nbytes_after + rows_after * strip.file_pitch);
+    return block.num_rows * strip.row_nbytes;
+  }
+
+ private:
+  Shared& shared_;
+};
+
+// Regions first, then blocks.
 class StripWrite final : public StagedWriter {
  public:
   StripWrite(const std::vector<Strip>& strips, PositionalSink& direct, PositionalSink& buffered, DeviceSource* devices,
              const StripOptions& options)
-      : strips_(strips),
-        direct_(direct),
-        buffered_(buffered),
-        devices_(devices),
-        options_(options),
-        gathers_(direct.direct()),
-        region_nbytes_(options.region_nbytes != 0 ? options.region_nbytes : default_region_nbytes()),
-        crcs_(new std::atomic<uint32_t>[strips.size()]),
-        results_(strips.size()),
-        writes_(*this, devices != nullptr ? devices->slots() : SlotPool::host()) {
-    for (size_t i = 0; i < strips.size(); ++i) crcs_[i] = 0;
-    plan();
-  }
+      : shared_{strips,
+                direct,
+                buffered,
+                devices,
+                options,
+                StripPlan(strips, region_nbytes(strips, direct, options), direct.alignment()),
+                Results(strips.size())},
+        writes_(*this, devices != nullptr ? devices->slots() : SlotPool::host()) {}
 
   std::vector<StripResult> run(const Watcher& watch) {
-    writes_.run(regions_.size() + rows_.size(), num_writers(), watch);
-    flush(held_);
-    for (size_t i = 0; i < strips_.size(); ++i) results_[i].crc = crcs_[i];
-    watch(total_nbytes_);
-    return std::move(results_);
+    const StripOptions& options = shared_.options;
+    const size_t num_writers = options.num_writers != 0
+                                   ? options.num_writers
+                                   : default_num_writers(shared_.direct.direct(), shared_.devices != nullptr);
+    writes_.run(shared_.plan.regions.size() + shared_.plan.blocks.size(), num_writers, watch);
+    long_rows_.finish();
+    watch(shared_.plan.nbytes);
+    return shared_.results.take();
   }
 
   void fill(StagedWrite& staged) override {
-    if (staged.index < regions_.size()) {
-      fill_region(regions_[staged.index], staged.slot.data());
+    char* const slot = staged.slot.data();
+    if (is_region(staged)) {
+      long_rows_.fill(region(staged), slot);
     } else {
-      fill_rows(rows_[staged.index - regions_.size()], staged.slot.data());
+      short_rows_.fill(block(staged), slot);
     }
   }
 
   uint64_t write(StagedWrite& staged) override {
-    return staged.index < regions_.size() ? write_region(regions_[staged.index], staged.slot.data())
-                                          : write_rows(rows_[staged.index - regions_.size()], staged.slot.data());
+    const char* const slot = staged.slot.data();
+    return is_region(staged) ? long_rows_.write(region(staged), slot) : short_rows_.write(block(staged), slot, writes_);
   }
 
-  void cancel() override {  // go_on() is asked
-    if (options_.gate != nullptr) options_.gate->cancel();
+  void cancel() override {
+    if (shared_.options.gate != nullptr) shared_.options.gate->cancel();
   }
 
  private:
-  // Bytes for the page cache, held back until no thread of this process writes past it. A buffered write has the inode
-  // to itself: it waits for the direct ones of all processes, and those that come later wait for it. One at the end of
-  // each shard of 32 MiB made a save of 1 GiB by two ranks 7 to 46 % longer (three runs).
-  struct Edge {
-    uint64_t file_offset;
-    std::string bytes;
-  };
-  struct Held {
-    std::vector<Edge> edges;
-    size_t nbytes = 0;  // of memory, about
-  };
-
-  size_t num_writers() const {
-    if (options_.num_writers != 0) return options_.num_writers;
-    return default_num_writers(direct_.direct(), devices_ != nullptr);
-  }
-
-  size_t default_region_nbytes() const {
-    uint64_t total = 0;
-    for (const Strip& strip : strips_) total += strip.nbytes();
-    size_t nbytes = kSlotNbytes;
-    while (direct_.direct() && nbytes > kSmallestRegionNbytes && total / nbytes < kRegionsAtLeast) nbytes /= 2;
-    return nbytes;
-  }
-
-  void plan() {
-    std::vector<Segment> runs;
-    for (size_t i = 0; i < strips_.size(); ++i) {
-      const Strip& strip = strips_[i];
-      total_nbytes_ += strip.nbytes();
-      if (strip.num_rows != 1 && strip.row_nbytes < kLongRowNbytes) {
-        add_short_rows(i);
-      } else {
-        for (uint64_t row = 0; row < strip.num_rows; ++row) {
-          const uint64_t after = strip.nbytes_after + (strip.num_rows - 1 - row) * strip.file_pitch;
-          runs.push_back(
-              {i, row * strip.row_nbytes, strip.file_offset + row * strip.file_pitch, strip.row_nbytes, after});
-        }
-      }
-    }
-    std::sort(runs.begin(), runs.end(),
-              [](const Segment& a, const Segment& b) { return a.file_offset < b.file_offset; });
-    for (const Segment& run : runs) cut_into_regions(run);
-  }
-
-  // A region begins, at a block, where the one before has ended and something is to be written.
-  void cut_into_regions(Segment run) {
-    for (uint64_t left = run.nbytes; left != 0; left -= run.nbytes) {
-      if (run.file_offset >= region_end_) {
-        region_end_ = region_begin(run) + region_nbytes_;
-        regions_.push_back({segments_.size(), 0, 0, 0});
-      }
-      run.nbytes = std::min(left, region_end_ - run.file_offset);
-      segments_.push_back(run);
-      segments_.back().nbytes_after += left - run.nbytes;
-      ++regions_.back().count;
-      run.file_offset += run.nbytes;
-      run.strip_offset += run.nbytes;
-    }
-  }
-
-  uint64_t region_begin(const Segment& first) const {
-    return first.file_offset / direct_.alignment() * direct_.alignment();
-  }
-
-  void add_short_rows(size_t index) {
-    const Strip& strip = strips_[index];
-    if (strip.nbytes() == 0) return;
-    const uint64_t at_once = std::max<uint64_t>(region_nbytes_ / strip.row_nbytes, 1);
-    for (uint64_t row = 0; row < strip.num_rows; row += at_once) {
-      rows_.push_back({index, 0, row, std::min(at_once, strip.num_rows - row)});
-    }
-  }
-
-  // --- long rows
-
-  void fill_region(const Task& task, char* slot) {
-    const Segment* const first = &segments_[task.first];
-    const Segment* const last = first + task.count;
-    const uint64_t region = region_begin(*first);
-    std::vector<DevicePiece> device_pieces;
-    for (const Segment* segment = first; segment != last; ++segment) {
-      const Strip& strip = strips_[segment->strip];
-      char* const in_slot = slot + (segment->file_offset - region);
-      if (strip.data == nullptr) {
-        device_pieces.push_back({strip.source, strip.source_offset + segment->strip_offset, segment->nbytes, in_slot});
-      } else if (gathers_) {
-        gather_in_slot(*segment, strip.data + segment->strip_offset, in_slot);
-      }
-    }
-    if (device_pieces.empty()) return;
-    copy_from_device(device_pieces);
-    const ProfiledStep step("statedict_io::crc32");
-    for (const Segment* segment = first; segment != last; ++segment) {
-      if (strips_[segment->strip].data != nullptr) continue;
-      const char* bytes = slot + (segment->file_offset - region);
-      report(*segment, bytes, options_.compute_crc32 ? crc32(0, bytes, segment->nbytes) : 0);
-    }
-  }
-
-  uint64_t write_region(const Task& task, const char* slot) {
-    const Segment* const first = &segments_[task.first];
-    const Segment* const last = first + task.count;
+  static uint64_t region_nbytes(const std::vector<Strip>& strips, const PositionalSink& direct,
+                                const StripOptions& options) {
+    if (options.region_nbytes != 0) return options.region_nbytes;
     uint64_t nbytes = 0;
-    for (const Segment* segment = first; segment != last; ++segment) {
-      nbytes += segment->nbytes;
-      const Strip& strip = strips_[segment->strip];
-      if (strip.data != nullptr && !gathers_) write_in_place(*segment, strip.data + segment->strip_offset);
-    }
-    write_gathered(first, last, slot, region_begin(*first));
-    return nbytes;
+    for (const Strip& strip : strips) nbytes += strip.nbytes();
+    return default_region_nbytes(nbytes, direct.direct());
   }
 
-  void gather_in_slot(const Segment& segment, const char* source, char* in_slot) {
-    const ProfiledStep step("statedict_io::copy_and_crc32");
-    const ReadGate::Reading reading(options_.gate);
-    uint32_t crc = 0;
-    if (options_.compute_crc32) {
-      crc = crc32_copy(0, in_slot, source, segment.nbytes);
-    } else {
-      std::memcpy(in_slot, source, segment.nbytes);
-    }
-    report(segment, source, crc);
+  bool is_region(const StagedWrite& staged) const { return staged.index < shared_.plan.regions.size(); }
+  const StripRegion& region(const StagedWrite& staged) const { return shared_.plan.regions[staged.index]; }
+  const RowBlock& block(const StagedWrite& staged) const {
+    return shared_.plan.blocks[staged.index - shared_.plan.regions.size()];
   }
 
-  void copy_from_device(const std::vector<DevicePiece>& pieces) {
-    const ProfiledStep step("statedict_io::device_to_host");
-    devices_->copy(pieces);
-  }
-
-  // The runs of segments that lie in the slot, joined where they touch.
-  void write_gathered(const Segment* first, const Segment* last, const char* slot, uint64_t region) {
-    while (first != last) {
-      if (!gathers_ && strips_[first->strip].data != nullptr) {  // written where it lay
-        ++first;
-        continue;
-      }
-      const uint64_t begin = first->file_offset;
-      uint64_t end = begin;
-      for (; first != last && first->file_offset == end; ++first) {
-        if (!gathers_ && strips_[first->strip].data != nullptr) break;
-        end += first->nbytes;
-      }
-      const uint64_t alignment = direct_.alignment();
-      const uint64_t block_begin = (begin + alignment - 1) / alignment * alignment;
-      const uint64_t block_end = end / alignment * alignment;
-      if (gathers_ && block_end >= block_begin + kDirectFromNbytes) {
-        hold(begin, slot + (begin - region), block_begin - begin);
-        put(direct_, block_begin, slot + (block_begin - region), block_end - block_begin);
-        hold(block_end, slot + (block_end - region), end - block_end);
-      } else if (gathers_) {
-        hold(begin, slot + (begin - region), end - begin);
-      } else {
-        put(buffered_, begin, slot + (begin - region), end - begin);
-      }
-    }
-  }
-
-  void write_in_place(const Segment& segment, const char* source) {
-    uint32_t crc = 0;
-    for (uint64_t done = 0; done < segment.nbytes;) {
-      const uint64_t nbytes = std::min(kCacheNbytes, segment.nbytes - done);
-      const ReadGate::Reading reading(options_.gate);
-      if (options_.compute_crc32) {
-        const ProfiledStep step("statedict_io::crc32");
-        crc = crc32(crc, source + done, nbytes);
-      }
-      put(buffered_, segment.file_offset + done, source + done, nbytes);
-      if (done == 0) tell_first_bytes(segment.strip, segment.strip_offset, source, nbytes);
-      done += nbytes;
-    }
-    report(segment, crc);
-  }
-
-  void report(const Segment& segment, const char* bytes, uint32_t crc) {
-    report(segment, crc);
-    tell_first_bytes(segment.strip, segment.strip_offset, bytes, segment.nbytes);
-  }
-
-  void report(const Segment& segment, uint32_t crc) {
-    crcs_[segment.strip].fetch_xor(crc32_shift(crc, segment.nbytes_after));
-  }
-
-  // --- short rows
-
-  void fill_rows(const Task& task, char* slot) {
-    const Strip& strip = strips_[task.first];
-    if (strip.data != nullptr) return;
-    const uint64_t strip_offset = task.first_row * strip.row_nbytes;
-    copy_from_device({{strip.source, strip.source_offset + strip_offset, task.num_rows * strip.row_nbytes, slot}});
-  }
-
-  uint64_t write_rows(const Task& task, const char* slot) {
-    const Strip& strip = strips_[task.first];
-    const uint64_t strip_offset = task.first_row * strip.row_nbytes;
-    const uint64_t nbytes = task.num_rows * strip.row_nbytes;
-    const char* const bytes = strip.data != nullptr ? strip.data + strip_offset : slot;
-    uint32_t crc = 0;  // of the rows so far, with zeros between them
-    for (uint64_t row = 0; row < task.num_rows; ++row) {
-      const char* const source = bytes + row * strip.row_nbytes;
-      {
-        const ReadGate::Reading reading(options_.gate);
-        tell_first_bytes(task.first, strip_offset + row * strip.row_nbytes, source, strip.row_nbytes);
-        if (options_.compute_crc32) {
-          crc = crc32_shift(crc, strip.file_pitch) ^ crc32(0, source, strip.row_nbytes);
-        }
-      }
-      put(buffered_, strip.file_offset + (task.first_row + row) * strip.file_pitch, source, strip.row_nbytes);
-      if (row % kRowsBetweenLooks == 0 && !writes_.go_on()) return 0;
-    }
-    const uint64_t rows_after = strip.num_rows - task.first_row - task.num_rows;
-    crcs_[task.first].fetch_xor(crc32_shift(crc, strip.nbytes_after + rows_after * strip.file_pitch));
-    return nbytes;
-  }
-
-  void tell_first_bytes(size_t strip, uint64_t strip_offset, const char* bytes, uint64_t nbytes) {
-    unsigned char* const first_bytes = results_[strip].first_bytes;
-    if (strip_offset >= sizeof(StripResult::first_bytes)) return;
-    std::memcpy(first_bytes + strip_offset, bytes,
-                std::min<uint64_t>(nbytes, sizeof(StripResult::first_bytes) - strip_offset));
-  }
-
-  // ---
-
-  static void put(PositionalSink& sink, uint64_t file_offset, const char* bytes, uint64_t nbytes) {
-    thread_local std::vector<iovec> pieces;
-    pieces.assign(1, {const_cast<char*>(bytes), nbytes});
-    const ProfiledStep step("statedict_io::write");
-    sink.write(file_offset, pieces);
-  }
-
-  void hold(uint64_t file_offset, const char* bytes, uint64_t nbytes) {
-    if (nbytes == 0) return;
-    Held full;
-    {
-      const std::lock_guard<std::mutex> lock(held_mutex_);
-      held_.edges.push_back({file_offset, std::string(bytes, nbytes)});
-      held_.nbytes += sizeof(Edge) + nbytes;
-      if (held_.nbytes >= kMaxHeldNbytes) std::swap(held_, full);
-    }
-    flush(full);
-  }
-
-  void flush(const Held& held) {
-    for (const Edge& edge : held.edges) put(buffered_, edge.file_offset, edge.bytes.data(), edge.bytes.size());
-  }
-
-  const std::vector<Strip>& strips_;
-  PositionalSink& direct_;
-  PositionalSink& buffered_;
-  DeviceSource* const devices_;
-  const StripOptions options_;
-  const bool gathers_;  // regions in slots, for direct writes; else host memory is written where it lies
-  const uint64_t region_nbytes_;
-  std::vector<Segment> segments_;
-  std::vector<Task> regions_;
-  std::vector<Task> rows_;
-  uint64_t region_end_ = 0;
-  const std::unique_ptr<std::atomic<uint32_t>[]> crcs_;
-  std::vector<StripResult> results_;
-  uint64_t total_nbytes_ = 0;
-  std::mutex held_mutex_;
-  Held held_;
+  Shared shared_;
+  LongRows long_rows_{shared_};
+  ShortRows short_rows_{shared_};
   StagedWrites writes_;
 };
 

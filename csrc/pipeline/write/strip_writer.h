@@ -1,41 +1,21 @@
 // Writes parts of records into a file that other processes write at the same time.
 //
-// A strip is a run of bytes in memory that goes to rows at one pitch in the file: a shard of a tensor, whatever it was
-// cut along. Long rows are gathered by regions and their whole blocks written past the page cache; what shares a block
-// with bytes of others, and short rows, goes through it, where writers of one block do not lose each other's bytes.
-// Such bytes at the ends of long rows are held back until the process has no region left, as a buffered write and a
-// direct one wait for each other, whichever process makes them; 8 MiB of them are written at once. What a strip adds to
-// its record's CRC is computed by Horner's rule over its rows: shift by the pitch, add the row's CRC.
+// Long rows are gathered by regions and their whole blocks written past the page cache; what shares a block with bytes
+// of others, and short rows, goes through it, where writers of one block do not lose each other's bytes. Such bytes at
+// the ends of long rows are held back until the process has no region left (held_writes.h). What a strip adds to its
+// record's CRC is computed by Horner's rule over its rows: shift by the pitch, add the row's CRC.
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
 #include <vector>
 
 #include "file/positional_sink.h"
 #include "pipeline/threads/worker_threads.h"
 #include "pipeline/write/device_source.h"
 #include "pipeline/write/read_gate.h"
+#include "pipeline/write/strip.h"
 
 namespace sdio {
-
-struct Strip {
-  const char* data = nullptr;  // readable until the write ends; null: `source_offset` in `source` on a device
-  size_t source = 0;
-  uint64_t source_offset = 0;
-  uint64_t file_offset = 0;  // of the first row
-  uint64_t row_nbytes = 0;
-  uint64_t num_rows = 0;
-  uint64_t file_pitch = 0;    // from row to row
-  uint64_t nbytes_after = 0;  // of the record, behind the last row
-
-  uint64_t nbytes() const { return row_nbytes * num_rows; }
-};
-
-struct StripResult {
-  uint32_t crc = 0;  // what the strip adds to its record's CRC: to be combined by XOR
-  unsigned char first_bytes[8] = {};
-};
 
 struct StripOptions {
   bool compute_crc32 = true;
