@@ -7,6 +7,8 @@ from typing import Any
 from torch import UntypedStorage, dtype
 from typing_extensions import Buffer
 
+testing: ModuleType  #: what only tests call: load_storages_onto, num_slots_allocated, without_unused_puts
+
 class Archive:
     """A planned archive; holds the records until it is destroyed.
 
@@ -46,8 +48,6 @@ class Archive:
         *,
         direct: str = "auto",
         progress: Callable[[int, int], Any] | None = None,
-        num_writers: int = 0,
-        region_nbytes: int = 0,
         bytes_per_second: float = 0.0,
     ) -> bool:
         """Writes the archive at offset 0 of a regular file and sets the file's size.
@@ -56,7 +56,6 @@ class Archive:
             fd: open for writing; nobody else may use it meanwhile.
             direct: ``"auto"``, ``"on"`` or ``"off"``: O_DIRECT.
             progress: called in this thread with (bytes_done, bytes_total).
-            num_writers, region_nbytes: 0 chooses; `num_writers` write at once.
             bytes_per_second: 0: as fast as it goes.
 
         Returns:
@@ -129,15 +128,12 @@ class ArchiveReader:
         *,
         verify: bool,
         progress: Callable[[int, int], Any] | None = None,
-        num_threads: int = 0,
-        span_nbytes: int = 0,
     ) -> tuple[list[UntypedStorage], list[int]]:
         """CPU storages that cannot be resized, and the records whose CRC-32 is wrong; no storages if there are any.
 
         Args:
             records: stored ones, each once.
             progress: called in this thread with (bytes_done, bytes_total), headers included.
-            num_threads, span_nbytes: 0 chooses.
         """
 
     def load_storages_onto(
@@ -147,8 +143,6 @@ class ArchiveReader:
         *,
         verify: bool,
         progress: Callable[[int, int], Any] | None = None,
-        num_threads: int = 0,
-        span_nbytes: int = 0,
     ) -> tuple[list[UntypedStorage], list[int]] | None:
         """The same on a device, through pinned slots, after what is queued on the caller's current stream there; every
         copy has landed on return.
@@ -161,8 +155,6 @@ class ArchiveReader:
         records: Sequence[int],
         *,
         progress: Callable[[int, int], Any] | None = None,
-        num_threads: int = 0,
-        span_nbytes: int = 0,
     ) -> list[int]:
         """The CRC-32 of the payloads of stored records, in memory that does not grow with them."""
 
@@ -195,9 +187,6 @@ class Snapshot:
 def crc32(data: Buffer, crc: int = 0) -> int:
     """As ``zlib.crc32``."""
 
-def without_unused_puts(data_pkl: bytes) -> bytes:
-    """The same pickle without the memo puts that nothing refers to; see csrc/pickle/memo.h."""
-
 def abridged_pickle(
     data_pkl: bytes,
 ) -> tuple[bytes, list[tuple[str, str, str, int, int, tuple[int, ...], tuple[int, ...], bool]]]:
@@ -218,9 +207,6 @@ def use_torch_functions(capsule: object) -> None:
 
 def forget_fixed_storages() -> None:
     """In a forked child: storages that threads of the parent kept from being resized."""
-
-def num_slots_allocated() -> int:
-    """Staging slots allocated since the process started; a second save adds none."""
 
 def snapshot_pool_nbytes() -> int:
     """Of all snapshot slots, idle or not."""
@@ -263,8 +249,6 @@ def write_strips(
     direct: str = "auto",
     compute_crc32: bool = True,
     progress: Callable[[int, int], Any] | None = None,
-    num_writers: int = 0,
-    region_nbytes: int = 0,
 ) -> list[tuple[int, bytes]]:
     """Writes parts of records into a file of which others write other parts.
 
@@ -274,7 +258,6 @@ def write_strips(
         direct_fd, fd: the file, opened twice; the first may be switched to O_DIRECT.
         direct: ``"auto"``, ``"on"`` or ``"off"``: O_DIRECT.
         progress: called in this thread with (bytes_done, bytes_total).
-        num_writers, region_nbytes: 0 chooses; `num_writers` write at once.
 
     Returns:
         For each strip, what it adds to its record's CRC, and its first bytes, at most eight.

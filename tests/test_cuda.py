@@ -74,9 +74,9 @@ def test_later_saves_pin_no_more_memory(tmp_path):
 
     obj = {"weight": random_on("cuda", 100 << 20)}
     sio.save(obj, tmp_path / "model.pt", backend="native")
-    before = _core.num_slots_allocated()
+    before = _core.testing.num_slots_allocated()
     sio.save(obj, tmp_path / "model.pt", backend="native")
-    assert _core.num_slots_allocated() == before
+    assert _core.testing.num_slots_allocated() == before
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")

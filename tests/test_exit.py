@@ -123,7 +123,7 @@ archive = _core.Archive(
     "archive", [], [OnDevice(24 << 20)], [], alignment=64, compute_crc32=True, device_types=["cuda"]
 )
 file = open(sys.argv[1], "wb")
-threading.Thread(target=archive.write_fd, args=(file.fileno(),), kwargs={"num_writers": 2}, daemon=True).start()
+threading.Thread(target=archive.write_fd, args=(file.fileno(),), daemon=True).start()
 began.wait()
 """
     assert_exits(ON_DEVICE + script + EXIT_SLOWLY, tmp_path / "model.pt")

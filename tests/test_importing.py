@@ -31,7 +31,7 @@ IMPORTED = {"statedict_io"} | modules_named("""
 """)
 # Of torch only what every save asks for its settings.
 OF_TORCH = {"torch.utils.serialization", "torch.utils.serialization.config"}
-FOR_CORE = modules_named("backends.torch_access")
+FOR_CORE = modules_named("backends.torch_access") | {"statedict_io._core.testing"}
 FOR_LOADING = modules_named("""
     archive.crc32 archive.directory archive.inflate archive.record_entry backends.native_reader backends.python_reader
     backends.record_rows backends.tasks formats.kinds pickles.allowed_globals pickles.hash_bounds pickles.lean_pickle

@@ -18,7 +18,7 @@ def lean():
     require_native()
     from statedict_io import _core
 
-    return _core.without_unused_puts
+    return _core.testing.without_unused_puts
 
 
 def data_pkl(obj):

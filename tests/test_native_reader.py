@@ -276,7 +276,7 @@ def test_memory_is_that_of_the_tensors(tmp_path, opened):
     reader = opened(saved(tmp_path, filled(*sizes)))
     before = resident_nbytes()
     storages = reader.load_storages(data_records(reader), verify=True, progress=None)
-    slots = extension.find().core.num_slots_allocated() * 8 * MIB
+    slots = extension.find().core.testing.num_slots_allocated() * 8 * MIB
     assert resident_nbytes() - before < sum(sizes) + slots + 16 * MIB
     assert len(storages) == len(sizes)
 

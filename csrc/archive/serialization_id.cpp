@@ -4,6 +4,9 @@
 #include <functional>
 #include <unordered_set>
 
+#include "archive/little_endian.h"
+#include "archive/zip_structures.h"
+
 namespace sdio {
 namespace {
 
@@ -12,17 +15,21 @@ uint64_t hash_combine(uint64_t seed, uint64_t value) {
   return seed ^ (value + 0x9e3779b9 + (seed << 6u) + (seed >> 2u));
 }
 
-uint32_t little_endian32(const unsigned char* p) {
-  return static_cast<uint32_t>(p[0]) | static_cast<uint32_t>(p[1]) << 8 | static_cast<uint32_t>(p[2]) << 16 |
-         static_cast<uint32_t>(p[3]) << 24;
-}
-
-constexpr uint32_t kDescriptorSignature = 0x08074b50;
-
 }  // namespace
 
+void CrcFold::fold_record(const std::string& archive_name, const std::string& name, const unsigned char* first_bytes,
+                          uint64_t nbytes, uint32_t crc) {
+  if (archive_name.size() >= 4 && get32(archive_name.data()) == kDescriptorSignature) {
+    const std::string full = archive_name + "/" + name;
+    if (full.size() >= 8) fold_write_start(reinterpret_cast<const unsigned char*>(full.data()));
+  }
+  if (first_bytes != nullptr) fold_write_start(first_bytes);
+  if (nbytes != 0) fold_descriptor(crc);
+}
+
 void CrcFold::fold_write_start(const unsigned char first_bytes[8]) {
-  if (little_endian32(first_bytes) == kDescriptorSignature) fold_descriptor(little_endian32(first_bytes + 4));
+  const auto* const bytes = reinterpret_cast<const char*>(first_bytes);
+  if (get32(bytes) == kDescriptorSignature) fold_descriptor(get32(bytes + 4));
 }
 
 void CrcFold::fold_descriptor(uint32_t crc) { value_ = hash_combine(value_, crc); }

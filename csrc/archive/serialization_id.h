@@ -15,6 +15,12 @@ namespace sdio {
 // fold_write_start reproduces that.
 class CrcFold {
  public:
+  // All that is written of one record: its name in the archive, its payload, whose first 8 bytes are at `first_bytes`
+  // (null: it has fewer, or they are not written), and the descriptor with its CRC, which an empty record does not
+  // have.
+  void fold_record(const std::string& archive_name, const std::string& name, const unsigned char* first_bytes,
+                   uint64_t nbytes, uint32_t crc);
+
   // `first_bytes`: the first 8 bytes of a name or payload that has at least 8.
   void fold_write_start(const unsigned char first_bytes[8]);
   void fold_descriptor(uint32_t crc);

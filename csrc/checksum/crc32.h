@@ -19,9 +19,6 @@ uint32_t crc32(uint32_t crc, const void* data, size_t nbytes) noexcept;
 // read back by this core. When it returns, other threads may be told of the bytes in any usual way.
 uint32_t crc32_copy(uint32_t crc, void* dst, const void* src, size_t nbytes) noexcept;
 
-// The CRC of a || b from crc(a), crc(b) and |b|.
-uint32_t crc32_combine(uint32_t crc_a, uint32_t crc_b, uint64_t nbytes_b) noexcept;
-
 // The contribution of a piece to the CRC of its record: the piece's CRC, shifted over the bytes
 // that follow the piece in the record. The XOR of all contributions, in any order, is the record's
 // CRC.

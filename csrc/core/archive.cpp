@@ -52,12 +52,9 @@ class Archive {
   uint64_t nbytes() const { return records_.layout->file_nbytes(); }
 
   // Returns whether the file took direct I/O.
-  bool write_fd(int fd, const std::string& direct, const py::object& progress, size_t num_writers, size_t region_nbytes,
-                double bytes_per_second) {
+  bool write_fd(int fd, const std::string& direct, const py::object& progress, double bytes_per_second) {
     const DirectIo direct_io = direct_io_from(direct);
     WriteOptions options;
-    options.num_writers = num_writers;
-    options.region_nbytes = region_nbytes;
     options.bytes_per_second = bytes_per_second;
     bool was_direct = false;
     read_storages([&](KeptStorages& storages, ReleasedGil& gil) {
@@ -242,8 +239,7 @@ void bind_archive(py::module_& module) {
            py::arg("device_types") = std::vector<std::string>())
       .def_property_readonly("nbytes", &Archive::nbytes)
       .def("write_fd", &Archive::write_fd, py::arg("fd"), py::kw_only(), py::arg("direct") = "auto",
-           py::arg("progress") = py::none(), py::arg("num_writers") = 0, py::arg("region_nbytes") = 0,
-           py::arg("bytes_per_second") = 0.0)
+           py::arg("progress") = py::none(), py::arg("bytes_per_second") = 0.0)
       .def("write_stream", &Archive::write_stream, py::arg("write"), py::kw_only(), py::arg("progress") = py::none())
       .def_property_readonly("device_nbytes", &Archive::device_nbytes)
       .def("snapshot_nbytes", &Archive::snapshot_nbytes, py::kw_only(), py::arg("on_devices"))

@@ -25,6 +25,8 @@ namespace py = pybind11;
 namespace sdio {
 namespace {
 
+py::handle corrupt_archive;  // the exception's type, made with the module
+
 // Names are bytes of anybody's choice: what is not UTF-8 stays printable.
 py::object text(std::string_view bytes) {
   return owned(PyUnicode_DecodeUTF8(bytes.data(), static_cast<py::ssize_t>(bytes.size()), "backslashreplace"));
@@ -88,13 +90,12 @@ class ArchiveReader {
   }
 
   // (storages, records whose checksum is wrong): no storages if there are any.
-  py::tuple load_storages(const std::vector<size_t>& records, bool verify, const py::object& progress,
-                          size_t num_threads, uint64_t span_nbytes) const {
+  py::tuple load_storages(const std::vector<size_t>& records, bool verify, const py::object& progress) const {
     ReadStorages memory(records.size());
     std::vector<size_t> wrong;
     {
       ReleasedGil gil;
-      wrong = load_payloads(*directory_, *source_, records, memory, verify, {num_threads, span_nbytes},
+      wrong = load_payloads(*directory_, *source_, records, memory, verify, {},
                             [&](uint64_t done, uint64_t total) { watch(gil, progress, done, total); });
     }
     return py::make_tuple(wrong.empty() ? memory.storages() : py::list(), wrong);
@@ -102,8 +103,8 @@ class ArchiveReader {
 
   // The same onto a device; None where that is for torch to do.
   std::optional<py::tuple> load_storages_onto(const std::string& device, const std::vector<size_t>& records,
-                                              bool verify, const py::object& progress, size_t num_threads,
-                                              uint64_t span_nbytes) const {
+                                              bool verify, const py::object& progress,
+                                              const ReadOptions& options) const {
     std::vector<uint64_t> sizes;
     for (const size_t record : records) {
       check(record);
@@ -114,16 +115,15 @@ class ArchiveReader {
     std::vector<size_t> wrong;
     {
       ReleasedGil gil;
-      wrong = load_payloads_onto(*directory_, *source_, records, *destination, verify, {num_threads, span_nbytes},
+      wrong = load_payloads_onto(*directory_, *source_, records, *destination, verify, options,
                                  [&](uint64_t done, uint64_t total) { watch(gil, progress, done, total); });
     }
     return py::make_tuple(wrong.empty() ? destination->storages() : py::list(), wrong);
   }
 
-  std::vector<uint32_t> checksums(const std::vector<size_t>& records, const py::object& progress, size_t num_threads,
-                                  uint64_t span_nbytes) const {
+  std::vector<uint32_t> checksums(const std::vector<size_t>& records, const py::object& progress) const {
     ReleasedGil gil;
-    return payload_checksums(*directory_, *source_, records, {num_threads, span_nbytes},
+    return payload_checksums(*directory_, *source_, records, {},
                              [&](uint64_t done, uint64_t total) { watch(gil, progress, done, total); });
   }
 
@@ -140,9 +140,8 @@ class ArchiveReader {
 
 }  // namespace
 
-void bind_archive_reader(py::module_& module) {
-  static const auto corrupt_archive =
-      py::exception<CorruptArchive>(module, "CorruptArchive", PyExc_ValueError).release();
+void bind_archive_reader(py::module_& module, py::module_& testing) {
+  corrupt_archive = py::exception<CorruptArchive>(module, "CorruptArchive", PyExc_ValueError).release();
   py::register_local_exception_translator([](std::exception_ptr error) {
     try {
       if (error) std::rethrow_exception(error);
@@ -165,13 +164,23 @@ void bind_archive_reader(py::module_& module) {
       .def("read_into", &ArchiveReader::read_into, py::arg("record"), py::arg("offset"), py::arg("destination"),
            py::arg("num_rows") = 1, py::arg("pitch") = 0)
       .def("load_storages", &ArchiveReader::load_storages, py::arg("records"), py::kw_only(), py::arg("verify"),
-           py::arg("progress") = py::none(), py::arg("num_threads") = 0, py::arg("span_nbytes") = 0)
-      .def("load_storages_onto", &ArchiveReader::load_storages_onto, py::arg("device"), py::arg("records"),
-           py::kw_only(), py::arg("verify"), py::arg("progress") = py::none(), py::arg("num_threads") = 0,
-           py::arg("span_nbytes") = 0)
-      .def("checksums", &ArchiveReader::checksums, py::arg("records"), py::kw_only(), py::arg("progress") = py::none(),
-           py::arg("num_threads") = 0, py::arg("span_nbytes") = 0)
+           py::arg("progress") = py::none())
+      .def(
+          "load_storages_onto",
+          [](const ArchiveReader& reader, const std::string& device, const std::vector<size_t>& records, bool verify,
+             const py::object& progress) { return reader.load_storages_onto(device, records, verify, progress, {}); },
+          py::arg("device"), py::arg("records"), py::kw_only(), py::arg("verify"), py::arg("progress") = py::none())
+      .def("checksums", &ArchiveReader::checksums, py::arg("records"), py::kw_only(), py::arg("progress") = py::none())
       .def_property_readonly("direct_nbytes", &ArchiveReader::direct_nbytes);
+
+  testing.def(
+      "load_storages_onto",
+      [](const ArchiveReader& reader, const std::string& device, const std::vector<size_t>& records, bool verify,
+         size_t num_threads, uint64_t span_nbytes) {
+        return reader.load_storages_onto(device, records, verify, py::none(), {num_threads, span_nbytes});
+      },
+      py::arg("reader"), py::arg("device"), py::arg("records"), py::kw_only(), py::arg("verify"),
+      py::arg("num_threads"), py::arg("span_nbytes"));
 }
 
 }  // namespace sdio

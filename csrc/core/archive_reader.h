@@ -5,6 +5,6 @@
 
 namespace sdio {
 
-void bind_archive_reader(pybind11::module_& module);
+void bind_archive_reader(pybind11::module_& module, pybind11::module_& testing);
 
 }  // namespace sdio

@@ -26,23 +26,22 @@ void dealloc(PyObject* self) {
   Py_DECREF(type);
 }
 
-PyTypeObject* memory_type() {
-  static PyTypeObject* const type = [] {
-    static PyType_Slot slots[] = {{Py_tp_dealloc, reinterpret_cast<void*>(&dealloc)},
-                                  {Py_bf_getbuffer, reinterpret_cast<void*>(&get_buffer)},
-                                  {0, nullptr}};
-    static PyType_Spec spec = {"statedict_io._core.Memory", sizeof(MemoryObject), 0,
-                               Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, slots};
-    return reinterpret_cast<PyTypeObject*>(owned(PyType_FromSpec(&spec)).release().ptr());
-  }();
-  return type;
-}
+PyTypeObject* memory_type = nullptr;
 
 }  // namespace
 
+void make_memory_type() {
+  if (memory_type != nullptr) return;
+  PyType_Slot slots[] = {{Py_tp_dealloc, reinterpret_cast<void*>(&dealloc)},
+                         {Py_bf_getbuffer, reinterpret_cast<void*>(&get_buffer)},
+                         {0, nullptr}};
+  PyType_Spec spec = {"statedict_io._core.Memory", sizeof(MemoryObject), 0,
+                      Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, slots};
+  memory_type = reinterpret_cast<PyTypeObject*>(owned(PyType_FromSpec(&spec)).release().ptr());
+}
+
 py::object memory_object(char* data, uint64_t nbytes, std::unique_ptr<ReadMemory> memory) {
-  PyTypeObject* const type = memory_type();
-  py::object made = owned(type->tp_alloc(type, 0));
+  py::object made = owned(memory_type->tp_alloc(memory_type, 0));
   auto* const object = reinterpret_cast<MemoryObject*>(made.ptr());
   object->data = data;
   object->nbytes = static_cast<Py_ssize_t>(nbytes);

@@ -10,6 +10,10 @@
 
 namespace sdio {
 
+// Makes the type of these objects; when the module is made. Not when the first object is: making a type may run Python
+// code and let another thread take the GIL, which would then wait for the type, and this one for the GIL.
+void make_memory_type();
+
 // A writable buffer of [data, data + nbytes), which lives as long as the object or a buffer of it.
 pybind11::object memory_object(char* data, uint64_t nbytes, std::unique_ptr<ReadMemory> memory);
 

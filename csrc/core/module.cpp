@@ -3,11 +3,11 @@
 
 #include <string>
 
-#include "boundary/torch_functions.h"
 #include "checksum/crc32.h"
 #include "core/archive.h"
 #include "core/archive_reader.h"
 #include "core/device_without_streams.h"
+#include "core/memory_object.h"
 #include "core/pinned_slots.h"
 #include "core/python_error.h"
 #include "core/released_gil.h"
@@ -87,23 +87,27 @@ PYBIND11_MODULE(_core, module) {
   module.def(
       "use_torch_functions", [](const py::object& capsule) { use(torch_through_table(capsule)); }, py::arg("capsule"));
 
+  py::module_ testing = module.def_submodule("testing", "What only the tests of statedict_io call.");
+
+  make_memory_type();
   bind_snapshot(module);
   bind_archive(module);
   bind_storage_table(module);
   bind_strips(module);
-  bind_archive_reader(module);
+  bind_archive_reader(module, testing);
 
   module.def("crc32", &crc32_of_buffer, py::arg("data"), py::arg("crc") = 0);
-  module.def("without_unused_puts", &without_unused_puts_of, py::arg("data_pkl"));
   module.def("abridged_pickle", &abridged_pickle_of, py::arg("data_pkl"));
   module.def("simd", &crc32_active_name);
-  module.def("num_slots_allocated", [] { return SlotPool::host().num_allocated() + pinned_slots().num_allocated(); });
   module.def("forget_fixed_storages", [] { torch().forget_fixed(); });
   module.def("release_buffers", [] {
     for (SlotPool* pool : {&SlotPool::host(), &SlotPool::snapshots(), &pinned_slots(), &pinned_snapshot_slots()}) {
       pool->release_idle();
     }
   });
+
+  testing.def("num_slots_allocated", [] { return SlotPool::host().num_allocated() + pinned_slots().num_allocated(); });
+  testing.def("without_unused_puts", &without_unused_puts_of, py::arg("data_pkl"));
 }
 
 }  // namespace sdio

@@ -32,16 +32,16 @@ void stand_in_dealloc(PyObject* self) {
   Py_DECREF(type);
 }
 
-PyTypeObject* stand_in_type() {
-  static PyTypeObject* const type = [] {
-    static PyType_Slot slots[] = {{Py_tp_dealloc, reinterpret_cast<void*>(&stand_in_dealloc)}, {0, nullptr}};
-    static PyType_Spec spec = {"statedict_io._core.StandIn", sizeof(StandIn), 0, Py_TPFLAGS_DEFAULT, slots};
-    return reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&spec));
-  }();
-  return type;
+PyTypeObject* stand_in_type = nullptr;  // made with the module, as memory_object.h says why
+
+void make_stand_in_type() {
+  if (stand_in_type != nullptr) return;
+  PyType_Slot slots[] = {{Py_tp_dealloc, reinterpret_cast<void*>(&stand_in_dealloc)}, {0, nullptr}};
+  PyType_Spec spec = {"statedict_io._core.StandIn", sizeof(StandIn), 0, Py_TPFLAGS_DEFAULT, slots};
+  stand_in_type = reinterpret_cast<PyTypeObject*>(owned(PyType_FromSpec(&spec)).release().ptr());
 }
 
-bool is_stand_in(PyObject* obj) { return Py_TYPE(obj) == stand_in_type(); }
+bool is_stand_in(PyObject* obj) { return Py_TYPE(obj) == stand_in_type; }
 
 // Neither of these can be part of a cycle: the collector need not look at them.
 py::object untracked(py::object tuple) {
@@ -55,7 +55,7 @@ py::object pack(Objects&&... objects) {
 }
 
 py::object stand_in(StandIn::For what, PyObject* object) {
-  py::object made = owned(stand_in_type()->tp_alloc(stand_in_type(), 0));
+  py::object made = owned(stand_in_type->tp_alloc(stand_in_type, 0));
   reinterpret_cast<StandIn*>(made.ptr())->what = what;
   reinterpret_cast<StandIn*>(made.ptr())->object = Py_XNewRef(object);
   return made;
@@ -94,9 +94,7 @@ struct TensorReduction {
 class StorageTable {
  public:
   StorageTable(std::shared_ptr<const TensorReduction> reduction, py::object reference)
-      : torch_(std::move(reduction)), reference_(std::move(reference)) {
-    if (stand_in_type() == nullptr) throw py::error_already_set();
-  }
+      : torch_(std::move(reduction)), reference_(std::move(reference)) {}
 
   const std::vector<Storage>& storages() const { return storages_; }
 
@@ -256,6 +254,7 @@ std::vector<Storage> storages_of(const py::object& table_or_list) {
 }
 
 void bind_storage_table(py::module_& module) {
+  make_stand_in_type();
   py::class_<TensorReduction, std::shared_ptr<TensorReduction>>(module, "TensorReduction")
       .def(py::init([](py::object tensor_type, py::object parameter_type, py::object ordered_dict,
                        py::object rebuild_tensor, py::object rebuild_parameter, py::dict storage_types,

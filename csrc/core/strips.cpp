@@ -54,8 +54,7 @@ void check_all_unmoved(const std::vector<Storage>& storages, const std::vector<S
 }
 
 py::list write(const py::list& storage_list, const py::sequence& strip_list, int direct_fd, int fd,
-               const std::string& direct, bool compute_crc32, const py::object& progress, size_t num_writers,
-               size_t region_nbytes) {
+               const std::string& direct, bool compute_crc32, const py::object& progress) {
   const std::vector<Storage> storages = storages_of(storage_list);
   std::vector<StorageBytes> planned;
   for (const Storage& storage : storages) planned.push_back(storage.bytes());
@@ -73,8 +72,6 @@ py::list write(const py::list& storage_list, const py::sequence& strip_list, int
   }
   StripOptions options;
   options.compute_crc32 = compute_crc32;
-  options.num_writers = num_writers;
-  options.region_nbytes = region_nbytes;
   std::vector<StripResult> results;
   {
     const DirectIo wish = direct_io_from(direct);
@@ -105,7 +102,7 @@ py::list write(const py::list& storage_list, const py::sequence& strip_list, int
 void bind_strips(py::module_& module) {
   module.def("write_strips", &write, py::arg("storages"), py::arg("strips"), py::kw_only(), py::arg("direct_fd"),
              py::arg("fd"), py::arg("direct") = "auto", py::arg("compute_crc32") = true,
-             py::arg("progress") = py::none(), py::arg("num_writers") = 0, py::arg("region_nbytes") = 0);
+             py::arg("progress") = py::none());
 }
 
 }  // namespace sdio

@@ -50,20 +50,23 @@ PositionalSource::~PositionalSource() {
   if (direct_fd_ >= 0) close(direct_fd_);
 }
 
-void PositionalSource::throw_end(uint64_t offset) const {
-  throw UnexpectedEnd("the file ends at or before offset " + std::to_string(offset) + " and had " +
-                      std::to_string(nbytes_) + " bytes when it was opened");
+ssize_t PositionalSource::read_once(int fd, char* destination, uint64_t nbytes, uint64_t offset) {
+  ssize_t taken = -1;
+  do {
+    taken = call_pread(fd, destination, nbytes, static_cast<off_t>(offset));
+  } while (taken < 0 && errno == EINTR);
+  if (taken == 0) {
+    throw UnexpectedEnd("the file ends at or before offset " + std::to_string(offset) + " and had " +
+                        std::to_string(nbytes_) + " bytes when it was opened");
+  }
+  return taken;
 }
 
 void PositionalSource::read(uint64_t offset, char* destination, uint64_t nbytes) {
   while (nbytes != 0) {
     const size_t wanted = std::min<uint64_t>(nbytes, kMaxReadNbytes);
-    const ssize_t taken = call_pread(fd_, destination, wanted, static_cast<off_t>(offset));
-    if (taken < 0) {
-      if (errno == EINTR) continue;
-      throw SystemError(errno, "pread");
-    }
-    if (taken == 0) throw_end(offset);
+    const ssize_t taken = read_once(fd_, destination, wanted, offset);
+    if (taken < 0) throw SystemError(errno, "pread");
     offset += static_cast<uint64_t>(taken);
     destination += taken;
     nbytes -= static_cast<uint64_t>(taken);
@@ -90,16 +93,14 @@ void PositionalSource::read_aligned(uint64_t offset, char* destination, uint64_t
   const uint64_t end = offset + nbytes;
   while (offset < end && direct_is_open()) {
     const uint64_t blocks = (std::min<uint64_t>(end - offset, kMaxReadNbytes) + alignment_ - 1) / alignment_;
-    const ssize_t taken = call_pread(direct_fd_, destination, blocks * alignment_, static_cast<off_t>(offset));
+    const ssize_t taken = read_once(direct_fd_, destination, blocks * alignment_, offset);
     if (taken < 0) {
-      if (errno == EINTR) continue;
       if ((errno == EINVAL || errno == EOPNOTSUPP) && wish_ != DirectIo::kOn) {
         direct_ = false;
         break;
       }
       throw SystemError(errno, "pread with O_DIRECT");
     }
-    if (taken == 0) throw_end(offset);
     direct_nbytes_ += static_cast<uint64_t>(taken);
     offset += static_cast<uint64_t>(taken);
     destination += taken;

@@ -59,7 +59,8 @@ class PositionalSource {
 
  private:
   bool direct_is_open();
-  [[noreturn]] void throw_end(uint64_t offset) const;
+  // What one call of pread(2) returns, which is made again where a signal interrupts it. Throws UnexpectedEnd.
+  ssize_t read_once(int fd, char* destination, uint64_t nbytes, uint64_t offset);
 
   const int fd_;
   const DirectIo wish_;

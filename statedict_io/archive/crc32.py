@@ -1,4 +1,4 @@
-"""Arithmetic on finished CRC-32s, for the Python backend; csrc/checksum/crc32_combine.cpp says why it works."""
+"""Arithmetic on finished CRC-32s, for the Python backend; csrc/checksum/crc32_shift.cpp says why it works."""
 
 from __future__ import annotations
 

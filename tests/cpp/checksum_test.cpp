@@ -311,17 +311,6 @@ TEST_F(Crc32, ShiftsBeyondFourGibibytesByDoubling) {
   EXPECT_EQ(sdio::crc32_shift(start, 0), start);
 }
 
-TEST_F(Crc32, CombineJoinsTwoPieces) {
-  const Bytes data = random_.bytes(5000);
-  const uint32_t expected = reference(0, data.data(), data.size());
-  for (int repeat = 0; repeat < 200; ++repeat) {
-    const size_t split = random_.below(data.size() + 1);
-    const uint32_t a = reference(0, data.data(), split);
-    const uint32_t b = reference(0, data.data() + split, data.size() - split);
-    ASSERT_EQ(sdio::crc32_combine(a, b, data.size() - split), expected) << split;
-  }
-}
-
 TEST_F(Crc32, ContributionsAddUpInAnyOrder) {
   const Bytes data = random_.bytes(100000);
   const uint32_t expected = reference(0, data.data(), data.size());

@@ -47,7 +47,7 @@ def native_slots():
     from statedict_io import _core
 
     _core.release_buffers()
-    yield _core.num_slots_allocated
+    yield _core.testing.num_slots_allocated
     _core.release_buffers()
 
 

@@ -112,8 +112,8 @@ def test_records_that_cross_spans(num_nbytes, tmp_path, standin):  # noqa: F811
         reader = _core.ArchiveReader(file.fileno())
         records = [i for i, entry in enumerate(reader.entries()) if entry[0].startswith("data/")]
         for num_threads, span_nbytes in ((1, 4096), (4, 4096), (8, 1 << 16)):
-            storages, wrong = reader.load_storages_onto(
-                "standin:0", records, verify=True, num_threads=num_threads, span_nbytes=span_nbytes
+            storages, wrong = _core.testing.load_storages_onto(
+                reader, "standin:0", records, verify=True, num_threads=num_threads, span_nbytes=span_nbytes
             )
             assert wrong == []
             for storage, tensor in zip(storages, obj.values(), strict=True):

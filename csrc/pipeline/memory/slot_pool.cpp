@@ -1,20 +1,19 @@
 #include "pipeline/memory/slot_pool.h"
 
-#include <pthread.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstdint>
-#include <limits>
 #include <new>
 #include <utility>
+
+#include "pipeline/memory/process_slots.h"
 
 namespace sdio {
 namespace {
 
 constexpr size_t kHugePageNbytes = 2u << 20;
-constexpr size_t kMaxIdleHostSlots = 16;  // 128 MiB
 
 class HugePageMemory final : public SlotMemory {
  public:
@@ -35,24 +34,6 @@ class HugePageMemory final : public SlotMemory {
   void* mapping_;
   size_t mapping_nbytes_;
 };
-
-SlotPool* host_pool = nullptr;
-SlotPool* snapshot_pool = nullptr;
-
-void start_pools() {
-  // A lock held by another thread at fork() stays locked in the child: leave the old pools behind.
-  host_pool = new SlotPool(std::make_unique<HugePageAllocator>(), kMaxIdleHostSlots);
-  snapshot_pool = new SlotPool(std::make_unique<HugePageAllocator>(), std::numeric_limits<size_t>::max());
-}
-
-void start_pools_once() {
-  static const bool started = [] {
-    start_pools();
-    pthread_atfork(nullptr, nullptr, start_pools);
-    return true;
-  }();
-  static_cast<void>(started);
-}
 
 }  // namespace
 
@@ -125,14 +106,7 @@ void SlotPool::trim(uint64_t max_nbytes) {
   }
 }
 
-SlotPool& SlotPool::host() {
-  start_pools_once();
-  return *host_pool;
-}
-
-SlotPool& SlotPool::snapshots() {
-  start_pools_once();
-  return *snapshot_pool;
-}
+SlotPool& SlotPool::host() { return ProcessSlots<HugePageAllocator>::regions(); }
+SlotPool& SlotPool::snapshots() { return ProcessSlots<HugePageAllocator>::snapshots(); }
 
 }  // namespace sdio

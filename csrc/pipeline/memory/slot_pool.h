@@ -70,8 +70,7 @@ class SlotPool {
   // The same for as many idle slots as keep nbytes() above `max_nbytes`.
   void trim(uint64_t max_nbytes);
 
-  // The process's pools of huge-page slots: for regions on their way into a file, and for snapshots, which keeps what
-  // the largest of them needed. A forked child starts with empty ones.
+  // The process's pools of huge-page slots; see process_slots.h.
   static SlotPool& host();
   static SlotPool& snapshots();
 

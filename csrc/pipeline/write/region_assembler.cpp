@@ -13,12 +13,6 @@ namespace {
 // Below this a copy into the slot is cheaper than one more iovec in the system call.
 constexpr uint64_t kGatherBelowNbytes = 32u << 10;
 
-void fold_name(CrcFold& fold, const std::string& archive_name, const std::string& name) {
-  if (archive_name.compare(0, 4, "PK\x07\x08") != 0) return;  // what follows could not fold
-  const std::string full = archive_name + "/" + name;
-  if (full.size() >= 8) fold.fold_write_start(reinterpret_cast<const unsigned char*>(full.data()));
-}
-
 }  // namespace
 
 // One call of assemble(): the cursor through the range, and what has to wait until the range's own CRCs are reported.
@@ -211,10 +205,9 @@ const RegionAssembler::Tail& RegionAssembler::tail() {
   for (size_t record = 0; record < id_record; ++record) {
     const uint64_t nbytes = layout_.placement(record).nbytes;
     crcs.push_back(checksums_.crc(record));
-    fold_name(fold, layout_.archive_name(), layout_.name(record));
     const bool has_start = nbytes >= 8 && records_.kind(record) != Payload::Kind::kHole;
-    if (has_start) fold.fold_write_start(checksums_.first_bytes(record));
-    if (nbytes != 0) fold.fold_descriptor(crcs.back());
+    const unsigned char* const first_bytes = has_start ? checksums_.first_bytes(record) : nullptr;
+    fold.fold_record(layout_.archive_name(), layout_.name(record), first_bytes, nbytes, crcs.back());
   }
   const std::string id = serialization_id(tail_.names_hash, fold.value());
   const uint32_t crc = checksum(id.data(), id.size());

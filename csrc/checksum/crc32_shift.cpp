@@ -45,8 +45,4 @@ uint32_t crc32_shift(uint32_t crc_piece, uint64_t nbytes_after) noexcept {
   return crc_piece;
 }
 
-uint32_t crc32_combine(uint32_t crc_a, uint32_t crc_b, uint64_t nbytes_b) noexcept {
-  return crc32_shift(crc_a, nbytes_b) ^ crc_b;
-}
-
 }  // namespace sdio
