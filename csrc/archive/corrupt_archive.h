@@ -1,4 +1,4 @@
-// What is wrong with the bytes of an archive, and in which record. The caller knows the path and adds it.
+// The exception that says what is wrong with the bytes of an archive, and in which record. The caller adds the path.
 #pragma once
 
 #include <stdexcept>

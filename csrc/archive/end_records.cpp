@@ -10,7 +10,7 @@
 namespace sdio {
 namespace {
 
-// A field of the end record beside its zip64 counterpart: the same, or the mark that it did not fit.
+// Whether a field of the end record agrees with its zip64 counterpart: it is the same, or the mark of not fitting.
 bool agrees(uint64_t value, uint64_t zip64_value, uint64_t mark) { return value == zip64_value || value == mark; }
 
 // Archives of several disks count from 0, or from 1 in one piece (miniz takes both).

@@ -10,9 +10,9 @@
 
 namespace sdio {
 
-// What the second half is folded from, in write order. torch recognises a data descriptor by its first four bytes in
-// *any* write of 8 bytes or more, and so folds a payload or a name that happens to begin with them too;
-// fold_write_start reproduces that.
+// The second half: what torch writes is folded, in write order. torch takes any write of 8 bytes or more that begins
+// with a data descriptor's signature for a descriptor, and so also folds a payload or a name that happens to begin with
+// it.
 class CrcFold {
  public:
   // All that is written of one record: its name in the archive, its payload, whose first 8 bytes are at `first_bytes`

@@ -1,4 +1,4 @@
-// Signatures, sizes and bits of the zip structures, for those who write and those who read them [F: docs/format.md].
+// Signatures, sizes and bits of the zip structures, for writing and reading them [F: docs/format.md].
 #pragma once
 
 #include <cstdint>

@@ -32,8 +32,8 @@ struct Crc32Implementation {
   uint32_t (*copy)(uint32_t crc, void* dst, const void* src, size_t nbytes) noexcept;
 };
 
-// Every implementation that was compiled in, fastest first, the portable one last. For tests and
-// benchmarks.
+// Every implementation that was compiled in, fastest first, the portable one last. Used by tests
+// and benchmarks.
 const std::vector<Crc32Implementation>& crc32_implementations();
 
 // The name of the implementation behind `crc32` and `crc32_copy`.

@@ -71,13 +71,13 @@ class Archive {
       stream_archive(records_, write_view, [&](uint64_t done) {
         watch(gil, progress, done, nbytes());
         if (!storages.may_move()) return;
-        // What is read next: a look at all storages each time would take long where they are many.
+        // Only those that are read next: where they are many, a look at all of them each time would take long.
         gil.with_gil([&] { check_records_in(done, done + kSlotNbytes); });
       });
     });
   }
 
-  // Of the storages on each device that the pipeline copies from.
+  // The number of bytes of storages on each device that the pipeline copies from.
   std::map<std::string, uint64_t> device_nbytes() const {
     std::map<std::string, uint64_t> nbytes;
     if (devices_ == nullptr) return nbytes;
@@ -87,7 +87,7 @@ class Archive {
     return nbytes;
   }
 
-  // Of host memory.
+  // The host memory that snapshot() takes.
   uint64_t snapshot_nbytes(bool on_devices) const {
     return on_devices ? PayloadCopies::nbytes_of(host_sources()) : HostSnapshot::nbytes_of(records_);
   }
@@ -197,7 +197,7 @@ class Archive {
                   records_.layout->placement(record).nbytes, "the storage of record data/", key);
   }
 
-  // Those that have a byte in [begin, end) of the file.
+  // Checks the storages that have a byte in [begin, end) of the file.
   void check_records_in(uint64_t begin, uint64_t end) const {
     if (begin >= nbytes()) return;
     const ArchiveLayout& layout = *records_.layout;

@@ -17,7 +17,7 @@ class DeviceWithoutStreams : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Throws DeviceWithoutStreams, or what a signal raises. Some of `records` is on a device.
+// Throws DeviceWithoutStreams, or what a signal raises. At least one of `records` is on a device.
 inline std::unique_ptr<DeviceSource> device_source(const Torch& torch, const std::vector<DeviceBytes>& records) {
   try {
     return torch.source(records);

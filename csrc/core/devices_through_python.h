@@ -1,5 +1,5 @@
-// Storages on devices through statedict_io.backends.device_copies, in Python: from the same worker threads, into the
-// same slots, as LibTorch's would be.
+// Storages on devices, copied by statedict_io.backends.device_copies, in Python. It is called from the same worker
+// threads and copies into the same slots as LibTorch does where there is a _torch module.
 #pragma once
 
 #include <pybind11/pybind11.h>

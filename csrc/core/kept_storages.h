@@ -1,7 +1,7 @@
-// Storages whose memory is read without the GIL: torch keeps it where it is or, where torch cannot be told to, a change
-// is found out before what was written counts.
+// Storages whose memory is read without the GIL. Torch keeps the memory where it is; where torch cannot be told to, a
+// change is noticed before what was written counts.
 //
-// With the GIL, but for gate().
+// All methods need the GIL, but for gate().
 #pragma once
 
 #include <cstdint>
@@ -17,8 +17,8 @@
 
 namespace sdio {
 
-// Throws where `storage` has not the `nbytes` it had when they were planned or, where they are read in place, not at
-// `data`; null: not in place. Errors call it `what` and `index`.
+// Throws where `storage` no longer has the `nbytes` of the plan, or where they are no longer at `data`, unless that is
+// null: then they are not read in place. The error names the storage by `what` and `index`.
 inline void check_unmoved(const Storage& storage, const char* data, uint64_t nbytes, const char* what, size_t index) {
   const StorageBytes now = storage.bytes();
   if (now.nbytes == nbytes && (data == nullptr || now.data == data)) return;
@@ -41,7 +41,7 @@ class KeptStorages {
   // Readers pass it, so that they pause while Python code runs; null where nothing can move.
   ReadGate* gate() { return may_move_ ? &gate_ : nullptr; }
 
-  // After Python code has run, and at the end.
+  // To be called after Python code has run, and at the end.
   void check() const {
     if (may_move_) check_();
   }

@@ -12,7 +12,7 @@
 namespace sdio {
 namespace {
 
-constexpr uintptr_t kPageNbytes = 4096;  // as direct I/O asks for
+constexpr uintptr_t kPageNbytes = 4096;  // the alignment that direct I/O needs
 // One copy command costs some microseconds whatever its size: smaller pieces are gathered on the device first.
 constexpr auto kGatherAtLeast = 8;
 

@@ -1,5 +1,5 @@
-// The process's pools of slots in memory that accelerators copy from and to at full speed; plain memory where none can
-// be had. As SlotPool::host() and SlotPool::snapshots(): any thread, and a forked child starts with empty ones.
+// The process's pools of slots in memory that accelerators copy from and to at full speed, or in plain memory where
+// none can be pinned. Any thread may use them; see process_slots.h.
 #pragma once
 
 #include <optional>
@@ -13,7 +13,7 @@ namespace sdio {
 SlotPool& pinned_slots();
 SlotPool& pinned_snapshot_slots();
 
-// A slot to gather the small ones of `pieces` through, where there are enough of them and memory is not short.
+// A slot through which the small ones of `pieces` can be gathered; none where they are few or memory is short.
 std::optional<SlotPool::Handle> slot_to_gather(const std::vector<DevicePiece>& pieces);
 
 }  // namespace sdio

@@ -13,14 +13,14 @@
 
 namespace sdio {
 
-// With the GIL, which the callee may give up and take again.
+// Calls a Python function, with the GIL, which that function may give up and take again.
 template <typename... Arguments>
 pybind11::object call_python(const pybind11::object& callable, Arguments&&... arguments) {
   const pybind11::tuple packed = pybind11::make_tuple(std::forward<Arguments>(arguments)...);
   return owned(or_wait_for_exit([&] { return PyObject_Call(callable.ptr(), packed.ptr(), nullptr); }));
 }
 
-// Drops a reference in any thread. What dies with it may run Python code.
+// Drops a reference in any thread. An object that is destroyed by that may run Python code.
 inline void let_go(PyObject* object) {
   const HeldGil gil;
   or_wait_for_exit([object] { Py_DECREF(object); });
@@ -37,7 +37,7 @@ class PythonError final : public std::exception {
 
   const char* what() const noexcept override { return what_.c_str(); }
 
-  // Else what a signal raises to end the process or the call: KeyboardInterrupt, SystemExit.
+  // False for what a signal raises to end the process or the call: KeyboardInterrupt, SystemExit.
   bool is_exception() const { return is_exception_; }
 
   void restore() const {  // with the GIL
@@ -50,7 +50,8 @@ class PythonError final : public std::exception {
   bool is_exception_;
 };
 
-// Calls `function` with the GIL, in any thread. Throws PythonError where Python raises. What it returns is of C++.
+// Calls `function` with the GIL, in any thread. Throws PythonError where Python raises. It must not return a Python
+// object.
 template <typename Function>
 auto in_python(const Function& function) {
   const HeldGil gil;

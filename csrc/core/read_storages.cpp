@@ -28,7 +28,7 @@ class ExtentPart final : public ReadMemory {
   ExtentPart(std::shared_ptr<ExtentMemory> extent, char* data, uint64_t nbytes)
       : extent_(std::move(extent)), data_(data), nbytes_(nbytes) {}
   ~ExtentPart() override {
-    // The last one gives back everything by unmapping.
+    // When the last part goes, the whole extent is unmapped.
     if (extent_.use_count() > 1) ExtentMemory::release(data_, nbytes_);
   }
 

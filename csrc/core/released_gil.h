@@ -10,14 +10,15 @@
 
 namespace sdio {
 
-// Calls `function`, which asks for the GIL or runs Python code. Nothing in it but C functions: what it owns would be
-// destroyed without the GIL.
+// Calls `function`, which asks for the GIL or runs Python code. It must call C functions only: C++ objects in it would
+// be destroyed without the GIL.
 template <typename Function>
 auto or_wait_for_exit(const Function& function) {
   try {
     return function();
   } catch (...) {
-    // pthread_exit's; named, abi::__forced_unwind&, it would be a reference to null. Leaving would end the process.
+    // This is what pthread_exit throws. It cannot be caught by its name, abi::__forced_unwind&, which would be a
+    // reference to null; letting it pass would end the process.
     for (;;) pause();
   }
 }

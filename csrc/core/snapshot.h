@@ -28,7 +28,7 @@ class Snapshot {
   virtual bool done() const { return true; }  // whether every byte has been copied
   virtual void wait() {}                      // returns when it has, and lets go of the originals
 
-  // As often as it takes.
+  // Both may be called again where they have failed.
   virtual void write(PositionalSink& sink, const WriteOptions& options, const Watcher& watch) = 0;
   virtual void stream(const StreamWrite& write, const Watcher& watch) = 0;
 };

@@ -17,8 +17,8 @@ namespace sdio {
 namespace {
 
 // What a reduced tensor's arguments hold in place of objects that would only be made to be pickled: each is pickled as
-// what it stands for. Its type is unknown to the cyclic collector, whose passes over 100,000 tensors' worth of such
-// objects took 40 % of the time.
+// what it stands for. Its type is unknown to the cyclic collector, whose passes over the objects of 100,000 tensors
+// would take long.
 struct StandIn {
   enum For { kStorage, kNoHooks, kData };
   PyObject_HEAD For what;
@@ -43,7 +43,7 @@ void make_stand_in_type() {
 
 bool is_stand_in(PyObject* obj) { return Py_TYPE(obj) == stand_in_type; }
 
-// Neither of these can be part of a cycle: the collector need not look at them.
+// For tuples that cannot be part of a cycle: the cyclic collector need not look at them.
 py::object untracked(py::object tuple) {
   PyObject_GC_UnTrack(tuple.ptr());
   return tuple;
@@ -77,12 +77,12 @@ bool has_python_state(PyObject* obj) {
   return has;
 }
 
-// What torch's own reduction names in the stream and asks: the same for every save.
+// The objects that torch's own reduction writes into the stream or asks. They are the same for every save.
 struct TensorReduction {
   const py::object tensor_type, parameter_type, ordered_dict, rebuild_tensor, rebuild_parameter;
   const py::dict storage_types;  // torch.dtype -> the class that stands for it in the stream
   const py::object location_tag;
-  // Interned, as the literals in torch's code are: the memo goes by identity.
+  // Interned, as the literals in torch's code are, because the pickler's memo goes by identity.
   const py::object storage_word = owned(PyUnicode_InternFromString("storage"));
   const py::object cpu_word = owned(PyUnicode_InternFromString("cpu"));
   const py::object dtype_word = owned(PyUnicode_InternFromString("dtype"));
@@ -90,7 +90,7 @@ struct TensorReduction {
   const py::object no_hooks = pack(ordered_dict, owned(PyTuple_New(0)));  // an empty OrderedDict, reduced
 };
 
-// One per pickled object.
+// There is one for each object that is pickled.
 class StorageTable {
  public:
   StorageTable(std::shared_ptr<const TensorReduction> reduction, py::object reference)
@@ -165,7 +165,7 @@ class StorageTable {
     return entry->second;
   }
 
-  // Null: newer dtypes have none and are reduced in another way.
+  // Null for newer dtypes, which have no storage type and are reduced in another way.
   PyObject* storage_type_of(const PlainTensor& tensor) const {
     return PyDict_GetItem(torch_->storage_types.ptr(), tensor.dtype.ptr());
   }
@@ -177,7 +177,7 @@ class StorageTable {
 
   PyObject* reduce_data_of(PyObject* parameter) {
     PlainTensor data;
-    // Its reduction found it plain.
+    // It was plain when the parameter was reduced.
     if (!implementation_.describe(parameter, data)) throw std::runtime_error("a parameter has changed its kind");
     return reduce_tensor(std::move(data));
   }

@@ -1,8 +1,8 @@
 // The part of pickling that is done once per tensor, in C++: reducing plain tensors and naming their storages.
 //
-// Python's own C pickler still writes the stream, so every rule of its memo holds. It only gets its answers to "how is
-// this tensor reduced" and "is this a storage" without running Python code, which is what 100,000 tensors spend their
-// time on. All functions need the GIL.
+// Python's own C pickler still writes the stream, so every rule of its memo holds. Only its questions "how is this
+// tensor reduced" and "is this a storage" are answered without running Python code, which takes most of the time where
+// there are many tensors. All functions need the GIL.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -29,7 +29,7 @@ struct StorageBytes {
 // A torch.UntypedStorage, held.
 class Storage {
  public:
-  Storage() = default;                                   // none
+  Storage() = default;                                   // no storage
   Storage(const Torch& torch, void* held, bool on_host)  // takes over `held`
       : torch_(&torch), held_(held), on_host_(on_host) {}
   Storage(const Storage& other);
@@ -97,7 +97,7 @@ class FixedStorages {
   virtual ~FixedStorages() = default;
 };
 
-// Memory that is let go of in any thread.
+// Memory whose owner may be destroyed in any thread.
 class ReadMemory {
  public:
   virtual ~ReadMemory() = default;

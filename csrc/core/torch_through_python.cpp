@@ -55,7 +55,7 @@ const void* as_pointer(const py::object& number) {
   return value;
 }
 
-// The cyclic collector need not look at a tuple of numbers.
+// For tuples of numbers: the cyclic collector need not look at them.
 py::object untracked(py::object tuple) {
   if (PyTuple_GET_SIZE(tuple.ptr()) != 0) PyObject_GC_UnTrack(tuple.ptr());  // () is everybody's
   return tuple;
@@ -176,7 +176,7 @@ class TorchThroughPython final : public Torch {
 
   py::object device_copies() const { return call_python(access_.attr("device_copies")); }
 
-  // Never destroyed, as all of this.
+  // None of this is ever destroyed.
   const py::object access_;
   const py::object dispatch_keys_;  // None where torch does not tell them
   const py::object raw_repr_;

@@ -13,14 +13,14 @@
 
 namespace sdio {
 
-// Throws the exception of a signal.
+// Throws what the handler of a signal raises.
 inline void watch(ReleasedGil& gil) {
   gil.with_gil([] {
     if (PyErr_CheckSignals() != 0) throw pybind11::error_already_set();
   });
 }
 
-// The same, or that of `progress`, which is None or takes (bytes_done, bytes_total).
+// The same, and calls `progress`, which is None or takes (bytes_done, bytes_total). Throws what it raises.
 inline void watch(ReleasedGil& gil, const pybind11::object& progress, uint64_t bytes_done, uint64_t bytes_total) {
   gil.with_gil([&] {
     if (PyErr_CheckSignals() != 0) throw pybind11::error_already_set();
@@ -28,7 +28,7 @@ inline void watch(ReleasedGil& gil, const pybind11::object& progress, uint64_t b
   });
 }
 
-// The same while `storages` are read, which `progress` may resize: an error then, before anybody reads on.
+// The same while `storages` are read. Throws where `progress` has resized one of them, before anybody reads on.
 inline void watch(ReleasedGil& gil, const pybind11::object& progress, uint64_t bytes_done, uint64_t bytes_total,
                   KeptStorages& storages) {
   if (progress.is_none()) return watch(gil, progress, bytes_done, bytes_total);

@@ -1,4 +1,4 @@
-// What of a file the page cache holds.
+// Whether the page cache holds parts of a file.
 #pragma once
 
 #include <cstdint>

@@ -28,10 +28,11 @@ class PositionalSink {
 
   bool direct() const { return direct_.load(std::memory_order_relaxed); }
 
-  // What offset, length and memory address of a direct write must be multiples of.
+  // The offset, length and memory address of a direct write must be multiples of this.
   size_t alignment() const { return alignment_; }
 
-  // Reserves blocks so that the writes need not; a file system that cannot is no error, a full one is (ENOSPC, EDQUOT).
+  // Reserves blocks, so that the writes need not. Throws where the file system is full (ENOSPC, EDQUOT), and does
+  // nothing where it cannot reserve any.
   void preallocate(uint64_t nbytes);
 
   // Writes all of `pieces`, in order, from `offset` on. Loops over short writes and EINTR. `pieces` is used up. A
@@ -43,13 +44,13 @@ class PositionalSink {
     write_pieces(offset, &piece, 1);
   }
 
-  // Cuts or extends the file to `nbytes`: a direct last write is padded to the alignment, a hole at the end was never
-  // written.
+  // Cuts or extends the file to `nbytes`. It may be longer, because a last direct write is padded to the alignment, or
+  // shorter, because a hole at the end was never written.
   void set_nbytes(uint64_t nbytes);
 
  protected:
-  // The system calls, for faults that no file system gives on demand. Each returns what the call returns and sets
-  // errno.
+  // The system calls, overridden by tests of faults that no file system gives on demand. Each returns what the call
+  // returns and sets errno.
   virtual ssize_t call_pwritev(int fd, const iovec* pieces, int count, off_t offset);
   virtual int call_fallocate(int fd, off_t nbytes);
   virtual int call_ftruncate(int fd, off_t nbytes);

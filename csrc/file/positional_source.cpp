@@ -15,7 +15,7 @@ namespace sdio {
 namespace {
 
 constexpr size_t kMaxReadNbytes = 1u << 30;  // Linux reads at most 2 GiB - 4 KiB a call
-// 32 MiB cold: 18 ms direct, 38 buffered. A small file is read ahead in one go, and stays for the next reader.
+// A smaller file is read ahead by the kernel in one go, and stays in the page cache for the next reader.
 constexpr uint64_t kDirectFromNbytes = 4u << 20;
 
 #ifdef O_DIRECT

@@ -32,7 +32,7 @@ class PositionalSource {
 
   uint64_t nbytes() const { return nbytes_; }  // when the source was made
 
-  // Of the offset and the destination of read_aligned.
+  // The offset and the destination of read_aligned() must be multiples of this.
   size_t alignment() const { return alignment_; }
 
   // How many bytes were read past the page cache.
@@ -51,8 +51,8 @@ class PositionalSource {
   void read_aligned(uint64_t offset, char* destination, uint64_t nbytes);
 
  protected:
-  // The system calls, for faults that no file system gives on demand. Each returns what the call returns and sets
-  // errno.
+  // The system calls, overridden by tests of faults that no file system gives on demand. Each returns what the call
+  // returns and sets errno.
   virtual int call_open_direct(int fd);
   virtual ssize_t call_pread(int fd, char* destination, size_t nbytes, off_t offset);
   virtual bool call_is_cached(int fd, uint64_t offset, uint64_t nbytes);

@@ -20,7 +20,7 @@ struct sdio_clones {
 namespace sdio {
 namespace {
 
-// Small pieces are gathered, so many bytes at a time: one copy costs some microseconds whatever its size.
+// So many bytes of small pieces are gathered at a time: a copy costs some microseconds, whatever its size.
 constexpr uint64_t kGatherNbytes = 64u << 20;
 
 class Gather {
@@ -102,7 +102,7 @@ int clones_done(const sdio_clones* clones) noexcept {
     for (const c10::Event& event : clones->copied) {
       if (!event.query()) return 0;
     }
-  } catch (...) {  // for clones_wait() to report
+  } catch (...) {  // clones_wait() will report it
   }
   return 1;
 }

@@ -37,7 +37,7 @@ class CopyFromDevice {
   void run(const Pieces& pieces) {
     const c10::StreamGuard on_side_stream(side_);
     std::vector<at::Tensor> small;
-    at::Tensor gathered;  // this and the former must live until the copy between them has finished
+    at::Tensor gathered;  // both must live until the copy between them has finished
     LandsOnFailure copies(side_);
     for (const sdio_device_piece& piece : pieces) {
       if (bounce_ != nullptr && is_small(piece)) {
@@ -72,7 +72,7 @@ class CopyFromDevice {
     host_bytes(piece.destination, piece.nbytes).copy_(source, /*non_blocking=*/true);
   }
 
-  // Undefined where the device has no room: a copy each, then.
+  // Undefined where the device has no room; then there is a copy for each piece.
   static at::Tensor gather(const std::vector<at::Tensor>& small) {
     try {
       return at::cat(small);

@@ -8,9 +8,9 @@
 
 namespace sdio {
 
-// Those that do without Python; the others are null.
+// The functions that do not need Python; the others are null.
 sdio_torch_functions device_functions();
-// All of them.
+// All functions.
 sdio_torch_functions all_functions();
 
 // storages

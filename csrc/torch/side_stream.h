@@ -23,8 +23,8 @@ inline c10::Stream side_stream_after_current(c10::Device device) {
   });
 }
 
-// Waits for a stream unless it was waited for in another way: after a failure, copies that were queued before it would
-// still touch slots that other saves and loads have by then.
+// Waits for a stream when it is destroyed, unless landed() has been called. So no copy that was queued before a failure
+// touches its slot when another save or load has it.
 class LandsOnFailure {
  public:
   explicit LandsOnFailure(const c10::Stream& stream) : stream_(stream) {}

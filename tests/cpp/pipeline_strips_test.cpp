@@ -21,6 +21,7 @@
 
 #include "checksum/crc32.h"
 #include "file/system_error.h"
+#include "pipeline/write/strip_plan.h"
 #include "pipeline/write/strip_writer.h"
 #include "random_bytes.h"
 
@@ -117,6 +118,47 @@ void make_case(unsigned seed, size_t file_nbytes, OnDevice on_device, Case& made
   for (size_t i = 0; i < made.strips.size(); ++i) {
     Strip& strip = made.strips[i];
     if (!on_device(i)) strip.data = made.sources[i].data() + strip.source_offset;
+  }
+}
+
+TEST(StripPlans, HaveEveryByteOnce) {
+  constexpr uint64_t kRegionNbytes = 256u << 10, kAlignment = 4096;
+  Case made;
+  make_case(5, 12u << 20, [](size_t) { return false; }, made);
+  const StripPlan plan(made.strips, kRegionNbytes, kAlignment);
+  std::vector<std::vector<int>> taken;
+  uint64_t nbytes = 0;
+  for (const Strip& strip : made.strips) {
+    taken.emplace_back(strip.nbytes());
+    nbytes += strip.nbytes();
+  }
+  EXPECT_EQ(plan.nbytes, nbytes);
+  size_t num_parts = 0;
+  for (const StripRegion& region : plan.regions) {
+    EXPECT_EQ(region.file_offset % kAlignment, 0u);
+    ASSERT_EQ(region.first_part, num_parts);
+    num_parts += region.num_parts;
+    for (size_t i = region.first_part; i < num_parts; ++i) {
+      const RowPart& part = plan.parts[i];
+      const Strip& strip = made.strips[part.strip];
+      EXPECT_GE(part.file_offset, region.file_offset);
+      EXPECT_LE(part.file_offset + part.nbytes, region.file_offset + kRegionNbytes);
+      const uint64_t row = part.strip_offset / strip.row_nbytes;
+      EXPECT_EQ(part.file_offset, strip.file_offset + row * strip.file_pitch + part.strip_offset % strip.row_nbytes);
+      const uint64_t end_of_strip = strip.file_offset + (strip.num_rows - 1) * strip.file_pitch + strip.row_nbytes;
+      EXPECT_EQ(part.nbytes_after, end_of_strip + strip.nbytes_after - part.file_offset - part.nbytes);
+      for (uint64_t at = 0; at < part.nbytes; ++at) ++taken[part.strip][part.strip_offset + at];
+    }
+  }
+  EXPECT_EQ(num_parts, plan.parts.size());
+  for (const RowBlock& block : plan.blocks) {
+    const uint64_t row_nbytes = made.strips[block.strip].row_nbytes;
+    EXPECT_LE(block.num_rows * row_nbytes, kRegionNbytes);
+    for (uint64_t at = 0; at < block.num_rows * row_nbytes; ++at)
+      ++taken[block.strip][block.first_row * row_nbytes + at];
+  }
+  for (const std::vector<int>& bytes : taken) {
+    EXPECT_EQ(std::count(bytes.begin(), bytes.end(), 1), static_cast<ptrdiff_t>(bytes.size()));
   }
 }
 

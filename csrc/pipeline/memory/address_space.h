@@ -1,7 +1,7 @@
 // How much address space the process may still take where it is limited (RLIMIT_AS, `ulimit -v`).
 //
-// What is planned against it takes a quarter at most: the rest of the program allocates too, and there an allocation
-// that fails may be fatal.
+// A plan should take a quarter of it at most: the rest of the program allocates too, and an allocation that fails there
+// may be fatal.
 #pragma once
 
 #include <cstddef>
@@ -12,7 +12,7 @@ namespace sdio {
 // Bytes; UINT64_MAX where there is no limit or it cannot be found out.
 uint64_t address_space_left();
 
-// As many as fit of `wanted` things that take `nbytes` each, `least` at least.
+// How many of `wanted` things, which take `nbytes` each, fit into that quarter; at least `least`.
 size_t affordable(size_t wanted, uint64_t nbytes, size_t least);
 
 }  // namespace sdio

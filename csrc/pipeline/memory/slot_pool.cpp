@@ -97,7 +97,7 @@ uint64_t SlotPool::idle_nbytes() const {
 void SlotPool::release_idle() { trim(0); }
 
 void SlotPool::trim(uint64_t max_nbytes) {
-  std::vector<std::unique_ptr<SlotMemory>> freed;  // after the lock: some memory needs another lock for that
+  std::vector<std::unique_ptr<SlotMemory>> freed;  // when the lock has been released: some memory takes another one
   std::lock_guard<std::mutex> lock(mutex_);
   while (!idle_.empty() && static_cast<uint64_t>(num_live_) * kSlotNbytes > max_nbytes) {
     freed.push_back(std::move(idle_.back()));

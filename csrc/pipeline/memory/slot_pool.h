@@ -1,5 +1,4 @@
-// Staging memory that outlives a save: the page faults of fresh buffers cost more than the copy into them (2.1
-// against 3.5 GB/s).
+// Staging memory that outlives a save: the page faults of fresh buffers would cost more than the copy into them.
 //
 // A SlotPool may be used from any thread. A slot belongs to whoever acquired it until the handle is destroyed.
 #pragma once
@@ -63,11 +62,11 @@ class SlotPool {
   SlotPool(std::unique_ptr<SlotAllocator> allocator, size_t max_idle);
 
   Handle acquire();
-  size_t num_allocated() const;  // since construction: stays the same when a save found its slots here
+  size_t num_allocated() const;  // so far; a save that finds all its slots in the pool does not change it
   uint64_t nbytes() const;       // of all its slots, idle or not
   uint64_t idle_nbytes() const;
   void release_idle();  // gives idle memory back to the system
-  // The same for as many idle slots as keep nbytes() above `max_nbytes`.
+  // Gives back idle slots until nbytes() is at most `max_nbytes`, or none are idle.
   void trim(uint64_t max_nbytes);
 
   // The process's pools of huge-page slots; see process_slots.h.

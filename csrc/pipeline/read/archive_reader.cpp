@@ -45,7 +45,7 @@ void read_stored_rows(const Directory& directory, PositionalSource& source, size
   if (rows.num_rows == 0) return;
   const uint64_t stored_nbytes = directory[record].stored_nbytes;
   const bool first_is_within = rows.offset <= stored_nbytes && rows.row_nbytes <= stored_nbytes - rows.offset;
-  // Of bytes behind the first row.
+  // The number of bytes behind the first row.
   const uint64_t left = first_is_within ? stored_nbytes - rows.offset - rows.row_nbytes : 0;
   if (!first_is_within || (rows.pitch != 0 && rows.num_rows - 1 > left / rows.pitch)) {
     throw std::out_of_range(std::to_string(rows.num_rows) + " rows of " + std::to_string(rows.row_nbytes) +

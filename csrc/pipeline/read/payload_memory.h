@@ -9,16 +9,16 @@
 
 namespace sdio {
 
-// `request` is an index into the list of records that was asked for. Called from several workers at once, at most once
-// a request.
+// `request` is an index into the list of records that was asked for. The methods are called from several workers at
+// once, at most once for each request.
 class PayloadMemory {
  public:
   virtual ~PayloadMemory() = default;
 
-  // Memory of its own for a payload. Throws std::bad_alloc or what the allocator throws.
+  // Returns memory for one payload alone. Throws std::bad_alloc or what the allocator throws.
   virtual char* allocate(size_t request, uint64_t nbytes) = 0;
 
-  // The payload lies at `data` in `extent`, and is the new owner's.
+  // Takes over a payload that lies at `data` in `extent`.
   virtual void adopt(size_t request, char* data, uint64_t nbytes, std::shared_ptr<ExtentMemory> extent) = 0;
 
   // Overridden by tests.

@@ -13,7 +13,7 @@
 // of a record waits for the one that has its header. Checksums alone take slots too; of a record that crosses spans
 // only the edges are kept until its last byte is read.
 //
-// Each call takes one thread's time until all is read; one source serves several calls at once. Throws CorruptArchive,
+// Each call returns when all is read; one source serves several calls at once. Throws CorruptArchive,
 // UnexpectedEnd, SystemError, std::bad_alloc, std::invalid_argument for records that are compressed or asked for
 // twice, and what `watch` or the memory throws.
 #pragma once

@@ -7,11 +7,11 @@
 namespace sdio {
 namespace {
 
-// Bytes that nobody asked for, between two that somebody did: reading them costs less than another call.
+// So many bytes between two records are read along: that costs less than another call.
 constexpr uint64_t kMaxGapNbytes = 64u << 10;
-// Small records between large ones are read with them; more than this would waste the mirror's memory.
+// So many bytes of small records between large ones are read with them; more would waste memory of the mirror.
 constexpr uint64_t kMaxSmallRunNbytes = 64u << 10;
-// Small records are copied out of the cache.
+// A span of small records, which are copied while they are in the cache.
 constexpr uint64_t kSmallSpanNbytes = 1u << 20;
 
 }  // namespace

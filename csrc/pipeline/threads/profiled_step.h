@@ -1,5 +1,5 @@
-// What each thread of the pipeline does, and when, for a profiler. The pipeline knows none: core plugs in that of a
-// _torch module.
+// Tells a profiler what each thread of the pipeline does, and when. The pipeline knows no profiler: core plugs in the
+// one of a _torch module.
 #pragma once
 
 #include <functional>
@@ -20,14 +20,14 @@ class StepRecorder {
 
   virtual ~StepRecorder() = default;
 
-  // Called where steps begin, at least once a region: next to free where nobody records in this thread, and null there.
+  // Called where steps begin, at least once a region. Null, and next to free, where nobody records in this thread.
   virtual std::unique_ptr<Open> begin(const char* name) = 0;
 
-  // To be called in another thread: from then on it records as this one does now.
+  // Returns a function that another thread calls, so that it records as this one does now.
   virtual std::function<void()> for_another_thread() = 0;
 };
 
-// For all threads, before any of them runs the pipeline, and for as long as the process lives.
+// Sets it for all threads, before any of them runs the pipeline. It must live as long as the process.
 void set_step_recorder(StepRecorder* recorder);
 
 // For WorkerThreads: for_another_thread() of the recorder, or nothing where there is none.

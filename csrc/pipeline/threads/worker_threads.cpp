@@ -17,7 +17,7 @@ namespace {
 constexpr uint64_t kThreadNbytes = (8u << 20) + (64u << 20);
 constexpr auto kWatchInterval = std::chrono::milliseconds(50);
 
-// Signals stay with the threads that the interpreter knows.
+// Signals are for the threads that the interpreter knows.
 class AllSignalsBlocked {
  public:
   AllSignalsBlocked() {
@@ -51,7 +51,7 @@ void WorkerThreads::run(size_t num_threads, const std::function<void()>& work, c
         finished_.notify_one();
       });
     }
-  } catch (const std::exception&) {  // no more threads to be had: those that started do all the work
+  } catch (const std::exception&) {  // no more threads can be started: those that run do all the work
   }
   if (threads.empty()) {
     watch_in_work_ = &watch;
@@ -83,7 +83,7 @@ void WorkerThreads::guarded(const std::function<void()>& function) {
   } catch (...) {
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      if (!error_) error_ = std::current_exception();  // those after it are its echoes
+      if (!error_) error_ = std::current_exception();  // later ones are consequences of the first
     }
     cancelled_ = true;
     on_cancel_();

@@ -14,7 +14,7 @@
 
 namespace sdio {
 
-// Called in the thread that called the pipeline, now and then: reports progress, and throws to cancel.
+// Called now and then in the thread that called the pipeline: it reports progress, and throws to cancel.
 using Watcher = std::function<void(uint64_t bytes_done)>;
 
 class WorkerThreads {
@@ -27,7 +27,8 @@ class WorkerThreads {
   // has; throws what was thrown first.
   void run(size_t num_threads, const std::function<void()>& work, const std::function<void()>& watch);
 
-  // Between pieces of work: whether to begin the next one. Throws what `watch` does, where the caller does the work.
+  // Asked between pieces of work: whether to begin the next one. Throws what `watch` throws, where the caller does the
+  // work.
   bool go_on();
 
  private:

@@ -14,7 +14,7 @@
 namespace sdio {
 namespace {
 
-// Below this, reserving blocks costs more than it saves.
+// For smaller files, reserving blocks costs more than it saves.
 constexpr uint64_t kPreallocateFromNbytes = 4u << 20;
 
 size_t num_writers(const WriteOptions& options, bool from_device, const PositionalSink& sink) {
@@ -138,7 +138,7 @@ void stream_archive(const Records& records, const StreamWrite& write, const Watc
   const uint64_t file_nbytes = records.layout->file_nbytes();
   const SlotPool::Handle slot =
       records.devices != nullptr ? records.devices->slots().acquire() : SlotPool::host().acquire();
-  // `write` may do what moves payloads.
+  // `write` may run code that moves payloads, so what it is given must be a copy.
   const auto gather = records.gate != nullptr ? RegionAssembler::Gather::kAll : RegionAssembler::Gather::kSmall;
   std::vector<iovec> pieces;
   for (uint64_t begin = 0; begin < file_nbytes; begin += kSlotNbytes) {

@@ -1,12 +1,12 @@
 // Writes one archive: into a file in parallel and at offsets, or through a callback from front to back.
 //
-// Each call takes one thread's time until the archive is written; different archives may be written at once. The
-// payloads must stay readable and unchanged until it returns.
+// Each call returns when the archive is written; different archives may be written at once. The payloads must stay
+// readable and unchanged until then.
 //
 // The file is cut into regions, 8 MiB at multiples of 8 MiB. Past the page cache a region is assembled in a slot of
 // huge pages and written from there; through it, large pieces of payloads are not copied at all but handed to pwritev
-// where they lie. The calling thread holds no GIL: every 50 ms it takes it, in `watch`, to look for signals and to
-// report progress. An exception there stops the workers and is thrown when they have stopped.
+// where they lie. The calling thread does not hold the GIL; every 50 ms it calls `watch`, which takes it to look for
+// signals and to report progress. An exception in `watch` stops the workers and is thrown when they have stopped.
 #pragma once
 
 #include <cstddef>

@@ -26,7 +26,7 @@ class DeviceSource {
   // the device reports.
   virtual void copy(const std::vector<DevicePiece>& pieces) = 0;
 
-  // Memory that the device copies into at full speed.
+  // Memory into which the device copies at full speed.
   virtual SlotPool& slots() = 0;
 };
 

@@ -9,7 +9,7 @@
 namespace sdio {
 namespace {
 
-// From this many on, memory and not the cores is what limits the copy.
+// More threads copy no faster: memory is the limit, and not the cores.
 constexpr size_t kMaxCopyThreads = 16;
 
 size_t num_copy_threads(const Records& records) {

@@ -1,6 +1,6 @@
 // Lets threads read payloads where they lie, and one stop them all while it does what may move that memory.
 //
-// Any thread. A reader must not wait for anything but the file and other readers meanwhile.
+// Any thread may use it. While it reads, a reader must not wait for anything but the file and other readers.
 #pragma once
 
 #include <condition_variable>
@@ -13,7 +13,7 @@ namespace sdio {
 
 class ReadGate {
  public:
-  // Both do nothing where there is no gate: nothing moves that memory.
+  // Reading and closed() do nothing where the gate is null, because nothing moves that memory.
   class Reading {
    public:
     explicit Reading(ReadGate* gate) : gate_(gate) {
@@ -29,8 +29,8 @@ class ReadGate {
     ReadGate* const gate_;
   };
 
-  // In the thread that watches the readers, and is not one: calls `function` while nobody reads. Where it throws,
-  // nobody reads any more.
+  // Calls `function` while nobody reads; in the thread that watches the readers, which is not one itself. The gate
+  // stays closed where `function` throws.
   template <typename Function>
   static void closed(ReadGate* gate, const Function& function) {
     if (gate != nullptr) gate->close();
@@ -38,7 +38,7 @@ class ReadGate {
     if (gate != nullptr) gate->open();
   }
 
-  // From now on readers are turned away with Cancelled, those that wait too.
+  // From now on readers get the exception Cancelled, those that wait too.
   void cancel() {
     const std::lock_guard<std::mutex> lock(mutex_);
     cancelled_ = true;

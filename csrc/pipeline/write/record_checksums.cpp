@@ -44,7 +44,8 @@ void RecordChecksums::completed() {
 template <typename Predicate>
 void RecordChecksums::wait_until(Predicate done) {
   if (done()) return;
-  // Announced before the predicate is read again, so that completed() either sees the waiter or was seen by it.
+  // The count is raised before the predicate is looked at again: either completed() sees that somebody waits, or the
+  // predicate sees what completed() did.
   ++waiting_;
   std::unique_lock<std::mutex> lock(mutex_);
   changed_.wait(lock, [&] { return cancelled_ || done(); });

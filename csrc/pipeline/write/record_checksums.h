@@ -26,14 +26,14 @@ class RecordChecksums {
   // still at `bytes`.
   void add(size_t record, uint64_t record_offset, const char* bytes, uint64_t nbytes, uint32_t crc);
 
-  // A record whose bytes nobody reports: CRC 0.
+  // For a record whose bytes are not added: its CRC is 0.
   void set_complete(size_t record);
 
   uint32_t wait(size_t record);  // blocks until every piece was added; throws Cancelled
   void wait_for_all_but(size_t record);
   void cancel();
 
-  // Of a complete record: its CRC; the first 8 bytes, meaningful if it has 8 and was not set_complete.
+  // For a complete record. The first 8 bytes are known if it has so many and was completed by add().
   uint32_t crc(size_t record) const { return states_[record].crc.load(); }
   const unsigned char* first_bytes(size_t record) const { return states_[record].first_bytes; }
 

@@ -10,7 +10,7 @@
 namespace sdio {
 namespace {
 
-// Below this a copy into the slot is cheaper than one more iovec in the system call.
+// A smaller piece is copied into the slot: that is cheaper than one more iovec in the system call.
 constexpr uint64_t kGatherBelowNbytes = 32u << 10;
 
 }  // namespace
@@ -45,7 +45,7 @@ class RegionAssembler::Range {
 
   uint64_t nbytes_until(uint64_t offset) const { return offset <= offset_ ? 0 : std::min(offset, end_) - offset_; }
 
-  // All but what the device or the CRCs of other ranges bring.
+  // Everything but what comes from a device, or depends on the CRCs of other ranges.
   void put_host_bytes() {
     const ProfiledStep step(gather_ == Gather::kAll ? "statedict_io::copy_and_crc32" : "statedict_io::crc32");
     const ReadGate::Reading reading(assembler_.records_.gate);

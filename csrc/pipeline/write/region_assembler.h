@@ -5,9 +5,10 @@
 //
 // A piece is checksummed while it is in cache, on its way into the slot. The CRC of a record is the XOR of its pieces'
 // CRCs, each shifted by the bytes that follow it, so pieces finish in any order. A range with a record's data
-// descriptor waits until all pieces of that record are checksummed; the last one, with the serialization id and the
-// directory, for every CRC. Ranges are handed out in ascending order and a thread checksums its own pieces before it
-// waits, so that ends. A device is asked for all its pieces of a range in one call, when the host's are there.
+// descriptor waits until all pieces of that record are checksummed; the last range, with the serialization id and the
+// directory, waits for every CRC. These waits end, because ranges are handed out in ascending order and a thread
+// checksums its own pieces before it waits. A device is asked for all its pieces of a range in one call, after the
+// host's have been copied.
 #pragma once
 
 #include <sys/uio.h>
@@ -31,8 +32,8 @@ class RegionAssembler {
   // are.
   enum class Gather { kAll, kSmall };
 
-  // Takes as long as hashing all names does, and as much memory as the directory: what the workers' own heaps would
-  // keep, each of them, for good.
+  // Hashes all names and allocates the directory here, in the caller's thread: malloc would keep such memory in the
+  // heap of each worker that had needed it.
   explicit RegionAssembler(const Records& records);
 
   // Appends to `pieces` the bytes [begin, begin + nbytes) of the file, in order. They lie in `slot` and in the

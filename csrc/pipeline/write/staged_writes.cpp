@@ -9,7 +9,8 @@
 namespace sdio {
 namespace {
 
-// Writes end several at once. Eight were no better. As many are filled at once at most: a fill may hold a slot more.
+// Several writes end at once, so several slots must be ready. At most as many are being filled at a time. Eight were no
+// better.
 constexpr size_t kSlotsAhead = 4;
 
 constexpr size_t kSmallestRegionNbytes = 1u << 20;
@@ -25,12 +26,11 @@ size_t default_region_nbytes(uint64_t total_nbytes, bool fine) {
 }
 
 size_t default_num_writers(bool direct, bool from_device) {
-  // Also where other ranks' processes queue theirs: with 4, two ranks took 3 % longer (41 rounds in turns), four 4 %.
+  // Enough to keep the device's queue full, also where the processes of other ranks write to it.
   if (direct) return 8;
-  // Buffered ones contend for the inode's lock and the page allocator: two took from 0.12 to 1.08 s for 1 GiB where
-  // one takes 0.2. That one is the caller's thread: one of its own took 0.74 s, as the page cache then finds no freed
-  // pages at hand on its core. From a device a second one writes while slots are filled: 0.27 s of tmpfs where one took
-  // 0.31, four 0.28 and eight 0.29, of more CPU time (copies of a stand-in, which finish late).
+  // Buffered writes contend for the inode's lock and the page allocator, so one is best, in the caller's thread, on
+  // whose core the page cache finds freed pages. From a device a second one writes while slots are filled.
+  // docs/performance.md, "durable=False", has the figures.
   return from_device ? 2 : 1;
 }
 
@@ -61,8 +61,8 @@ void StagedWrites::work() {
 
 void StagedWrites::fill_one(std::unique_lock<std::mutex>& lock) {
   ++num_filling_;
-  // While there is one to acquire, also where a used one is idle: how many are needed is chance, and the next save is
-  // to find all in the pool.
+  // A new slot is acquired even where a used one is idle: how many a save needs at once is chance, and the next save
+  // should find in the pool all that it may need.
   std::unique_ptr<StagedWrite> staged = num_slots_left_ > 0 ? acquire(lock) : nullptr;
   if (staged == nullptr && !idle_.empty()) {
     staged = std::move(idle_.back());
@@ -81,11 +81,11 @@ void StagedWrites::fill_one(std::unique_lock<std::mutex>& lock) {
   --num_filling_;
 }
 
-// None where there is no memory for another slot and those that there are do the work.
+// Null where there is no memory for another slot; those that were acquired before do the work then.
 std::unique_ptr<StagedWrite> StagedWrites::acquire(std::unique_lock<std::mutex>& lock) {
   --num_slots_left_;
   ++num_slots_;
-  lock.unlock();  // beside the other threads' steps: pinning memory takes a while
+  lock.unlock();  // other threads go on meanwhile: pinning memory takes a while
   std::unique_ptr<StagedWrite> staged;
   try {
     staged = std::make_unique<StagedWrite>(slots_.acquire());

@@ -1,14 +1,13 @@
 // Writes that several threads make out of slots, which they fill ahead of them.
 //
-// Each write takes two steps, made by any thread: a slot is filled, in ascending order, then written with one
-// positional write. A thread writes if a filled slot waits and fewer than eight are being written, else it fills the
-// next one unless four are being filled. With nine threads and twelve slots a write that ends finds its successor
-// filled. Where one thread is best (the page cache) it is the caller's, in turns. Slots go back to the process's pool:
-// the next save allocates none.
+// Each write takes two steps, and any thread can make either: a slot is filled, in ascending order, and is then written
+// with one positional write. A thread writes if a filled slot waits and fewer than eight are being written; otherwise
+// it fills the next slot, unless four are being filled. With nine threads and twelve slots, a write that ends finds the
+// next slot filled. Where one thread is best (the page cache), it is the caller's, which fills and writes in turns.
+// Slots go back to the process's pool, so that the next save allocates none.
 //
-// Direct writes that were queued together end together. If each thread filled its next slot only then, the disk would
-// wait until the first has: where eight threads did, 1 GiB took 1.03 to 1.12 of the raw limit's time, with slots filled
-// ahead 1.00 to 1.07 (two cores; six runs of 41 to 61 rounds in turns).
+// Slots are filled ahead because direct writes that were queued together end together: if each thread filled its next
+// slot only then, the disk would wait for the first of them (docs/performance.md, "Durable writes").
 #pragma once
 
 #include <sys/uio.h>
@@ -27,25 +26,25 @@
 
 namespace sdio {
 
-// One of them, from fill() to write().
+// One write, from fill() to write().
 struct StagedWrite {
   explicit StagedWrite(SlotPool::Handle slot_) : slot(std::move(slot_)) {}
 
   size_t index = 0;
   SlotPool::Handle slot;
-  std::vector<iovec> pieces;  // of the file, in the slot or where they lie; empty before fill()
+  std::vector<iovec> pieces;  // what to write, in the slot or elsewhere in memory; empty before fill()
 };
 
-// Both steps, called from several threads at once, for different slots.
+// The two steps. They are called from several threads at once, for different slots.
 class StagedWriter {
  public:
   virtual ~StagedWriter() = default;
 
-  // In ascending order of index: one that waits for what others bring waits for fill()s that have begun.
+  // Called in ascending order of index. A call may wait for what other calls bring: those have begun before it.
   virtual void fill(StagedWrite& staged) = 0;
   // Returns the bytes to count as done.
   virtual uint64_t write(StagedWrite& staged) = 0;
-  // When a thread has failed, from any: fill() and write() must return from whatever they wait for.
+  // Called in any thread when one has failed: fill() and write() must return from whatever they wait for.
   virtual void cancel() = 0;
 };
 
@@ -65,7 +64,7 @@ class StagedWrites {
   // first, by a step or by `watch`, when all threads have ended.
   void run(size_t count, size_t num_writers, const Watcher& watch);
 
-  // For steps that take long: whether to go on. See WorkerThreads.
+  // Asked by steps that take long: whether to go on. See WorkerThreads.
   bool go_on() { return threads_.go_on(); }
 
  private:

@@ -10,7 +10,7 @@ void WritePace::wait_for(uint64_t nbytes) {
   const auto duration = std::chrono::duration_cast<Clock::duration>(
       std::chrono::duration<double>(static_cast<double>(nbytes) / bytes_per_second_));
   std::unique_lock<std::mutex> lock(mutex_);
-  // After its own turn's time, not before: a file of one region is paced too.
+  // The wait includes the time for these bytes, so that a file of one region is paced too.
   next_ = std::max(next_, Clock::now()) + duration;
   const Clock::time_point mine = next_;
   cancel_called_.wait_until(lock, mine, [&] { return cancelled_; });
