@@ -49,15 +49,22 @@ py::object untracked(py::object tuple) {
   return tuple;
 }
 
+PyObject* new_reference(py::object&& object) { return object.release().ptr(); }
+PyObject* new_reference(const py::handle& object) { return Py_NewRef(object.ptr()); }
+
+// PyTuple_Pack would count each reference up, and its caller down.
 template <typename... Objects>
 py::object pack(Objects&&... objects) {
-  return untracked(owned(PyTuple_Pack(sizeof...(objects), objects.ptr()...)));
+  py::object tuple = owned(PyTuple_New(sizeof...(objects)));
+  Py_ssize_t i = 0;
+  (PyTuple_SET_ITEM(tuple.ptr(), i++, new_reference(std::forward<Objects>(objects))), ...);
+  return untracked(std::move(tuple));
 }
 
-py::object stand_in(StandIn::For what, PyObject* object) {
-  py::object made = owned(stand_in_type->tp_alloc(stand_in_type, 0));
+py::object stand_in(StandIn::For what, py::object object) {
+  py::object made = owned(reinterpret_cast<PyObject*>(PyObject_New(StandIn, stand_in_type)));
   reinterpret_cast<StandIn*>(made.ptr())->what = what;
-  reinterpret_cast<StandIn*>(made.ptr())->object = Py_XNewRef(object);
+  reinterpret_cast<StandIn*>(made.ptr())->object = object.release().ptr();
   return made;
 }
 
@@ -125,9 +132,9 @@ class StorageTable {
     PlainTensor tensor;
     if (Py_TYPE(obj) == reinterpret_cast<PyTypeObject*>(torch_->tensor_type.ptr())) {
       // A tensor that requires grad may have hooks that torch warns of.
-      if (!has_python_state(obj) && implementation_.describe(obj, tensor) && !tensor.requires_grad &&
-          storage_type_of(tensor) != nullptr) {
-        return reduce_tensor(std::move(tensor));
+      if (!has_python_state(obj) && implementation_.describe(obj, tensor) && !tensor.requires_grad) {
+        PyObject* const storage_type = storage_type_of(tensor.dtype);
+        if (storage_type != nullptr) return reduce_tensor(std::move(tensor), storage_type);
       }
     } else if (Py_TYPE(obj) == reinterpret_cast<PyTypeObject*>(torch_->parameter_type.ptr())) {
       if (!has_python_state(obj) && implementation_.is_plain(obj) && has_storage_type(obj)) {
@@ -166,41 +173,39 @@ class StorageTable {
   }
 
   // Null for newer dtypes, which have no storage type and are reduced in another way.
-  PyObject* storage_type_of(const PlainTensor& tensor) const {
-    return PyDict_GetItem(torch_->storage_types.ptr(), tensor.dtype.ptr());
-  }
+  PyObject* storage_type_of(py::handle dtype) const { return PyDict_GetItem(torch_->storage_types.ptr(), dtype.ptr()); }
 
   bool has_storage_type(PyObject* tensor) const {
-    const py::object dtype = owned(PyObject_GetAttr(tensor, torch_->dtype_word.ptr()));
-    return PyDict_GetItem(torch_->storage_types.ptr(), dtype.ptr()) != nullptr;
+    return storage_type_of(owned(PyObject_GetAttr(tensor, torch_->dtype_word.ptr()))) != nullptr;
   }
 
   PyObject* reduce_data_of(PyObject* parameter) {
     PlainTensor data;
     // It was plain when the parameter was reduced.
     if (!implementation_.describe(parameter, data)) throw std::runtime_error("a parameter has changed its kind");
-    return reduce_tensor(std::move(data));
+    PyObject* const storage_type = storage_type_of(data.dtype);
+    return reduce_tensor(std::move(data), storage_type);
   }
 
-  PyObject* reduce_tensor(PlainTensor tensor) {
-    PyObject* const storage_type = storage_type_of(tensor);
+  PyObject* reduce_tensor(PlainTensor tensor, PyObject* storage_type) {
     const StorageBytes bytes = tensor.storage_bytes;
     const py::object location =
         tensor.storage.on_host() ? torch_->cpu_word : call_python(torch_->location_tag, tensor.storage.object());
     const py::object key = key_of(std::move(tensor.storage), bytes, tensor.dtype.ptr());
-    const py::object numel = owned(PyLong_FromUnsignedLongLong(bytes.nbytes / static_cast<uint64_t>(tensor.itemsize)));
-    const py::object id = pack(torch_->storage_word, py::handle(storage_type), key, location, numel);
+    py::object numel = owned(PyLong_FromUnsignedLongLong(bytes.nbytes / static_cast<uint64_t>(tensor.itemsize)));
+    py::object id = pack(torch_->storage_word, py::handle(storage_type), key, location, std::move(numel));
 
-    const py::object args = pack(stand_in(StandIn::kStorage, id.ptr()), tensor.storage_offset, tensor.sizes,
-                                 tensor.strides, py::handle(Py_False), stand_in(StandIn::kNoHooks, nullptr));
-    return pack(torch_->rebuild_tensor, args).release().ptr();
+    py::object args =
+        pack(stand_in(StandIn::kStorage, std::move(id)), std::move(tensor.storage_offset), std::move(tensor.sizes),
+             std::move(tensor.strides), py::handle(Py_False), stand_in(StandIn::kNoHooks, py::object()));
+    return pack(torch_->rebuild_tensor, std::move(args)).release().ptr();
   }
 
   PyObject* reduce_parameter(PyObject* parameter) const {
-    const py::object requires_grad = owned(PyObject_GetAttr(parameter, torch_->requires_grad_word.ptr()));
-    const py::object args =
-        pack(stand_in(StandIn::kData, parameter), requires_grad, stand_in(StandIn::kNoHooks, nullptr));
-    return pack(torch_->rebuild_parameter, args).release().ptr();
+    py::object requires_grad = owned(PyObject_GetAttr(parameter, torch_->requires_grad_word.ptr()));
+    py::object args = pack(stand_in(StandIn::kData, py::reinterpret_borrow<py::object>(parameter)),
+                           std::move(requires_grad), stand_in(StandIn::kNoHooks, py::object()));
+    return pack(torch_->rebuild_parameter, std::move(args)).release().ptr();
   }
 
   const std::shared_ptr<const TensorReduction> torch_;
