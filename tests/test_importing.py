@@ -27,7 +27,7 @@ IMPORTED = {"statedict_io"} | modules_named("""
     errors installed.proofs installed.stock installed.torch_format pickles.pickling progress remote.urls
     system.descriptors system.device_room system.directories system.full_writes system.host_memory system.machine
     system.pacing system.processes version writing.async_saving writing.in_place writing.pending writing.places
-    writing.replacement writing.saving writing.suffixes writing.targets writing.temporary_names
+    writing.replacement writing.saving writing.stock_saves writing.suffixes writing.targets writing.temporary_names
 """)
 # Of torch only what every save asks for its settings.
 OF_TORCH = {"torch.utils.serialization", "torch.utils.serialization.config"}

@@ -32,10 +32,14 @@ class Content(Protocol):
 
     in_any_order: bool  #: whether :meth:`write_fd` writes otherwise than from front to back
 
+    @property
+    def nbytes(self) -> int | None:
+        """Of the whole file; None where that is known when the last byte is."""
+
     def write_fd(
         self, fd: int, *, durable: bool, progress: ProgressCallback | None, bytes_per_second: float | None = None
     ) -> None:
-        """Writes them into an empty file.
+        """Writes them into an empty file, or from front to back into a pipe.
 
         ``durable`` says that an fsync will follow, which decides between direct and buffered writes; it is the caller
         who makes it.

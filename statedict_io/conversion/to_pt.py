@@ -14,15 +14,15 @@ import torch.serialization
 from .. import backends
 from ..backends import python, reproduction
 from ..backends.file_range import FileRange
-from ..backends.protocol import Contents
+from ..backends.protocol import Archive, Content, Contents
 from ..errors import FileKindError
 from ..formats import kinds, safetensors_format
 from ..installed import torch_format
 from ..pickles.pickling import pickle_object
 from ..progress import ProgressCallback
 from ..system.descriptors import open_file, read_at
-from ..writing import stock_saves
 from ..writing.places import write_content, write_file
+from ..writing.stock_saves import StockZip
 from ..writing.targets import FileTarget
 from .outcome import Conversion
 
@@ -48,9 +48,15 @@ def to_pt(source: str, target: FileTarget, progress: ProgressCallback | None, at
             ranges[storage._cdata] = FileRange(fd, tensor.begin, tensor.nbytes, source)
         left_out = [key for key, value in metadata.items() if (key, value) != ("format", "pt")]
         if backends.choose("python") is None:
-            stock_saves.save_zip(obj, target, durable=True, atomic=atomic)
+            content: Content = StockZip(obj, target.archive_name)
         else:
-            _save(obj, lambda storage: ranges[storage._cdata], target, progress, atomic)
+            content = _archive(obj, lambda storage: ranges[storage._cdata], target.archive_name)
+        write_file(
+            target,
+            lambda file: write_content(content, file, durable=True, progress=progress),
+            durable=True,
+            atomic=atomic,
+        )
         return Conversion(len(tensors), sum(tensor.nbytes for tensor in tensors), [], [], left_out)
     except OSError as e:
         if e.errno is not None and e.filename is None:
@@ -68,27 +74,17 @@ def _check_is_safetensors(start: bytes, source: str) -> None:
         raise FileKindError(f"{source}: {kind}")
 
 
-def _save(
-    obj: dict[str, torch.Tensor],
-    range_of: Callable[[torch.UntypedStorage], FileRange],
-    target: FileTarget,
-    progress: ProgressCallback | None,
-    atomic: bool,
-) -> None:
+def _archive(
+    obj: dict[str, torch.Tensor], range_of: Callable[[torch.UntypedStorage], FileRange], archive_name: str
+) -> Archive:
     pickled = pickle_object(obj, pickle, torch.serialization.DEFAULT_PROTOCOL)
     alignment = torch_format.storage_alignment()
     contents = reproduction.contents(pickled, alignment)
-    archive = python.plan(
-        target.archive_name,
+    return python.plan(
+        archive_name,
         Contents(contents.head, _Ranges([range_of(s) for s in pickled.table.storages]), contents.tail, False),
         alignment=alignment,
         compute_crc32=torch_format.compute_crc32(),
-    )
-    write_file(
-        target,
-        lambda file: write_content(archive, file, durable=True, progress=progress),
-        durable=True,
-        atomic=atomic,
     )
 
 

@@ -105,6 +105,24 @@ def write_all_at(fd: int, data: memoryview | bytes | bytearray, offset: int) -> 
         left = left[written:]
 
 
+def write_all(fd: int, data: memoryview) -> None:
+    """The same at the descriptor's own position."""
+    while data:
+        written = os.write(fd, data)
+        if written == 0:
+            raise OSError(errno.EIO, "write wrote nothing")
+        data = data[written:]
+
+
+def path_of_open_file(fd: int) -> str | None:
+    """Opening it opens the file of ``fd`` again, whatever its name is by then; None where the system has no such paths.
+    macOS' leads to ``fd`` itself."""
+    for path in (f"/proc/self/fd/{fd}", f"/dev/fd/{fd}"):
+        if os.path.exists(path):
+            return path
+    return None
+
+
 def sync(fd: int) -> None:
     """Has what was written on the device; a file system that knows no such call keeps what promises it can.
 

@@ -123,13 +123,10 @@ class Directory:
     def read_link(self, name: str) -> str:
         return os.readlink(self._name(name), **self._at)
 
-    def make_directory(self, name: str, mode: int) -> None:
-        os.mkdir(self._name(name), mode, **self._at)
-
-    def move(self, name: str, destination: Directory, new_name: str) -> None:
-        """Atomically in the place of what is there, which has to be in the same file system."""
-        at = {"src_dir_fd": self.fd, "dst_dir_fd": destination.fd} if _HAS_DESCRIPTORS else {}
-        os.replace(self._name(name), destination._name(new_name), **at)
+    def move(self, name: str, new_name: str) -> None:
+        """Atomically in the place of what is there."""
+        at = {"src_dir_fd": self.fd, "dst_dir_fd": self.fd} if _HAS_DESCRIPTORS else {}
+        os.replace(self._name(name), self._name(new_name), **at)
 
     def remove_file(self, name: str) -> None:
         os.unlink(self._name(name), **self._at)

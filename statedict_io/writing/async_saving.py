@@ -20,6 +20,7 @@ from ..system import host_memory
 from ..system.device_room import DeviceRoom
 from . import pending, saving
 from .pending import Limits, PendingSave
+from .stock_saves import StockContent
 from .suffixes import check_suffix
 from .targets import ObjectTarget, Target, URLTarget
 
@@ -133,16 +134,17 @@ def _start(
     """Returns with the snapshot taken and ``write`` in a thread, or with everything written where neither can be."""
     try:
         pending.raise_uncollected(save)
-        if planned.archive is None:  # torch's own code reads the tensors while it writes
+        content = planned.content
+        if isinstance(content, StockContent):  # torch's own code reads the tensors while it writes
             pending.admit(save, 0, {}, limits)
             pending.wait_for_predecessor(save)
-            planned.write_stock(durable, atomic)
+            saving.write(content, planned.target, durable, None, atomic=atomic)
             planned.target.close()
             pending.finish(save, None)
             return
-        snapshot = _take_snapshot(save, planned.archive, limits, room)
+        snapshot = _take_snapshot(save, content, limits, room)
         if snapshot is None:
-            write(planned.archive, in_call=True)
+            write(content, in_call=True)
             return
         if wait_snapshot:
             snapshot.wait()

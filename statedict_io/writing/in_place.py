@@ -27,26 +27,20 @@ class InPlace:
     Args:
         target: what to write; stays open.
         durable: fsync the file, and the directory of a new one.
-        as_directory: for a writer that opens files by path: it writes ``path_inside``. ``fd`` is not set.
     """
 
     fd = -1
     _has_created = False
 
-    def __init__(self, target: FileTarget, *, durable: bool, as_directory: bool = False) -> None:
+    def __init__(self, target: FileTarget, *, durable: bool) -> None:
         self.target = target
         self._durable = durable
-        self._by_path = as_directory
         self._process = os.getpid()
 
     @property
     def paths(self) -> list[str]:
         """For other processes that write into it: as :meth:`Directory.paths_of`."""
         return self.target.directory.paths_of(self.target.name)
-
-    @property
-    def path_inside(self) -> str:
-        return self.target.given
 
     def __enter__(self) -> InPlace:
         """Opens the file.
@@ -61,8 +55,7 @@ class InPlace:
                 raise OSError(errno.EBUSY, "another save of this process is writing the file in place just now", given)
             _refuse_mapped(self.target)
             self._has_created = self.target.directory.look_at(self.target.name) is None
-            if not self._by_path:
-                self._open()
+            self._open()
         except OSError as e:
             self._end(failed=False)
             raise refused_target(e, given, f"open file failed with strerror: {e.strerror}") from None
@@ -91,8 +84,6 @@ class InPlace:
     def commit(self) -> None:
         """Has it on the device, where that was asked for."""
         try:
-            if self._by_path:
-                self.fd = self.target.directory.open(self.target.name, os.O_WRONLY | NOFOLLOW)
             if self._durable:
                 sync(self.fd)
             fd, self.fd = self.fd, -1

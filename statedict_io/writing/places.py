@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from ..backends.protocol import Content
 from ..progress import ProgressCallback
-from ..system.descriptors import NOT_IMPLEMENTED
+from ..system.descriptors import NOT_IMPLEMENTED, write_all
 from ..system.directories import Directory
 from ..system.pacing import paced
 from .in_place import InPlace
@@ -33,13 +33,12 @@ def write_file(
     durable: bool,
     atomic: bool | None,
     is_superseded: Callable[[], bool] = lambda: False,
-    as_directory: bool = False,
 ) -> OSError | None:
     """Opens ``target``, has ``write`` write it and commits it, unless ``is_superseded``.
 
     Args:
         write: may be called twice.
-        durable, as_directory: as of :class:`~statedict_io.writing.replacement.Replacement`.
+        durable: as of :class:`~statedict_io.writing.replacement.Replacement`.
         atomic: whether to replace the file; None: where it can be replaced, else in place.
 
     Returns:
@@ -53,7 +52,7 @@ def write_file(
     if atomic is None and _is_known(target):
         refusal = OSError(errno.EPERM, "as was found before", target.given)
     elif atomic is not False:
-        replacement = Replacement(target, durable=durable, as_directory=as_directory)
+        replacement = Replacement(target, durable=durable)
         try:
             try:
                 with replacement:
@@ -70,7 +69,7 @@ def write_file(
             refusal = OSError(e.errno, os.strerror(e.errno or 0), target.given)
     if is_superseded():
         return refusal
-    file = InPlace(target, durable=durable, as_directory=as_directory)
+    file = InPlace(target, durable=durable)
     try:
         with file:
             write(file)
@@ -97,16 +96,9 @@ def write_content(
     """
 
     def write_in_order() -> None:
-        def write_all(data: memoryview) -> None:
-            while data:
-                taken = os.write(file.fd, data)
-                if taken == 0:
-                    raise OSError(errno.EIO, "write wrote nothing")
-                data = data[taken:]
+        content.write_stream(paced(lambda data: write_all(file.fd, data), bytes_per_second), progress=progress)
 
-        content.write_stream(paced(write_all, bytes_per_second), progress=progress)
-
-    if _in_order_only and _file_system_of(file) in _in_order_only:
+    if content.in_any_order and _in_order_only and _file_system_of(file) in _in_order_only:
         write_in_order()
         return
     try:

@@ -17,7 +17,6 @@ from collections.abc import Callable
 from types import TracebackType
 
 from ..system.descriptors import NOFOLLOW, NOT_IMPLEMENTED, sync
-from ..system.directories import Directory
 from .targets import FileTarget
 from .temporary_names import new_name, prefix_of, remove_leftovers
 
@@ -36,20 +35,16 @@ class Replacement:
     Args:
         target: what to replace; stays open.
         durable: fsync the file and its directory.
-        as_directory: make a private directory instead, for a writer that opens files by path: it writes
-            ``path_inside``. ``fd`` is not set.
     """
 
     fd = -1
-    _inside: Directory | None = None  # the private directory
     _temporary = ""
     is_refused = False  #: it is the place that takes no replacement; what was raised says how it can be written
     was_refused_at_the_end = False  #: only after everything had been written
 
-    def __init__(self, target: FileTarget, *, durable: bool, as_directory: bool = False) -> None:
+    def __init__(self, target: FileTarget, *, durable: bool) -> None:
         self.target = target
         self._durable = durable
-        self._as_directory = as_directory
         self._directory = target.directory
         self._prefix = prefix_of(target.name)
         self._process = os.getpid()
@@ -58,17 +53,6 @@ class Replacement:
     def paths(self) -> list[str]:
         """The temporary's, for other processes that write into it: as :meth:`Directory.paths_of`."""
         return self._directory.paths_of(self._temporary)
-
-    @property
-    def path_inside(self) -> str:
-        assert self._inside is not None, "not as_directory, or not entered"
-        return self._inside.path_of(self._name_inside)
-
-    @property
-    def _name_inside(self) -> str:
-        # torch takes the archive's name from an ASCII path, and none from another.
-        given = self.target.given
-        return os.path.basename(given) if given.isascii() else "é"
 
     def __enter__(self) -> Replacement:
         try:  # a signal's exception can come up in any of the calls within
@@ -108,10 +92,6 @@ class Replacement:
         the target is untouched, unless it is the last fsync that fails: then the new file is there, and what may not
         survive a power loss is its name."""
         try:
-            source, source_directory = self._temporary, self._directory
-            if self._inside is not None:
-                source, source_directory = self._name_inside, self._inside
-                self.fd = source_directory.open(source, os.O_WRONLY | NOFOLLOW)
             self._take_over_ownership()
             if self._durable:
                 sync(self.fd)
@@ -122,13 +102,11 @@ class Replacement:
             if is_superseded():
                 return
             try:
-                source_directory.move(source, self._directory, self.target.name)
+                self._directory.move(self._temporary, self.target.name)
             except OSError as e:
                 if e.errno in _MAY_REFUSE_RENAME:
                     self._refuse(e, at_the_end=True)
                 raise
-            if self._as_directory:
-                self._remove_temporary()
             self._temporary = ""
             if self._durable:
                 self._directory.sync()
@@ -161,11 +139,7 @@ class Replacement:
         for attempt in range(1, _MAX_NAMES + 1):
             self._temporary = new_name(self._prefix)
             try:
-                if self._as_directory:
-                    self._directory.make_directory(self._temporary, 0o700)
-                    self._inside = Directory(self._temporary, below=self._directory, follows=False)
-                else:
-                    self.fd = self._directory.open(self._temporary, flags, mode)
+                self.fd = self._directory.open(self._temporary, flags, mode)
                 return
             except FileExistsError:
                 self._temporary = ""  # another's: not to be removed
@@ -189,8 +163,8 @@ class Replacement:
 
     def abandon(self) -> None:
         """Ends the replacement; the temporary goes. Again, or after the commit: does nothing."""
-        # Each step also if a signal's exception ends the one before. Between taking a descriptor and closing it there
-        # is no call, and so no look for signals. Nothing more depends on either descriptor: errors do not matter.
+        # The second step also if a signal's exception ends the first. Between taking a descriptor and closing it there
+        # is no call, and so no look for signals. Nothing more depends on the descriptor: errors do not matter.
         try:
             if self.fd >= 0:
                 fd, self.fd = self.fd, -1
@@ -199,28 +173,19 @@ class Replacement:
                 except OSError:
                     pass
         finally:
-            try:
-                if self._temporary:
-                    self._remove_temporary()
-                    self._temporary = ""
-            finally:
-                if self._inside is not None:
-                    self._inside.close()
-                    self._inside = None
+            if self._temporary:
+                self._remove_temporary()
+                self._temporary = ""
 
     def _is_ours(self, filename: object) -> bool:
         """Whether an error's filename says nothing, or the temporary's name, which the caller has never heard of."""
         if filename is None:
             return True
-        ours = self._temporary if self._inside is None else self.path_inside
-        return self._temporary != "" and ours in str(filename)
+        return self._temporary != "" and self._temporary in str(filename)
 
     def _remove_temporary(self) -> None:
         if os.getpid() != self._process or self._directory.is_closed:  # a child that was forked in the middle
             return
-        if self._inside is not None:  # there may be no descriptor to be had
-            with contextlib.suppress(OSError):
-                self._inside.remove_file(self._name_inside)
         try:
             self._directory.remove(self._temporary)
         except OSError:  # it stays then, but takes no room

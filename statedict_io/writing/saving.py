@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import stat
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +23,9 @@ from ..system.full_writes import full_writer
 from ..system.pacing import paced
 from . import pending
 from .places import write_content, write_file
+from .stock_saves import StockContent, StockLegacy, StockZip
 from .suffixes import check_suffix
-from .targets import FileTarget, PathStreamTarget, Target, URLTarget, resolve
+from .targets import FileTarget, ObjectTarget, PathStreamTarget, Target, URLTarget, resolve
 
 
 def save(
@@ -121,8 +121,7 @@ def fastsave(model: object, path: Any, **options: Any) -> None:
 @dataclass(slots=True)  # as targets.FileTarget
 class PlannedSave:
     target: Target
-    archive: Archive | None  #: None: the installed torch.save has to write
-    write_stock: Callable[[bool, bool | None], OSError | None]  #: lets it; takes ``durable`` and ``atomic``
+    content: Archive | StockContent
 
 
 def plan(
@@ -146,7 +145,7 @@ def plan(
     if isinstance(target, (FileTarget, URLTarget)):
         pending.current_call().file = lambda: target.identity
     try:
-        planned = _plan(
+        content = _content(
             obj,
             target,
             chosen,
@@ -157,13 +156,13 @@ def plan(
         )
         tables = None if chosen is None else chosen.native_tables()
         backends.warn_if_saving_is_slow(backend, reduction=reduces_like_torch.known(tables))
-        return planned
+        return PlannedSave(target, content)
     except BaseException:
         target.close()
         raise
 
 
-def _plan(
+def _content(
     obj: object,
     target: Target,
     chosen: Backend | None,
@@ -171,41 +170,27 @@ def _plan(
     pickle_protocol: int,
     use_new_zipfile_serialization: bool,
     disable_byteorder_record: bool,
-) -> PlannedSave:
-    def write_stock(durable: bool, atomic: bool | None) -> OSError | None:
-        from . import stock_saves
-
+) -> Archive | StockContent:
+    # A hole cannot be streamed: torch seeks there, and says so where it cannot.
+    streams_holes = torch_format.skip_data() and not isinstance(target, FileTarget)
+    if chosen is None or streams_holes or not use_new_zipfile_serialization:
         options = {
             "pickle_module": pickle_module,
             "pickle_protocol": pickle_protocol,
             "_disable_byteorder_record": disable_byteorder_record,
         }
-        if use_new_zipfile_serialization and isinstance(target, URLTarget):
-            return write(
-                stock_saves.ZipFile(obj, target.place.file_name, **options), target, durable, None, atomic=atomic
-            )
-        if use_new_zipfile_serialization:
-            call = pending.current_call()
-            refusal = stock_saves.save_zip(
-                obj, target, durable=durable, atomic=atomic, is_superseded=call.is_superseded, **options
-            )
-            call.committed = True
-            return refusal
-        return write(stock_saves.LegacyFile(obj, **options), target, durable, None, atomic=atomic)
-
-    # A hole cannot be streamed: torch seeks there, and says so where it cannot.
-    streams_holes = torch_format.skip_data() and not isinstance(target, FileTarget)
-    if chosen is None or streams_holes or not use_new_zipfile_serialization:
-        return PlannedSave(target, None, write_stock)
+        if not use_new_zipfile_serialization:
+            return StockLegacy(obj, **options)
+        stream = target.given if isinstance(target, ObjectTarget) else None
+        return StockZip(obj, target.archive_name, stream=stream, **options)
     pickled = pickle_object(obj, pickle_module, pickle_protocol, chosen.native_tables())
     alignment = torch_format.storage_alignment()
-    archive = chosen.plan(
+    return chosen.plan(
         target.archive_name,
         reproduction.contents(pickled, alignment, disable_byteorder_record=disable_byteorder_record),
         alignment=alignment,
         compute_crc32=torch_format.compute_crc32(),
     )
-    return PlannedSave(target, archive, write_stock)
 
 
 def write_planned(planned: PlannedSave, *, durable: bool, progress: Progress, atomic: bool | None) -> OSError | None:
@@ -217,9 +202,7 @@ def write_planned(planned: PlannedSave, *, durable: bool, progress: Progress, at
     try:
         if isinstance(planned.target, (FileTarget, URLTarget)) and pending.any_in_flight():
             pending.wait_for_earlier(pending.current_call(), planned.target.identity)
-        if planned.archive is None:
-            return planned.write_stock(durable, atomic)
-        return write(planned.archive, planned.target, durable, progress, atomic=atomic)
+        return write(planned.content, planned.target, durable, progress, atomic=atomic)
     finally:
         planned.target.close()
 
@@ -251,14 +234,17 @@ def write(
         elif isinstance(target, URLTarget):
             from ..remote.uploads import Upload
 
-            with Upload(target.place, getattr(content, "nbytes", None)) as upload:
+            with Upload(target.place, content.nbytes) as upload:
                 content.write_stream(paced(upload.write, bytes_per_second), progress=callback)
                 if not call.is_superseded():
                     upload.commit()
         elif isinstance(target, PathStreamTarget):
             try:
                 with target.open() as stream:
-                    content.write_stream(paced(full_writer(stream), bytes_per_second), progress=callback)
+                    if content.in_any_order:
+                        content.write_stream(paced(full_writer(stream), bytes_per_second), progress=callback)
+                    else:
+                        content.write_fd(stream.fileno(), durable=durable, progress=callback)
                     if durable and stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                         sync(stream.fileno())
             except OSError as e:

@@ -1,84 +1,40 @@
-"""Has the installed ``torch.save`` write: the legacy format, and every zip on a torch whose format ours does not
-reproduce. So a new torch can make saves slow, never wrong.
+"""What the installed ``torch.save`` writes, as a content: the legacy format, and every zip on a torch whose format ours
+does not reproduce. So a new torch can make saves slow, never wrong.
 
-A zip is written inside a private directory beside the target, where it can have its final name, and committed as
-others are. The legacy format is pickled while it is written, into a file object of ours that shows torch no descriptor.
+torch pickles while it writes, and names a zip after the path that it opens. So it is given a path of its own, in a
+private directory, whose name is the one that is wanted; where the system has links to open files, that path leads to
+the file that is being written.
 """
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from ..errors import StateDictIOError
 from ..installed.stock import torch_save
 from ..progress import ProgressCallback
+from ..system.descriptors import path_of_open_file, write_all
+from ..system.directories import Directory
 from ..system.pacing import paced
-from .places import OpenFile, write_file
-from .targets import FileTarget, Target
 
 _PIECE_NBYTES = 1 << 20
 
 
-def save_zip(
-    obj: Any,
-    target: Target,
-    *,
-    durable: bool,
-    atomic: bool | None = True,
-    is_superseded: Callable[[], bool] = lambda: False,
-    **torch_options: Any,
-) -> OSError | None:
-    """Has torch open and write ``target``, or a file that then takes its place; its errors are torch's.
+class StockContent:
+    """A :class:`~statedict_io.backends.protocol.Content`. Nothing has been pickled: what torch refuses it refuses when
+    it is written. Nor is there any progress to report, because the size is known when the last byte is.
 
     Args:
-        obj, target, durable: as in :func:`statedict_io.save`, after its resolution.
-        atomic, is_superseded: as of :func:`~statedict_io.writing.places.write_file`, whose result this returns.
+        obj: to be saved.
         torch_options: of ``torch.save``.
     """
-    if not isinstance(target, FileTarget):
-        torch_save(obj, target.given, **torch_options)
-        return None
-
-    # In a directory of its own the file can have its final name, from which torch takes the archive's.
-    def write(file: OpenFile) -> None:
-        torch_save(obj, file.path_inside, **torch_options)
-
-    return write_file(target, write, durable=durable, atomic=atomic, is_superseded=is_superseded, as_directory=True)
-
-
-class ZipFile:
-    """What torch writes under a file name, as :class:`~statedict_io.backends.protocol.Content`; by way of a temporary
-    file, because torch takes the archive's name from the file that it opens."""
 
     in_any_order = False
-
-    def __init__(self, obj: Any, file_name: str, **torch_options: Any) -> None:
-        self._obj = obj
-        self._file_name = file_name
-        self._options = torch_options
-
-    def write_fd(
-        self, fd: int, *, durable: bool, progress: ProgressCallback | None, bytes_per_second: float | None = None
-    ) -> None:
-        raise NotImplementedError("a file is torch's to open and write")
-
-    def write_stream(self, write: Callable[[memoryview], Any], *, progress: ProgressCallback | None) -> None:
-        del progress
-        with tempfile.TemporaryDirectory(prefix="statedict_io-") as directory:
-            path = os.path.join(directory, self._file_name)
-            torch_save(self._obj, path, **self._options)
-            with open(path, "rb", buffering=0) as file:
-                while piece := file.read(_PIECE_NBYTES):
-                    write(memoryview(piece))
-
-
-class LegacyFile:
-    """The format before torch 1.6 as :class:`~statedict_io.backends.protocol.Content`; pickled while it is written."""
-
-    in_any_order = False
+    nbytes = None
 
     def __init__(self, obj: Any, **torch_options: Any) -> None:
         self._obj = obj
@@ -88,27 +44,96 @@ class LegacyFile:
         self, fd: int, *, durable: bool, progress: ProgressCallback | None, bytes_per_second: float | None = None
     ) -> None:
         del durable  # the commit's affair
-
-        def write(data: memoryview) -> None:
-            left = memoryview(data)
-            while left:
-                written = os.write(fd, left)
-                if written == 0:
-                    raise OSError(errno.EIO, "write wrote nothing")
-                left = left[written:]
-
-        self.write_stream(paced(write, bytes_per_second), progress=progress)
+        self.write_stream(paced(lambda data: write_all(fd, data), bytes_per_second), progress=progress)
 
     def write_stream(self, write: Callable[[memoryview], Any], *, progress: ProgressCallback | None) -> None:
-        del progress  # the size is known when the last byte is
-        torch_save(self._obj, _WriteOnly(write), **self._options, _use_new_zipfile_serialization=False)
+        raise NotImplementedError
 
 
-class _WriteOnly:
+class StockLegacy(StockContent):
+    """The format before torch 1.6."""
+
+    def write_stream(self, write: Callable[[memoryview], Any], *, progress: ProgressCallback | None) -> None:
+        del progress
+        torch_save(self._obj, _Stream(write), **self._options, _use_new_zipfile_serialization=False)
+
+
+class StockZip(StockContent):
+    """The format since.
+
+    Args:
+        obj, torch_options: as of :class:`StockContent`.
+        archive_name: that torch is to take from the path; "archive" for a stream.
+        stream: what :meth:`write_stream` will write to, where that is the caller's object: torch makes holes in it, for
+            ``torch.serialization.skip_data``, by its ``seek``.
+    """
+
+    def __init__(self, obj: Any, archive_name: str, *, stream: Any = None, **torch_options: Any) -> None:
+        super().__init__(obj, **torch_options)
+        self._file_name = f"{archive_name}.x" if "." in archive_name else archive_name  # torch drops the last suffix
+        self._stream = stream
+
+    def write_fd(
+        self, fd: int, *, durable: bool, progress: ProgressCallback | None, bytes_per_second: float | None = None
+    ) -> None:
+        open_file = path_of_open_file(fd)
+        if open_file is None:
+            super().write_fd(fd, durable=durable, progress=progress, bytes_per_second=bytes_per_second)
+            return
+        with _private_path(self._file_name, leads_to=open_file) as path:
+            torch_save(self._obj, path, **self._options)
+
+    def write_stream(self, write: Callable[[memoryview], Any], *, progress: ProgressCallback | None) -> None:
+        del progress
+        if self._stream is not None:
+            torch_save(self._obj, _Stream(write, getattr(self._stream, "seek", None)), **self._options)
+            return
+        with _private_path(self._file_name) as path:
+            torch_save(self._obj, path, **self._options)
+            with open(path, "rb", buffering=0) as file:
+                while piece := file.read(_PIECE_NBYTES):
+                    write(memoryview(piece))
+
+
+@contextlib.contextmanager
+def _private_path(name: str, *, leads_to: str | None = None) -> Iterator[str]:
+    """A path that ends in ``name``, in a temporary directory that nobody else may enter: of no file yet, or of a link.
+
+    Raises:
+        OSError: what the system reported, without a path.
+    """
+    made, directory = "", None
+    try:
+        try:
+            made = tempfile.mkdtemp(prefix="statedict_io-")
+            directory = Directory(made)
+            path = directory.path_of(name)
+            if leads_to is not None:
+                os.symlink(leads_to, path)
+        except OSError as e:
+            where = "torch.save needs a temporary directory (environment variable TMPDIR) to name this archive"
+            raise OSError(e.errno, f"{e.strerror}: {where}") from None
+        if not path.isascii():  # it would be named "archive"
+            raise StateDictIOError(
+                f"{path}: torch.save takes no name from a path that is not ASCII; set TMPDIR to another directory"
+            )
+        yield path
+    finally:
+        for remove, what in ((os.unlink, os.path.join(made, name)), (os.rmdir, made)):
+            with contextlib.suppress(OSError):
+                if made:
+                    remove(what)
+        if directory is not None:
+            directory.close()
+
+
+class _Stream:
     """A file without a descriptor: past one that has it torch writes storages from C++, and errors lose their errno."""
 
-    def __init__(self, write: Callable[[memoryview], Any]) -> None:
+    def __init__(self, write: Callable[[memoryview], Any], seek: Callable[..., Any] | None = None) -> None:
         self._write = write
+        if seek is not None:  # torch looks whether there is one
+            self.seek = seek
 
     def write(self, data: bytes | memoryview) -> int:
         self._write(memoryview(data))

@@ -11,7 +11,8 @@ WRITES = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ESTALE, errn
 ERRORS = {
     "open": (*ANY, errno.ENOENT, errno.ENFILE, errno.ELOOP),
     "openat": (*ANY, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENFILE, errno.ENAMETOOLONG, errno.EEXIST),
-    "mkdirat": (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EMLINK, errno.ESTALE, errno.EROFS),
+    "mkdir": (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EMLINK, errno.ESTALE, errno.EROFS),
+    "symlink": (errno.EIO, errno.ENOSPC, errno.EPERM, errno.EDQUOT, errno.EACCES, errno.ESTALE, errno.EROFS),
     "close": (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EINTR),
     "read": (errno.EIO, errno.ESRCH, errno.EINTR),
     "write": WRITES,
@@ -41,7 +42,8 @@ RETRIED = {"open", "openat", "read", "write", "pwrite", "pwritev", "fsync", "ftr
            "fchmod", "fchown"}  # fmt: skip
 REFUSES_PREALLOCATION = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 #: rename and its like may have happened although the answer got lost
-CAN_FAIL_AFTERWARDS = {"renameat", "fsync", "unlinkat", "rmdir", "openat", "mkdirat", "ftruncate"}
+CAN_FAIL_AFTERWARDS = {"renameat", "fsync", "unlinkat", "unlink", "rmdir", "openat", "mkdir", "symlink",
+                       "ftruncate"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def steps_of(events, target, *, overwrite):
     looks = [event for event in events[:renamed] if event.call == "fstat"][-1:] if overwrite else []
     for event in events:
         counts[event.call] = counts.get(event.call, 0) + 1
-        makes = event.call in ("openat", "mkdirat") and event.path.endswith(".sdio-tmp") and not event.error
+        makes = event.call == "openat" and event.path.endswith(".sdio-tmp") and not event.error
         if stage == "open directory" and steps:
             stage = "resolve"
         if stage == "resolve" and event.call in ("fcntl", "fdopendir"):  # a list of the directory's names
@@ -130,6 +132,8 @@ def allowed(step, fault, *, stock, direct):
         return {SAVED} if error else {REFUSED} if fault.persistent else {SAVED, REFUSED}
     if stage == "clean":
         return {SAVED}
+    if stock and stage == "write" and call in ("unlink", "rmdir"):
+        return {SAVED}  # of torch's private path: it stays, and takes no room
     if fault.how == AFTERWARDS:
         return {SAVED} if stage == "settle" and call in ("unlinkat", "rmdir") else {REFUSED}
     if error == errno.EINTR and call in RETRIED:
@@ -147,19 +151,19 @@ def allowed(step, fault, *, stock, direct):
     if call == "fchown" and error in (errno.EPERM, errno.EINVAL, errno.EOVERFLOW):
         return {SAVED}
     if call == "fchmod" and error == errno.EPERM:
-        return {REFUSED} if stock else {SAVED}  # torch has made a file that more people may read than the old one
+        return {SAVED}
     if call == "fsync" and error in (errno.EINVAL, errno.ENOTSUP):
         return {SAVED}
     if call == "openat" and error == errno.EEXIST:
         return {REFUSED} if fault.persistent else {SAVED}
-    if call == "open" and error == errno.EACCES and stage == "open directory":
+    if call == "open" and error == errno.EACCES:  # of a directory: once more, with O_PATH
         return {SAVED} if not fault.persistent else {REFUSED}
     if stage == "settle":
         return {REFUSED} if call == "fsync" else {SAVED}
     if stock and stage == "write" and call in ("lseek", "fstat", "close", "write", "writev"):
         return {SAVED, REFUSED}  # of libstdc++'s file stream, which asks and does not always listen
     if stock and stage == "write" and call == "stat":
-        return {SAVED}  # "is there a /proc?"
+        return {SAVED}  # "is there a path to this descriptor?", without which the bytes are copied
     if stage == "write" and call == "fstat":
         return {SAVED}  # "has it its length already?"
     return {REFUSED}
@@ -189,5 +193,5 @@ def expected_errno(step, fault):
 def leaves_temporary(fault):
     """Whether what failed is the removal itself."""
     return fault.call in ("unlinkat", "rmdir", "unlink") or (
-        fault.call in ("openat", "mkdirat") and fault.how == AFTERWARDS
+        fault.call in ("openat", "mkdir") and fault.how == AFTERWARDS
     )

@@ -12,7 +12,9 @@ import itertools
 import json
 import os
 import pathlib
+import shutil
 import sys
+import tempfile
 import time
 
 import torch
@@ -31,6 +33,8 @@ class Laboratory:
     def __init__(self, directory, way, nbytes, durable, overwrite, *, cold=False, leftover=False):
         self.directory = pathlib.Path(directory, f"{way}-{nbytes}-{durable}-{overwrite}-{cold}-{leftover}")
         (self.directory / "in").mkdir(parents=True)
+        tempfile.tempdir = str(self.directory / "private")  # where torch gets a path to write to
+        os.mkdir(tempfile.tempdir)
         self.path = self.directory / "in" / "model.pt"
         self.way, self.nbytes, self.durable, self.overwrite = way, nbytes, durable, overwrite
         self.cold, self.leftover, self.leftover_name = cold, leftover, None
@@ -63,12 +67,9 @@ class Laboratory:
     def reset(self):
         places._in_order_only.clear()  # a refused write must not decide about the next save
         for entry in self.directory.joinpath("in").iterdir():
-            if entry.is_dir():
-                for inner in entry.iterdir():
-                    inner.unlink()
-                entry.rmdir()
-            else:
-                entry.unlink()
+            entry.unlink()
+        for name in os.listdir(tempfile.tempdir):
+            shutil.rmtree(os.path.join(tempfile.tempdir, name))
         if self.overwrite:
             os.link(self.old_file, self.path)  # a save replaces the name and leaves this file alone
         if self.leftover:
@@ -140,6 +141,7 @@ class Laboratory:
         # What was left by another is removed if it can be.
         cannot_look = outcome == REFUSED or fault.call in ("open", "stat", "fstatat") or step.stage == "clean"
         left = [name for name in others if name != self.leftover_name or not cannot_look]
+        left += os.listdir(tempfile.tempdir)
         if left and not leaves_temporary(fault):
             return f"left {left}"
         after = self.resources()
