@@ -18,7 +18,8 @@ import torch
 from conftest import require_native
 
 import statedict_io as sio
-from statedict_io.backends import extension, native, native_reader
+from statedict_io import backends
+from statedict_io.backends import extension, native_reader
 
 MIB = 1 << 20
 
@@ -216,7 +217,7 @@ def test_errors_name_the_path(tmp_path, opened):
     fd = os.open(tmp_path, os.O_RDONLY)
     try:
         with pytest.raises(OSError) as caught:
-            native.open_archive(fd, "some/where.pt")
+            backends.for_reading("native").open_archive(fd, "some/where.pt")
     finally:
         os.close(fd)
     assert (caught.value.errno, caught.value.filename) == (errno.EISDIR, "some/where.pt")
@@ -372,7 +373,7 @@ def test_the_descriptor_stays_the_callers(tmp_path):
     os.lseek(fd, 7, os.SEEK_SET)
     for _ in range(20):
         drop_from_page_cache(path)
-        reader = native.open_archive(fd, str(path))
+        reader = backends.for_reading("native").open_archive(fd, str(path))
         reader.load_storages(data_records(reader), verify=False, progress=None)
         del reader
     assert os.lseek(fd, 0, os.SEEK_CUR) == 7

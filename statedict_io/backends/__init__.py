@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+from types import ModuleType
 
 import torch
 
 from ..errors import NativeUnavailableError
 from ..installed import proofs
 from ..installed.proofs import Verdict
-from . import extension, installation, native, reproduction, slower
+from . import extension, installation, reproduction, slower
+from .native import NativeBackend
 from .protocol import Backend
 
+NATIVE = NativeBackend.name
 PYTHON = "python"  #: the name of the backend that needs nothing compiled
 _OLD_NAME = "torch"  # of that one, still taken
-_WISHES = ("auto", native.name, PYTHON, _OLD_NAME)
+_WISHES = ("auto", NATIVE, PYTHON, _OLD_NAME)
 
 
 def choose(wish: str) -> Backend | None:
@@ -25,14 +29,13 @@ def choose(wish: str) -> Backend | None:
         ValueError: ``wish`` is none of "auto", "native", "python" and "torch", which is another word for "python".
     """
     if _wants_compiled(wish):
-        found = extension.find()
-        reason = found.core_info.reason
-        if found.core is not None:
+        reason = extension.find().core_info.reason
+        if (native := native_backend()) is not None:
             verdict = reproduction.reproduced_by(native)
             if verdict:
                 return native
             reason = not_reproduced(verdict)
-        if wish == native.name:
+        if wish == NATIVE:
             raise NativeUnavailableError(f"backend='native': {reason}")
     python = python_backend()
     return python if reproduction.reproduced_by(python) else None
@@ -46,11 +49,10 @@ def for_reading(wish: str) -> Backend:
         ValueError: as :func:`choose`.
     """
     if _wants_compiled(wish):
-        found = extension.find()
-        if found.core is not None:
+        if (native := native_backend()) is not None:
             return native
-        if wish == native.name:
-            raise NativeUnavailableError(f"backend='native': {found.core_info.reason}")
+        if wish == NATIVE:
+            raise NativeUnavailableError(f"backend='native': {extension.find().core_info.reason}")
     return python_backend()
 
 
@@ -58,7 +60,19 @@ def python_backend() -> Backend:
     """The one that needs nothing compiled."""
     from . import python
 
-    return python
+    return python.BACKEND
+
+
+def native_backend() -> NativeBackend | None:
+    """The compiled one, where it is in use."""
+    core = extension.find().core
+    return None if core is None else _native_backend(core)
+
+
+@functools.cache
+def _native_backend(core: ModuleType) -> NativeBackend:
+    """Always the same one: what is proved of it is proved once."""
+    return NativeBackend(core)
 
 
 def _wants_compiled(wish: str) -> bool:
@@ -80,7 +94,7 @@ def warn_if_saving_is_slow(wish: str, *, reduction: Verdict | None = None) -> No
     found = extension.find()
     if found.core is None and found.is_installed:
         slower.warn(found.core_info.reason)
-    elif not (verdict := reproduction.reproduced_by(native if found.core is not None else python_backend())):
+    elif not (verdict := reproduction.reproduced_by(native_backend() or python_backend())):
         slower.warn(not_reproduced(verdict))
     elif reduction is not None and not reduction:
         finding = "reduces tensors otherwise than compiled code here does"
@@ -125,7 +139,8 @@ def snapshot_memory_nbytes() -> int:
 
 def _imported() -> list[Backend]:
     """The backends that this process may have used."""
-    return [native, python_backend()] if f"{__name__}.python" in sys.modules else [native]
+    python = python_backend() if f"{__name__}.python" in sys.modules else None
+    return [backend for backend in (native_backend(), python) if backend is not None]
 
 
 def not_reproduced(verdict: Verdict) -> str:

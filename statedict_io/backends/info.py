@@ -8,9 +8,8 @@ import torch
 
 from ..installed import proofs
 from ..installed.proofs import ProofReport
-from . import PYTHON, extension, native, not_reproduced, python_backend, reproduction
+from . import PYTHON, extension, native_backend, not_reproduced, python_backend, reproduction
 from .extension import ModuleInfo
-from .protocol import Backend
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ def backend_info() -> BackendInfo:
     """Tells which backend is active and why. Never raises."""
     found = extension.find()
     reason = found.core_info.reason
-    backend: Backend = native if found.core is not None else python_backend()
+    backend = native_backend() or python_backend()
     chosen = backend.name
     if not (verdict := reproduction.reproduced_by(backend)):
         chosen = PYTHON

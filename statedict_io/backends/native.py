@@ -21,91 +21,161 @@ if TYPE_CHECKING:
     from ..pickles.lean_pickle import LeanPickle
     from .native_reader import NativeReader
 
-name = "native"
-
 # Below this a durable save is bound by the fsync, and direct writes only add waiting.
 _DIRECT_FROM_NBYTES = 4 << 20
 # Without the flush the page cache takes the file at memory speed, until the kernel makes writers wait for the disk.
 _BUFFERED_BELOW_NBYTES = 1 << 30
 
 
-def _core() -> ModuleType:
-    """The module; this backend is chosen only where it is in use."""
-    found = find()
-    assert found.core is not None, found.core_info.reason
-    return found.core
-
-
-class NativeArchive:
-    """See :class:`~statedict_io.backends.protocol.Archive`."""
+class _NativeContent:
+    """What writes, of the extension: an Archive or a Snapshot."""
 
     in_any_order = True
 
-    def __init__(self, archive: Any) -> None:
-        self._archive = archive
-
-    @property
-    def nbytes(self) -> int:
-        return self._archive.nbytes
+    def __init__(self, source: Any) -> None:
+        self._source = source
+        self.nbytes: int = source.nbytes
 
     def write_fd(
         self, fd: int, *, durable: bool, progress: ProgressCallback | None, bytes_per_second: float | None = None
     ) -> None:
-        _write_fd(self._archive, fd, durable, progress, bytes_per_second)
+        if durable:
+            direct = self.nbytes >= _DIRECT_FROM_NBYTES
+        else:
+            direct = self.nbytes > _BUFFERED_BELOW_NBYTES and self.nbytes > host_memory.unthrottled_nbytes()
+        self._source.write_fd(
+            fd, direct="auto" if direct else "off", progress=progress, bytes_per_second=bytes_per_second or 0.0
+        )
 
     def write_stream(self, write: Callable[[memoryview], Any], *, progress: ProgressCallback | None) -> None:
-        self._archive.write_stream(write, progress=progress)
+        self._source.write_stream(write, progress=progress)
+
+
+class NativeArchive(_NativeContent):
+    """See :class:`~statedict_io.backends.protocol.Archive`."""
 
     @property
     def device_nbytes(self) -> dict[str, int]:
-        return self._archive.device_nbytes
+        return self._source.device_nbytes
 
     def snapshot_nbytes(self, *, on_devices: bool) -> int:
-        return self._archive.snapshot_nbytes(on_devices=on_devices)
+        return self._source.snapshot_nbytes(on_devices=on_devices)
 
     def snapshot(self, *, on_devices: bool, max_nbytes: int) -> NativeSnapshot | None:
-        snapshot = self._archive.snapshot(on_devices=on_devices, max_nbytes=max_nbytes)
+        snapshot = self._source.snapshot(on_devices=on_devices, max_nbytes=max_nbytes)
         return None if snapshot is None else NativeSnapshot(snapshot)
 
 
-class NativeSnapshot:
+class NativeSnapshot(_NativeContent):
     """See :class:`~statedict_io.backends.protocol.Snapshot`."""
 
-    in_any_order = True
-
-    def __init__(self, snapshot: Any) -> None:
-        self._snapshot = snapshot
-        self.nbytes = snapshot.nbytes
-
     def done(self) -> bool:
-        snapshot = self._snapshot  # another thread may release it
-        return snapshot is None or snapshot.done()
+        source = self._source  # another thread may release it
+        return source is None or source.done()
 
     def wait(self) -> None:
-        snapshot = self._snapshot
-        if snapshot is not None:
-            snapshot.wait()
+        source = self._source
+        if source is not None:
+            source.wait()
 
     def release(self) -> None:
-        self._snapshot = None
-
-    def write_fd(
-        self, fd: int, *, durable: bool, progress: ProgressCallback | None, bytes_per_second: float | None = None
-    ) -> None:
-        _write_fd(self._snapshot, fd, durable, progress, bytes_per_second)
-
-    def write_stream(self, write: Callable[[memoryview], Any], *, progress: ProgressCallback | None) -> None:
-        self._snapshot.write_stream(write, progress=progress)
+        self._source = None
 
 
-def _write_fd(
-    source: Any, fd: int, durable: bool, progress: ProgressCallback | None, bytes_per_second: float | None
-) -> None:
-    if durable:
-        direct = source.nbytes >= _DIRECT_FROM_NBYTES
-    else:
-        direct = source.nbytes > _BUFFERED_BELOW_NBYTES and source.nbytes > host_memory.unthrottled_nbytes()
-    source.write_fd(fd, direct="auto" if direct else "off", progress=progress, bytes_per_second=bytes_per_second or 0.0)
+class NativeBackend:
+    """See :class:`~statedict_io.backends.protocol.Backend`.
+
+    Args:
+        extension: the module ``_core``, in use.
+    """
+
+    name = "native"
+
+    def __init__(self, extension: ModuleType) -> None:
+        self._extension = extension
+
+    def native_tables(self) -> NativeTables:
+        return cast(NativeTables, self._extension)
+
+    def plan(self, archive_name: str, contents: Contents, *, alignment: int, compute_crc32: bool) -> NativeArchive:
+        of_extension = isinstance(contents.table, self._extension.StorageTable)
+
+        def make(device_types: list[str]) -> Any:
+            return self._extension.Archive(
+                archive_name,
+                contents.head,
+                contents.table if of_extension else contents.table.storages,
+                contents.tail,
+                alignment=alignment,
+                compute_crc32=compute_crc32,
+                skip_data=contents.skip_data,
+                device_types=device_types,
+            )
+
+        try:
+            archive = NativeArchive(make(_device_types()))
+        except self._extension.DeviceWithoutStreams:
+            archive = NativeArchive(make([]))
+        _warn_if_slow(lambda: bool(archive.device_nbytes))
+        return archive
+
+    def write_strips(
+        self,
+        path: str,
+        storages: Sequence[torch.UntypedStorage],
+        strips: Sequence[Strip],
+        *,
+        durable: bool,
+        compute_crc32: bool,
+        progress: ProgressCallback | None,
+    ) -> list[tuple[int, bytes]]:
+        from .strips import opened
+
+        device_types = _device_types()
+        _warn_if_slow(lambda: any(storage.device.type in device_types for storage in storages))
+        nbytes = sum(strip.row_nbytes * strip.num_rows for strip in strips)
+        with opened(path) as fd, opened(path) as direct_fd:
+
+            def write(types: Sequence[str]) -> list[tuple[int, bytes]]:
+                results: list[tuple[int, bytes]] = self._extension.write_strips(
+                    [storage if storage.device.type in types else storage.cpu() for storage in storages],
+                    strips,
+                    direct_fd=direct_fd,
+                    fd=fd,
+                    direct="auto" if durable and nbytes >= _DIRECT_FROM_NBYTES else "off",
+                    compute_crc32=compute_crc32,
+                    progress=progress,
+                )
+                return results
+
+            try:
+                results = write(["cpu", *device_types])
+            except self._extension.DeviceWithoutStreams:
+                results = write(["cpu"])
+            if durable:
+                sync(fd)
+        return results
+
+    def open_archive(self, fd: int, path: str) -> NativeReader:
+        from .native_reader import NativeReader
+
+        return NativeReader(self._extension, fd, path)
+
+    def lean_pickle(self, data_pkl: bytes) -> LeanPickle:
+        from ..pickles.lean_pickle import LeanPickle, TensorCall
+
+        try:
+            stream, calls = self._extension.abridged_pickle(data_pkl)
+        except UnicodeDecodeError:
+            return LeanPickle.unchanged(data_pkl)  # the unpickler's to refuse
+        return LeanPickle(stream, [*map(TensorCall._make, calls)])
+
+    def release_buffers(self) -> None:
+        self._extension.release_buffers()
+
+    def snapshot_memory_nbytes(self) -> int:
+        nbytes: int = self._extension.snapshot_pool_nbytes()
+        return nbytes
 
 
 def _device_types() -> list[str]:
@@ -113,68 +183,11 @@ def _device_types() -> list[str]:
     return ["cuda", "xpu", torch._C._get_privateuse1_backend_name()]
 
 
-def native_tables() -> NativeTables:
-    extension = _core()
-    return cast(NativeTables, extension)
-
-
-def plan(archive_name: str, contents: Contents, *, alignment: int, compute_crc32: bool) -> NativeArchive:
-    extension = _core()
-
-    def make(device_types: list[str]) -> Any:
-        return extension.Archive(
-            archive_name,
-            contents.head,
-            contents.table if isinstance(contents.table, extension.StorageTable) else contents.table.storages,
-            contents.tail,
-            alignment=alignment,
-            compute_crc32=compute_crc32,
-            skip_data=contents.skip_data,
-            device_types=device_types,
-        )
-
-    try:
-        archive = NativeArchive(make(_device_types()))
-    except extension.DeviceWithoutStreams:
-        archive = NativeArchive(make([]))
-    _warn_if_slow(lambda: bool(archive.device_nbytes))
-    return archive
-
-
 def _warn_if_slow(on_device: Callable[[], bool]) -> None:
     """``on_device`` tells whether something that is to be saved is on a device; asked where that makes a difference."""
     torch_info = find().torch_info
     if not torch_info and not slower.has_warned() and on_device():
         slower.warn(torch_info.reason)
-
-
-def open_archive(fd: int, path: str) -> NativeReader:
-    from .native_reader import NativeReader
-
-    extension = _core()
-    return NativeReader(extension, fd, path)
-
-
-def lean_pickle(data_pkl: bytes) -> LeanPickle:
-    from ..pickles.lean_pickle import LeanPickle, TensorCall
-
-    extension = _core()
-    try:
-        stream, calls = extension.abridged_pickle(data_pkl)
-    except UnicodeDecodeError:
-        return LeanPickle.unchanged(data_pkl)  # the unpickler's to refuse
-    return LeanPickle(stream, [*map(TensorCall._make, calls)])
-
-
-def release_buffers() -> None:
-    extension = find().core
-    if extension is not None:
-        extension.release_buffers()
-
-
-def snapshot_memory_nbytes() -> int:
-    extension = find().core
-    return 0 if extension is None else extension.snapshot_pool_nbytes()
 
 
 def _start_anew() -> None:
@@ -185,41 +198,3 @@ def _start_anew() -> None:
 
 
 in_forked_child(_start_anew)
-
-
-def write_strips(
-    path: str,
-    storages: Sequence[torch.UntypedStorage],
-    strips: Sequence[Strip],
-    *,
-    durable: bool,
-    compute_crc32: bool,
-    progress: ProgressCallback | None,
-) -> list[tuple[int, bytes]]:
-    from .strips import opened
-
-    extension = _core()
-    device_types = _device_types()
-    _warn_if_slow(lambda: any(storage.device.type in device_types for storage in storages))
-    nbytes = sum(strip.row_nbytes * strip.num_rows for strip in strips)
-    with opened(path) as fd, opened(path) as direct_fd:
-
-        def write(types: Sequence[str]) -> list[tuple[int, bytes]]:
-            results: list[tuple[int, bytes]] = extension.write_strips(
-                [storage if storage.device.type in types else storage.cpu() for storage in storages],
-                strips,
-                direct_fd=direct_fd,
-                fd=fd,
-                direct="auto" if durable and nbytes >= _DIRECT_FROM_NBYTES else "off",
-                compute_crc32=compute_crc32,
-                progress=progress,
-            )
-            return results
-
-        try:
-            results = write(["cpu", *device_types])
-        except extension.DeviceWithoutStreams:
-            results = write(["cpu"])
-        if durable:
-            sync(fd)
-    return results

@@ -1,4 +1,4 @@
-"""What a backend is: a module with ``name``, ``plan`` and ``open_archive``."""
+"""What a backend is, what goes into it, and what comes out."""
 
 from __future__ import annotations
 

@@ -30,8 +30,6 @@ from .file_range import FileRange
 from .protocol import Contents, Strip
 from .python_reader import FileSource, PythonReader, storage_memory
 
-name = "python"
-
 _CHUNK_NBYTES = 1 << 20
 _GATHER_BELOW_NBYTES = 64 << 10
 _FLUSH_NBYTES = 16 << 20  # the device is kept busy while the rest is written
@@ -278,43 +276,47 @@ class PythonSnapshot:
         self._archive.write_stream(write, progress=progress)
 
 
-def native_tables() -> None:
-    return None
+class PythonBackend:
+    """See :class:`~statedict_io.backends.protocol.Backend`."""
+
+    name = "python"
+
+    def native_tables(self) -> None:
+        return None
+
+    def plan(self, archive_name: str, contents: Contents, *, alignment: int, compute_crc32: bool) -> PythonArchive:
+        return PythonArchive(archive_name, contents, alignment=alignment, compute_crc32=compute_crc32)
+
+    def write_strips(
+        self,
+        path: str,
+        storages: Sequence[torch.UntypedStorage],
+        strips: Sequence[Strip],
+        *,
+        durable: bool,
+        compute_crc32: bool,
+        progress: ProgressCallback | None,
+    ) -> list[tuple[int, bytes]]:
+        with strips_module.opened(path) as fd:
+            results = strips_module.write_strips(fd, storages, strips, compute_crc32=compute_crc32, progress=progress)
+            if durable:
+                sync(fd)
+        return results
+
+    def open_archive(self, fd: int, path: str) -> PythonReader:
+        return PythonReader(FileSource(fd, path), path)
+
+    def lean_pickle(self, data_pkl: bytes) -> LeanPickle:
+        return LeanPickle.unchanged(data_pkl)  # to find out what could go takes Python as long as to do it
+
+    def release_buffers(self) -> None:
+        arenas.release_idle()
+
+    def snapshot_memory_nbytes(self) -> int:
+        return arenas.total_nbytes()
 
 
-def release_buffers() -> None:
-    arenas.release_idle()
-
-
-def snapshot_memory_nbytes() -> int:
-    return arenas.total_nbytes()
-
-
-def plan(archive_name: str, contents: Contents, *, alignment: int, compute_crc32: bool) -> PythonArchive:
-    return PythonArchive(archive_name, contents, alignment=alignment, compute_crc32=compute_crc32)
-
-
-def write_strips(
-    path: str,
-    storages: Sequence[torch.UntypedStorage],
-    strips: Sequence[Strip],
-    *,
-    durable: bool,
-    compute_crc32: bool,
-    progress: ProgressCallback | None,
-) -> list[tuple[int, bytes]]:
-    with strips_module.opened(path) as fd:
-        results = strips_module.write_strips(fd, storages, strips, compute_crc32=compute_crc32, progress=progress)
-        if durable:
-            sync(fd)
-    return results
-
-
-def open_archive(fd: int, path: str) -> PythonReader:
-    return PythonReader(FileSource(fd, path), path)
-
-
-lean_pickle = LeanPickle.unchanged  # to find out what could go takes Python as long as to do it
+BACKEND = PythonBackend()
 
 
 def _nbytes(value: _Value) -> int:

@@ -12,7 +12,7 @@ import torch
 import torch.serialization
 
 from .. import backends
-from ..backends import python, reproduction
+from ..backends import reproduction
 from ..backends.file_range import FileRange
 from ..backends.protocol import Archive, Content, Contents
 from ..errors import FileKindError
@@ -80,7 +80,7 @@ def _archive(
     pickled = pickle_object(obj, pickle, torch.serialization.DEFAULT_PROTOCOL)
     alignment = torch_format.storage_alignment()
     contents = reproduction.contents(pickled, alignment)
-    return python.plan(
+    return backends.python_backend().plan(
         archive_name,
         Contents(contents.head, _Ranges([range_of(s) for s in pickled.table.storages]), contents.tail, False),
         alignment=alignment,
