@@ -153,8 +153,8 @@ def test_a_storage_resized_between_plan_and_writing(backend, tmp_path):
     tensor = torch.ones(NBYTES // 4)
     table = PythonStorageTable()
     table.key_of(tensor.untyped_storage(), torch.float32)
-    contents = protocol.Contents(head=[("data.pkl", b"x")], table=table, tail=[], skip_data=False)
-    archive = choose(backend).plan("model", contents, alignment=64, compute_crc32=True)
+    records = protocol.Records(head=[("data.pkl", b"x")], table=table, tail=[], skip_data=False)
+    archive = choose(backend).plan("model", records, alignment=64, compute_crc32=True)
     tensor.untyped_storage().resize_(64)
     descriptor = os.open(tmp_path / "model.pt", os.O_RDWR | os.O_CREAT)
     try:

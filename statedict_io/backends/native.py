@@ -15,7 +15,7 @@ from ..system.descriptors import sync
 from ..system.processes import in_forked_child
 from . import slower
 from .extension import find, known
-from .protocol import Contents, Strip
+from .protocol import Records, Strip
 
 if TYPE_CHECKING:
     from ..pickles.lean_pickle import LeanPickle
@@ -97,18 +97,18 @@ class NativeBackend:
     def native_tables(self) -> NativeTables:
         return cast(NativeTables, self._extension)
 
-    def plan(self, archive_name: str, contents: Contents, *, alignment: int, compute_crc32: bool) -> NativeArchive:
-        of_extension = isinstance(contents.table, self._extension.StorageTable)
+    def plan(self, archive_name: str, records: Records, *, alignment: int, compute_crc32: bool) -> NativeArchive:
+        of_extension = isinstance(records.table, self._extension.StorageTable)
 
         def make(device_types: list[str]) -> Any:
             return self._extension.Archive(
                 archive_name,
-                contents.head,
-                contents.table if of_extension else contents.table.storages,
-                contents.tail,
+                records.head,
+                records.table if of_extension else records.table.storages,
+                records.tail,
                 alignment=alignment,
                 compute_crc32=compute_crc32,
-                skip_data=contents.skip_data,
+                skip_data=records.skip_data,
                 device_types=device_types,
             )
 
@@ -129,12 +129,12 @@ class NativeBackend:
         compute_crc32: bool,
         progress: ProgressCallback | None,
     ) -> list[tuple[int, bytes]]:
-        from .strips import opened
+        from .strips import open_existing
 
         device_types = _device_types()
         _warn_if_slow(lambda: any(storage.device.type in device_types for storage in storages))
         nbytes = sum(strip.row_nbytes * strip.num_rows for strip in strips)
-        with opened(path) as fd, opened(path) as direct_fd:
+        with open_existing(path) as fd, open_existing(path) as direct_fd:
 
             def write(types: Sequence[str]) -> list[tuple[int, bytes]]:
                 results: list[tuple[int, bytes]] = self._extension.write_strips(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # what only reading needs is imported when something is read
 
 
 @dataclass(slots=True)  # as targets.FileTarget
-class Contents:
+class Records:
     """The records of an archive, in file order, without the serialization id: ``head``, ``data/0``, ``data/1``, ...,
     ``tail``."""
 
@@ -164,7 +164,7 @@ class Backend(Protocol):
     def native_tables(self) -> NativeTables | None:
         """For :func:`~statedict_io.pickles.pickling.pickle_object`."""
 
-    def plan(self, archive_name: str, contents: Contents, *, alignment: int, compute_crc32: bool) -> Archive: ...
+    def plan(self, archive_name: str, records: Records, *, alignment: int, compute_crc32: bool) -> Archive: ...
 
     def write_strips(
         self,

@@ -27,7 +27,7 @@ from ..system.pacing import WritePace
 from . import arenas
 from . import strips as strips_module
 from .file_range import FileRange
-from .protocol import Contents, Strip
+from .protocol import Records, Strip
 from .python_reader import FileSource, PythonReader, storage_memory
 
 _CHUNK_NBYTES = 1 << 20
@@ -43,12 +43,12 @@ class PythonArchive:
 
     in_any_order = True  # over holes
 
-    def __init__(self, archive_name: str, contents: Contents, *, alignment: int, compute_crc32: bool) -> None:
+    def __init__(self, archive_name: str, records: Records, *, alignment: int, compute_crc32: bool) -> None:
         data = [
-            (f"data/{key}", storage.nbytes() if contents.skip_data else storage)
-            for key, storage in enumerate(contents.table.storages)
+            (f"data/{key}", storage.nbytes() if records.skip_data else storage)
+            for key, storage in enumerate(records.table.storages)
         ]
-        self._records: list[tuple[str, _Value]] = [*contents.head, *data, *contents.tail]
+        self._records: list[tuple[str, _Value]] = [*records.head, *data, *records.tail]
         sizes = [(record_name, _nbytes(value)) for record_name, value in self._records]
         self._layout = ArchiveLayout(archive_name, sizes, alignment)
         self._compute_crc32 = compute_crc32
@@ -284,8 +284,8 @@ class PythonBackend:
     def native_tables(self) -> None:
         return None
 
-    def plan(self, archive_name: str, contents: Contents, *, alignment: int, compute_crc32: bool) -> PythonArchive:
-        return PythonArchive(archive_name, contents, alignment=alignment, compute_crc32=compute_crc32)
+    def plan(self, archive_name: str, records: Records, *, alignment: int, compute_crc32: bool) -> PythonArchive:
+        return PythonArchive(archive_name, records, alignment=alignment, compute_crc32=compute_crc32)
 
     def write_strips(
         self,
@@ -297,7 +297,7 @@ class PythonBackend:
         compute_crc32: bool,
         progress: ProgressCallback | None,
     ) -> list[tuple[int, bytes]]:
-        with strips_module.opened(path) as fd:
+        with strips_module.open_existing(path) as fd:
             results = strips_module.write_strips(fd, storages, strips, compute_crc32=compute_crc32, progress=progress)
             if durable:
                 sync(fd)

@@ -25,7 +25,7 @@ _SYNC_FILE_RANGE_WRITE = 2  # man 2 sync_file_range
 
 
 @contextlib.contextmanager
-def opened(path: str) -> Iterator[int]:
+def open_existing(path: str) -> Iterator[int]:
     """A descriptor of an existing file. System errors within carry ``path``; close's too, which may report that a write
     failed (NFS, quota).
 

@@ -14,7 +14,7 @@ import torch.serialization
 from .. import backends
 from ..backends import reproduction
 from ..backends.file_range import FileRange
-from ..backends.protocol import Archive, Content, Contents
+from ..backends.protocol import Archive, Content, Records
 from ..errors import FileKindError
 from ..formats import kinds, safetensors_format
 from ..installed import torch_format
@@ -79,10 +79,10 @@ def _archive(
 ) -> Archive:
     pickled = pickle_object(obj, pickle, torch.serialization.DEFAULT_PROTOCOL)
     alignment = torch_format.storage_alignment()
-    contents = reproduction.contents(pickled, alignment)
+    records = reproduction.records(pickled, alignment)
     return backends.python_backend().plan(
         archive_name,
-        Contents(contents.head, _Ranges([range_of(s) for s in pickled.table.storages]), contents.tail, False),
+        Records(records.head, _Ranges([range_of(s) for s in pickled.table.storages]), records.tail, False),
         alignment=alignment,
         compute_crc32=torch_format.compute_crc32(),
     )

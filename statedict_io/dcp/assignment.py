@@ -12,8 +12,8 @@ _CUT_FROM_NBYTES = 16 << 10
 _BLOCK_NBYTES = 4096
 
 
-class Box(NamedTuple):
-    """Elements that one or more ranks hold."""
+class Shard(NamedTuple):
+    """Elements of a tensor that one or more ranks hold."""
 
     numel: int
     itemsize: int
@@ -21,64 +21,66 @@ class Box(NamedTuple):
     holders: tuple[int, ...]  #: ranks, ascending
 
 
-class Share(NamedTuple):
+class Range(NamedTuple):
+    """What one rank writes of a shard."""
+
     rank: int
-    begin: int  #: elements of the box, row-major
+    begin: int  #: elements of the shard, row-major
     end: int
 
 
-def share_out(boxes: Sequence[Box], num_ranks: int) -> list[list[Share]]:
-    """The shares of each box: without overlap, without a gap, each of a rank that holds the box."""
+def assign_ranges(shards: Sequence[Shard], num_ranks: int) -> list[list[Range]]:
+    """The ranges of each shard: without overlap, without a gap, each of a rank that holds the shard."""
     loads = [0] * num_ranks
-    shares: list[list[Share]] = [[] for _ in boxes]
+    ranges: list[list[Range]] = [[] for _ in shards]
     replicated: dict[tuple[int, ...], list[int]] = {}
-    for index, box in enumerate(boxes):
-        if len(box.holders) == 1:
-            shares[index].append(Share(box.holders[0], 0, box.numel))
-            loads[box.holders[0]] += box.numel * box.itemsize
-        elif box.numel:
-            replicated.setdefault(box.holders, []).append(index)
+    for index, shard in enumerate(shards):
+        if len(shard.holders) == 1:
+            ranges[index].append(Range(shard.holders[0], 0, shard.numel))
+            loads[shard.holders[0]] += shard.numel * shard.itemsize
+        elif shard.numel:
+            replicated.setdefault(shard.holders, []).append(index)
         else:
-            shares[index].append(Share(box.holders[0], 0, 0))
+            ranges[index].append(Range(shard.holders[0], 0, 0))
     # Few holders first: the others have more ways to even it out.
     for holders, members in sorted(replicated.items(), key=lambda group: (len(group[0]), group[0])):
-        _pour(boxes, holders, members, loads, shares)
-    return shares
+        _pour(shards, holders, members, loads, ranges)
+    return ranges
 
 
 def _pour(
-    boxes: Sequence[Box],
+    shards: Sequence[Shard],
     holders: tuple[int, ...],
     members: list[int],
     loads: list[int],
-    shares: list[list[Share]],
+    ranges: list[list[Range]],
 ) -> None:
-    """Cuts the boxes, laid end to end, at the quotas that bring the holders' loads to one level."""
-    total = sum(boxes[index].numel * boxes[index].itemsize for index in members)
+    """Cuts the shards, laid end to end, at the quotas that bring the holders' loads to one level."""
+    total = sum(shards[index].numel * shards[index].itemsize for index in members)
     quotas = _quotas([loads[rank] for rank in holders], total)
     position = 0
     for index in members:
-        box = boxes[index]
+        shard = shards[index]
         begin = 0
-        while begin < box.numel:
-            nbytes = (box.numel - begin) * box.itemsize
+        while begin < shard.numel:
+            nbytes = (shard.numel - begin) * shard.itemsize
             last = position == len(holders) - 1
             if last or nbytes <= quotas[position]:
-                end = box.numel
+                end = shard.numel
             elif nbytes <= _CUT_FROM_NBYTES:
-                end = box.numel if nbytes <= 2 * quotas[position] else begin
+                end = shard.numel if nbytes <= 2 * quotas[position] else begin
             else:
-                start = box.file_offset + begin * box.itemsize
+                start = shard.file_offset + begin * shard.itemsize
                 cut = (start + quotas[position]) // _BLOCK_NBYTES * _BLOCK_NBYTES
-                end = begin + max(cut - start, 0) // box.itemsize
+                end = begin + max(cut - start, 0) // shard.itemsize
             if end > begin:
                 rank = holders[position]
-                shares[index].append(Share(rank, begin, end))
-                written = (end - begin) * box.itemsize
+                ranges[index].append(Range(rank, begin, end))
+                written = (end - begin) * shard.itemsize
                 loads[rank] += written
                 quotas[position] -= written
                 begin = end
-            if (begin < box.numel or quotas[position] <= 0) and not last:
+            if (begin < shard.numel or quotas[position] <= 0) and not last:
                 quotas[position + 1] += quotas[position]  # what a cut at a block left over, or took too much
                 position += 1
 

@@ -13,7 +13,7 @@ import torch
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemType
 
 from .archive_frame import ArchiveFrame
-from .assignment import Box, share_out
+from .assignment import Shard, assign_ranges
 from .structure import TensorEntry
 
 # Their scales are not in the plan.
@@ -48,7 +48,7 @@ class GlobalState:
                 self.paths.setdefault(name, path)
         self.tensors: dict[str, TensorEntry] = {}
         self.opaque: dict[str, tuple[int, WriteItem]] = {}  #: name -> who has it
-        self._boxes: dict[tuple[str, Any], _HeldBox] = {}
+        self._shards: dict[tuple[str, Any], _HeldShard] = {}
         for rank, plan in enumerate(plans):
             for item in plan.items:
                 self._add(rank, item)
@@ -84,23 +84,23 @@ class GlobalState:
                 f"{name!r} is {entry.dtype} {list(entry.shape)} on one rank and {data.properties.dtype} "
                 f"{list(data.size)} on rank {rank}"
             )
-        box = self._boxes.get((name, data.chunk.offsets))
-        if box is None:
-            box = self._boxes[name, data.chunk.offsets] = _HeldBox(data.chunk.sizes)
-        elif box.sizes != data.chunk.sizes:
+        shard = self._shards.get((name, data.chunk.offsets))
+        if shard is None:
+            shard = self._shards[name, data.chunk.offsets] = _HeldShard(data.chunk.sizes)
+        elif shard.sizes != data.chunk.sizes:
             raise ValueError(f"{name!r}: overlapping shards at {list(data.chunk.offsets)}")
-        box.holders[rank] = item
+        shard.holders[rank] = item
 
     def _add_holder(self, rank: int, item: WriteItem) -> None:
         assert item.tensor_data is not None
-        box = self._boxes.get((item.index.fqn, item.tensor_data.chunk.offsets))
-        if box is not None and box.sizes == item.tensor_data.chunk.sizes:
-            box.holders[rank] = item
+        shard = self._shards.get((item.index.fqn, item.tensor_data.chunk.offsets))
+        if shard is not None and shard.sizes == item.tensor_data.chunk.sizes:
+            shard.holders[rank] = item
 
     def _check_complete(self) -> None:
         volumes = dict.fromkeys(self.tensors, 0)
-        for (name, _), box in self._boxes.items():
-            volumes[name] += math.prod(box.sizes)
+        for (name, _), shard in self._shards.items():
+            volumes[name] += math.prod(shard.sizes)
         for name, entry in self.tensors.items():
             if volumes[name] != math.prod(entry.shape):
                 raise ValueError(
@@ -110,25 +110,25 @@ class GlobalState:
 
     def assign(self, frame: ArchiveFrame) -> list[RankWork]:
         """Who writes what, one a rank. The entries must have their keys."""
-        boxes = []
-        for (name, offsets), held in self._boxes.items():
+        shards = []
+        for (name, offsets), held in self._shards.items():
             entry = self.tensors[name]
             itemsize = entry.dtype.itemsize
             start = frame.storage(entry.key).payload_offset + _linear(entry.shape, offsets) * itemsize
-            boxes.append(Box(math.prod(held.sizes), itemsize, start, tuple(sorted(held.holders))))
+            shards.append(Shard(math.prod(held.sizes), itemsize, start, tuple(sorted(held.holders))))
         work = [RankWork() for _ in range(self.num_ranks)]
         for rank, item in self.opaque.values():
             work[rank].add_opaque(item)
-        for ((name, _), held), shares in zip(self._boxes.items(), share_out(boxes, self.num_ranks), strict=True):
+        for ((name, _), held), ranges in zip(self._shards.items(), assign_ranges(shards, self.num_ranks), strict=True):
             key = self.tensors[name].key
-            for share in shares:
-                if share.end > share.begin:
+            for each in ranges:
+                if each.end > each.begin:
                     payload_offset = frame.storage(key).payload_offset
-                    work[share.rank].add(held.holders[share.rank], key, payload_offset, share.begin, share.end)
+                    work[each.rank].add(held.holders[each.rank], key, payload_offset, each.begin, each.end)
         return work
 
 
-class _HeldBox:
+class _HeldShard:
     __slots__ = ("holders", "sizes")
 
     def __init__(self, sizes: torch.Size) -> None:
@@ -138,7 +138,7 @@ class _HeldBox:
 
 class RankWork:
     """What one rank writes. ``ranges`` has (payload offset of the record, begin, end) for each tensor item, begin and
-    end in elements of the item's box; opaque items come first and have none."""
+    end in elements of the item's shard; opaque items come first and have none."""
 
     def __init__(self) -> None:
         self.opaque: list[WriteItem] = []

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
-from .shares import Written
+from .range_writer import Written
 
 _NAMES_SHOWN = 8
 

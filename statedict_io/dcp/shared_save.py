@@ -24,7 +24,7 @@ from ..writing.replacement import Replacement
 from ..writing.targets import FileTarget
 from .archive_frame import ArchiveFrame
 from .global_plan import GlobalState
-from .shares import Written
+from .range_writer import Written
 from .structure import nested, pickle_structure
 
 _WATCH_SECONDS = 0.02
@@ -117,8 +117,8 @@ class SharedSave:
 
     def _frame(self, data_pkl: bytes, inner: Sequence[torch.UntypedStorage]) -> ArchiveFrame:
         pickled = PickledObject(data_pkl, PythonStorageTable())
-        contents = reproduction.contents(pickled, self._alignment)
-        head, tail = contents.head, contents.tail
+        records = reproduction.records(pickled, self._alignment)
+        head, tail = records.head, records.tail
         if self._state.opaque:
             nbytes_of = len(self._pickled.entries)
             tail = (

@@ -28,9 +28,9 @@ from ..writing.places import takes_bytes_in_order_only
 from ..writing.suffixes import check_suffix
 from ..writing.targets import FileTarget, Target, resolve
 from .global_plan import GlobalState, LocalItems
+from .range_writer import RangeWriter, WorkOrder, Written
 from .refused_values import warn_of_refused
 from .shared_save import SharedSave, failure_notice
-from .shares import ShareWriter, WorkOrder, Written
 
 
 class SingleFileWriter(StorageWriter):  # type: ignore[misc]
@@ -210,10 +210,10 @@ class SingleFileWriter(StorageWriter):  # type: ignore[misc]
             assert isinstance(value, io.BytesIO)
             opaque[item.index.fqn] = value.getvalue()
         with reporting(self.progress, self.path) as progress:
-            shares = ShareWriter(order, planner, backend, durable=self.durable, progress=progress)
-            for place, item in enumerate(plan.items[num_opaque:]):
-                shares.add(place, item)
-            return shares.finish(opaque)
+            ranges = RangeWriter(order, planner, backend, durable=self.durable, progress=progress)
+            for index, item in enumerate(plan.items[num_opaque:]):
+                ranges.add(index, item)
+            return ranges.finish(opaque)
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         save, self._save = self._save, None

@@ -32,7 +32,7 @@ from .map_location import is_meta, only_device, stays_on_cpu
 from .object_source import ObjectSource
 from .opened_again import Replaced, opened_again
 from .readahead import ReadAhead
-from .records import Records, archive_at, check_kind, of_ranges
+from .records import StoredRecords, archive_at, check_kind, of_ranges
 from .trial import loads_like_torch
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def load(
         if is_url(f):
             from ..remote import ranges
 
-            found = exit_stack.enter_context(ranges.opened(f))
+            found = exit_stack.enter_context(ranges.open_url(f))
             f, name = found.content, found.url
             if not isinstance(f, str):
                 source, f = f, exit_stack.enter_context(f.stream())
@@ -182,8 +182,8 @@ class _Archive:
         self._backend = backend
         self._progress = progress
         self._feed: ReadAhead | None = None
-        self._records: Records | None = None
-        self._unchecked: Records | None = None  #: an archive that torch reads by itself, to be verified before
+        self._records: StoredRecords | None = None
+        self._unchecked: StoredRecords | None = None  #: an archive that torch reads by itself, to be verified before
         self._settle: Callable[[], None] = lambda: None  #: of :func:`opened_again`
 
     def open(self, file: Any) -> contextlib.AbstractContextManager[Any]:
@@ -213,7 +213,7 @@ class _Archive:
         )
         return contextlib.nullcontext(self._reader(records, self._feed))
 
-    def _reader(self, records: Records, feed: StorageFeed, meta: bool = False) -> ZipReader:
+    def _reader(self, records: StoredRecords, feed: StorageFeed, meta: bool = False) -> ZipReader:
         # Without data there is nothing to swap.
         return ZipReader(records, feed, lean_pickle=self._backend.lean_pickle, assume_own_byteorder=meta)
 
@@ -281,21 +281,21 @@ class _Archive:
         if records is not None:
             _check(records, range(len(records.entries)), self._progress)
 
-    def _open_records(self, file: Any) -> Records | None:
+    def _open_records(self, file: Any) -> StoredRecords | None:
         """None where nobody needs them."""
         if self._source is not None:
             return of_ranges(self._source, self._backend)
         if self._is_path():
             name = os.fsdecode(self._name)
             nbytes = os.fstat(file.fileno()).st_size
-            return Records(archive_at(file.fileno(), name, self._backend), name, file_nbytes=nbytes)
+            return StoredRecords(archive_at(file.fileno(), name, self._backend), name, file_nbytes=nbytes)
         if not self._verify:
             return None
         from ..backends.python_reader import PythonReader
 
         source = ObjectSource(file)
         try:
-            return Records(PythonReader(source, source.name), source.name, file_nbytes=source.nbytes)
+            return StoredRecords(PythonReader(source, source.name), source.name, file_nbytes=source.nbytes)
         finally:
             file.seek(source.start)
 
@@ -307,7 +307,7 @@ class _Archive:
             return self._is_path() and bool(stock.setting("load", "mmap", False))
         return self._is_path() and bool(self._mmap)
 
-    def _is_for_torch(self, records: Records) -> bool:
+    def _is_for_torch(self, records: StoredRecords) -> bool:
         return (
             not (self._is_path() or self._source is not None)
             or self._is_mapped()
@@ -317,13 +317,13 @@ class _Archive:
         )
 
 
-def _check(records: Records, indices: Iterable[int], progress: ProgressCallback | None = None) -> None:
+def _check(records: StoredRecords, indices: Iterable[int], progress: ProgressCallback | None = None) -> None:
     from .verification import check
 
     check(records, indices, progress)
 
 
-def _is_torchscript(records: Records) -> bool:
+def _is_torchscript(records: StoredRecords) -> bool:
     return "constants.pkl" in records
 
 
@@ -339,7 +339,7 @@ def _without_checksums(name: Any, kind: str, cure: str = "") -> str:
     return f"verify=True: {name} is {kind}, which has no checksums; load it with verify=False{cure}"
 
 
-def _check_made_by_torch(records: Records) -> None:
+def _check_made_by_torch(records: StoredRecords) -> None:
     """What ``torch._C.PyTorchFileReader`` asks of every archive."""
     if not records.archive.archive_name:
         raise corrupt(records.path, "its records are not in a folder, torch.save did not write this archive")

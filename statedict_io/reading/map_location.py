@@ -8,14 +8,14 @@ import torch
 import torch.serialization
 
 from ..pickles.unpickling import swaps_bytes
-from .records import DATA_PKL, Records
+from .records import DATA_PKL, StoredRecords
 
 
 def is_meta(map_location: Any) -> bool:
     return isinstance(map_location, (str, torch.device)) and str(map_location).partition(":")[0] == "meta"
 
 
-def stays_on_cpu(map_location: Any, records: Records) -> bool:
+def stays_on_cpu(map_location: Any, records: StoredRecords) -> bool:
     """Whether storages will stay in host memory; a wrong guess costs memory or speed, nothing else."""
     if isinstance(map_location, (str, torch.device)):
         return str(map_location) == "cpu"
@@ -31,7 +31,7 @@ def stays_on_cpu(map_location: Any, records: Records) -> bool:
     )
 
 
-def only_device(map_location: Any, records: Records) -> torch.device | None:
+def only_device(map_location: Any, records: StoredRecords) -> torch.device | None:
     """The accelerator that torch will move every storage to, whatever it was saved from; None if it is not so sure."""
     if not isinstance(map_location, (str, torch.device)) or not torch.accelerator.is_available():
         return None

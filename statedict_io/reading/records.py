@@ -32,7 +32,7 @@ _CHEAP_NBYTES_OF_NETWORK = 256 << 10
 _END_NBYTES = 128 << 10  # the directory of some thousand records; their data.pkl
 
 
-class Records:
+class StoredRecords:
     """The records of an archive by name.
 
     Owns nothing: the archive's descriptor must stay open. Used by one thread at a time.
@@ -168,9 +168,9 @@ def _key_order(name: str) -> tuple[int, int | str]:
 
 
 @contextmanager
-def opened(
+def open_records(
     path: Any, backend: str = "auto", *, random_access: bool = False, name: str | None = None
-) -> Iterator[Records]:
+) -> Iterator[StoredRecords]:
     """The records of the file at ``path``, or at a URL, which is open inside the block.
 
     ``random_access`` tells the kernel not to read ahead. ``name`` is what errors call the file, where not by its path.
@@ -189,7 +189,7 @@ def opened(
         return
     from ..remote import ranges
 
-    with ranges.opened(path) as found:
+    with ranges.open_url(path) as found:
         if isinstance(found.content, str):
             with _opened_file(found.content, found.url, chosen, random_access) as records:
                 yield records
@@ -197,7 +197,7 @@ def opened(
             yield of_ranges(found.content, chosen)
 
 
-def of_ranges(source: RangedObject, chosen: Backend) -> Records:
+def of_ranges(source: RangedObject, chosen: Backend) -> StoredRecords:
     """The records of an object that is not on this machine; it must stay open."""
 
     def read_at(offset: int, nbytes: int) -> bytes:
@@ -208,7 +208,7 @@ def of_ranges(source: RangedObject, chosen: Backend) -> Records:
     from ..backends.python_reader import NETWORK, PythonReader
 
     reader = _open_archive(lambda: PythonReader(source, source.name, NETWORK), read_at, source.nbytes, source.name)
-    return Records(
+    return StoredRecords(
         reader, source.name, chosen.lean_pickle, file_nbytes=source.nbytes, cheap_nbytes=_CHEAP_NBYTES_OF_NETWORK
     )
 
@@ -217,7 +217,7 @@ def archive_at(fd: int, path: str, backend: Backend) -> ArchiveReader:
     """The archive in an open file.
 
     Raises:
-        OSError, CorruptCheckpointError, FileKindError: as :func:`opened`.
+        OSError, CorruptCheckpointError, FileKindError: as :func:`open_records`.
     """
     return _open_archive(
         lambda: backend.open_archive(fd, path),
@@ -252,7 +252,7 @@ def _open_archive(
     raise FileKindError(f"{path}: {kind}")
 
 
-def check_kind(records: Records, *, allowed: Collection[kinds.FileKind] = ()) -> None:
+def check_kind(records: StoredRecords, *, allowed: Collection[kinds.FileKind] = ()) -> None:
     """Refuses archives that torch.save did not write.
 
     Raises:
@@ -266,7 +266,7 @@ def check_kind(records: Records, *, allowed: Collection[kinds.FileKind] = ()) ->
 
 
 @contextmanager
-def _opened_file(path: str, given: str, chosen: Backend, random_access: bool) -> Iterator[Records]:
+def _opened_file(path: str, given: str, chosen: Backend, random_access: bool) -> Iterator[StoredRecords]:
     """``given``: what errors call it."""
     fd = open_file(path, os.O_RDONLY)
     try:
@@ -276,7 +276,7 @@ def _opened_file(path: str, given: str, chosen: Backend, random_access: bool) ->
                 _advise(fd, begin, _END_NBYTES, os.POSIX_FADV_WILLNEED)
             _advise(fd, 0, 0, os.POSIX_FADV_RANDOM)
         found = os.fstat(fd)
-        yield Records(
+        yield StoredRecords(
             archive_at(fd, given, chosen),
             given,
             chosen.lean_pickle,

@@ -14,7 +14,7 @@ from ..pickles.lean_pickle import LeanPickling
 from ..pickles.unpickling import ZipReader, torch_load
 from .object_source import ObjectSource
 from .readahead import ReadAhead
-from .records import Records
+from .records import StoredRecords
 
 
 @proof(LOADING)
@@ -35,7 +35,7 @@ def loads_like_torch(lean_pickle: LeanPickling) -> bool:
     for options in ({"weights_only": True}, {"weights_only": False}, {"map_location": lambda s, _: s}):
 
         def open_reader(_: Any) -> Any:
-            records = Records(PythonReader(ObjectSource(io.BytesIO(file.getvalue())), "sample"), "sample")
+            records = StoredRecords(PythonReader(ObjectSource(io.BytesIO(file.getvalue())), "sample"), "sample")
             feed = ReadAhead(records, stay=True, verify=True, progress=None)
             return contextlib.nullcontext(ZipReader(records, feed, lean_pickle=lean_pickle))
 

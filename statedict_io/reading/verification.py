@@ -15,7 +15,7 @@ from ..formats import kinds
 from ..progress import Progress, ProgressCallback
 from ..untrusted.limits import MAX_RECORDS_AT_ONCE, MAX_RECORDS_SHOWN
 from ..untrusted.on_demand import OnDemand
-from .records import DATA_PKL, Records, check_kind, opened
+from .records import DATA_PKL, StoredRecords, check_kind, open_records
 
 Status = Literal["ok", "corrupt", "crc-not-recorded"]
 _STATUSES: tuple[Status, ...] = ("ok", "corrupt", "crc-not-recorded")
@@ -90,7 +90,7 @@ def verify(path: Any, *, backend: str = "auto", progress: Progress = None) -> Ve
     """
     progress_module.check(progress)
     try:
-        with progress_module.reporting(progress, "verify") as callback, opened(path, backend) as records:
+        with progress_module.reporting(progress, "verify") as callback, open_records(path, backend) as records:
             check_kind(records, allowed=(kinds.TORCHSCRIPT, kinds.MOBILE))  # whose records are checked like others
             return _verify(records, callback)
     except CorruptCheckpointError as e:
@@ -98,7 +98,7 @@ def verify(path: Any, *, backend: str = "auto", progress: Progress = None) -> Ve
         return VerifyReport(str(path), no_records, [str(e)], is_known=not isinstance(e, UnknownKindError))
 
 
-def _verify(records: Records, progress: ProgressCallback | None) -> VerifyReport:
+def _verify(records: StoredRecords, progress: ProgressCallback | None) -> VerifyReport:
     entries = records.entries
     order = array("Q", sorted(range(len(entries)), key=lambda index: entries[index].header_offset))
     statuses = bytearray()
@@ -129,7 +129,7 @@ def _verify(records: Records, progress: ProgressCallback | None) -> VerifyReport
 
 
 def _parts(
-    records: Records, order: Sequence[int], progress: ProgressCallback | None
+    records: StoredRecords, order: Sequence[int], progress: ProgressCallback | None
 ) -> Iterator[tuple[list[int], ProgressCallback | None]]:
     """``order`` by parts whose results are no burden, and what reports the progress of each."""
     before, after = 0, sum(records.entries[index].nbytes for index in order)
@@ -145,20 +145,20 @@ def _report(progress: ProgressCallback, before: int, after: int, done: int, tota
     progress(before + done, before + total + after)
 
 
-def _checksum_or_problem(records: Records, index: int) -> int | str:
+def _checksum_or_problem(records: StoredRecords, index: int) -> int | str:
     try:
         return records.archive.checksums([index], progress=None)[0]
     except CorruptCheckpointError as e:
         return str(e)
 
 
-def _status(records: Records, index: int, crc: int | str) -> Status:
+def _status(records: StoredRecords, index: int, crc: int | str) -> Status:
     if crc == records.entries[index].crc32:
         return "ok"
     return "corrupt" if isinstance(crc, str) or records.has_crc(index) else "crc-not-recorded"
 
 
-def check(records: Records, indices: Iterable[int], progress: ProgressCallback | None = None) -> None:
+def check(records: StoredRecords, indices: Iterable[int], progress: ProgressCallback | None = None) -> None:
     """Compares the checksums of some records.
 
     Raises:

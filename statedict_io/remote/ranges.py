@@ -116,7 +116,7 @@ class OpenedURL:
 
 
 @contextlib.contextmanager
-def opened(url: str) -> Iterator[OpenedURL]:
+def open_url(url: str) -> Iterator[OpenedURL]:
     """Open inside the block.
 
     Raises:

@@ -187,7 +187,7 @@ def _content(
     alignment = torch_format.storage_alignment()
     return chosen.plan(
         target.archive_name,
-        reproduction.contents(pickled, alignment, disable_byteorder_record=disable_byteorder_record),
+        reproduction.records(pickled, alignment, disable_byteorder_record=disable_byteorder_record),
         alignment=alignment,
         compute_crc32=torch_format.compute_crc32(),
     )

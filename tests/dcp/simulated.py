@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
 from statedict_io.dcp import SingleFileWriter
-from statedict_io.dcp.shares import Written
+from statedict_io.dcp.range_writer import Written
 
 ROWS = 16
 

@@ -1,4 +1,4 @@
-"""The pure parts: boxes as runs of bytes, shares, structure, and strips against a plain description of them."""
+"""The pure parts: ranges of shards as strips, who writes which range, structure; strips against a plain description."""
 
 import contextlib
 import itertools
@@ -18,9 +18,9 @@ from statedict_io import backends
 from statedict_io.archive import crc32
 from statedict_io.backends.protocol import Strip
 from statedict_io.dcp.archive_frame import ArchiveFrame
-from statedict_io.dcp.assignment import Box, share_out
-from statedict_io.dcp.boxes import rows_of_box
-from statedict_io.dcp.shares import contiguous_pieces
+from statedict_io.dcp.assignment import Shard, assign_ranges
+from statedict_io.dcp.range_writer import contiguous_ranges
+from statedict_io.dcp.strips import strips_of_range
 from statedict_io.dcp.structure import TensorEntry, nested, pickle_structure
 from statedict_io.pickles import pickling
 
@@ -28,7 +28,7 @@ dimensions = st.lists(st.integers(1, 5), min_size=0, max_size=4)
 
 
 @st.composite
-def boxes(draw):
+def ranges_of_shards(draw):
     shape = draw(dimensions)
     offsets = [draw(st.integers(0, size - 1)) for size in shape]
     sizes = [draw(st.integers(1, size - offset)) for size, offset in zip(shape, offsets, strict=True)]
@@ -37,39 +37,46 @@ def boxes(draw):
     return shape, offsets, sizes, begin, draw(st.integers(begin, numel))
 
 
-def taken(data, rows):
+def taken(file, strips):
     return b"".join(
-        data[row.offset + i * row.pitch : row.offset + i * row.pitch + row.nbytes]
-        for row in rows
-        for i in range(row.num_rows)
+        file[strip.file_offset + i * strip.file_pitch :][: strip.row_nbytes]
+        for strip in strips
+        for i in range(strip.num_rows)
     )
 
 
-@given(boxes(), st.sampled_from([torch.uint8, torch.int16, torch.complex128]))
-def test_rows_of_a_box_are_its_elements(box, dtype):
-    shape, offsets, sizes, begin, end = box
+@given(ranges_of_shards(), st.sampled_from([torch.uint8, torch.int16, torch.complex128]))
+def test_strips_of_a_range_are_its_elements(drawn, dtype):
+    shape, offsets, sizes, begin, end = drawn
     tensor = torch.arange(torch.Size(shape).numel()).reshape(shape).to(dtype)
     part = tensor
     for dim, (offset, size) in enumerate(zip(offsets, sizes, strict=True)):
         part = part.narrow(dim, offset, size)
-    rows = list(rows_of_box(shape, offsets, sizes, tensor.itemsize, begin, end))
-    assert taken(as_bytes(tensor), rows) == as_bytes(part.reshape(-1)[begin:end])
-    assert len(rows) <= 3 * max(1, torch.Size(sizes[:-2]).numel())
+    places = {"source": 3, "source_offset": 40, "payload_offset": 7}
+    strips = list(strips_of_range(shape, offsets, sizes, tensor.itemsize, begin, end, **places))
+    assert taken(bytes(7) + as_bytes(tensor), strips) == as_bytes(part.reshape(-1)[begin:end])
+    assert len(strips) <= 3 * max(1, torch.Size(sizes[:-2]).numel())
+    position = 40
+    for strip in strips:
+        assert (strip.source, strip.source_offset) == (3, position)
+        position += strip.row_nbytes * strip.num_rows
+        last = strip.file_offset + (strip.num_rows - 1) * strip.file_pitch + strip.row_nbytes
+        assert strip.nbytes_after == 7 + tensor.nbytes - last
 
 
 @given(dimensions, st.randoms(use_true_random=False), st.integers(1, 200))
-def test_pieces_of_a_tensor_are_its_elements(shape, rng, limit):
+def test_contiguous_ranges_of_a_tensor_are_its_elements(shape, rng, limit):
     order = list(range(len(shape)))
     rng.shuffle(order)
     tensor = torch.arange(torch.Size(shape).numel(), dtype=torch.int32).reshape(shape).permute(order)
     begin = rng.randint(0, tensor.numel())
     end = rng.randint(begin, tensor.numel())
     found = []
-    for piece in contiguous_pieces(tensor, begin, end, limit):
-        if piece.tensor.untyped_storage()._cdata != tensor.untyped_storage()._cdata:
-            assert piece.tensor.nbytes <= max(limit, 4)
-        count = piece.end - piece.begin
-        found += piece.tensor.reshape(-1)[piece.first : piece.first + count].tolist()
+    for part in contiguous_ranges(tensor, begin, end, limit):
+        if part.tensor.untyped_storage()._cdata != tensor.untyped_storage()._cdata:
+            assert part.tensor.nbytes <= max(limit, 4)
+        count = part.end - part.begin
+        found += part.tensor.reshape(-1)[part.first : part.first + count].tolist()
     assert found == tensor.reshape(-1)[begin:end].tolist()
 
 
@@ -78,18 +85,18 @@ def as_bytes(tensor):
     return bytes(flat.view(torch.uint8).tolist())
 
 
-# --- shares
+# --- who writes which range
 
 
-def loads_of(boxes, num_ranks):
+def loads_of(shards, num_ranks):
     loads = [0] * num_ranks
-    for box, shares in zip(boxes, share_out(boxes, num_ranks), strict=True):
+    for shard, ranges in zip(shards, assign_ranges(shards, num_ranks), strict=True):
         position = 0
-        for share in sorted(shares, key=lambda share: share.begin):
-            assert share.begin == position and share.rank in box.holders
-            position = share.end
-            loads[share.rank] += (share.end - share.begin) * box.itemsize
-        assert position == box.numel
+        for each in sorted(ranges, key=lambda each: each.begin):
+            assert each.begin == position and each.rank in shard.holders
+            position = each.end
+            loads[each.rank] += (each.end - each.begin) * shard.itemsize
+        assert position == shard.numel
     return loads
 
 
@@ -97,29 +104,29 @@ def loads_of(boxes, num_ranks):
     st.integers(1, 6),
     st.lists(st.tuples(st.integers(0, 50_000), st.sampled_from([1, 2, 4, 8]), st.integers(0, 63)), max_size=30),
 )
-def test_shares_cover_each_box_once(num_ranks, drawn):
-    boxes = []
+def test_ranges_cover_each_shard_once(num_ranks, drawn):
+    shards = []
     for numel, itemsize, mask in drawn:
         holders = tuple(rank for rank in range(num_ranks) if mask >> rank & 1) or (0,)
-        boxes.append(Box(numel, itemsize, 64 * len(boxes), holders))
-    loads_of(boxes, num_ranks)
+        shards.append(Shard(numel, itemsize, 64 * len(shards), holders))
+    loads_of(shards, num_ranks)
 
 
 @pytest.mark.parametrize("num_ranks", [2, 3, 4, 7])
 def test_replicas_are_shared_out_evenly(num_ranks):
     everyone = tuple(range(num_ranks))
-    one_big = [Box(10_000_000, 4, 1000, everyone)]
-    layers = [Box(numel, 2, 64, everyone) for _ in range(12) for numel in (512 * 2048, 2048, 2048, 100)]
-    uneven = [Box(900_000, 4, 0, (0,)), *layers]  # one rank has more to begin with
-    hybrid = [Box(1 << 20, 2, 0, (rank, rank + num_ranks)) for rank in range(num_ranks)]
-    for boxes, ranks in ((one_big, num_ranks), (layers, num_ranks), (uneven, num_ranks), (hybrid, 2 * num_ranks)):
-        loads = loads_of(boxes, ranks)
+    one_big = [Shard(10_000_000, 4, 1000, everyone)]
+    layers = [Shard(numel, 2, 64, everyone) for _ in range(12) for numel in (512 * 2048, 2048, 2048, 100)]
+    uneven = [Shard(900_000, 4, 0, (0,)), *layers]  # one rank has more to begin with
+    hybrid = [Shard(1 << 20, 2, 0, (rank, rank + num_ranks)) for rank in range(num_ranks)]
+    for shards, ranks in ((one_big, num_ranks), (layers, num_ranks), (uneven, num_ranks), (hybrid, 2 * num_ranks)):
+        loads = loads_of(shards, ranks)
         assert max(loads) <= 1.1 * sum(loads) / ranks, loads
 
 
 def test_small_replicas_are_not_cut():
-    boxes = [Box(5056, 1, 64 * i, (0, 1, 2)) for i in range(40)]  # as states of random number generators
-    assert all(len(shares) == 1 for shares in share_out(boxes, 3))
+    shards = [Shard(5056, 1, 64 * i, (0, 1, 2)) for i in range(40)]  # as states of random number generators
+    assert all(len(ranges) == 1 for ranges in assign_ranges(shards, 3))
 
 
 # --- structure

@@ -23,7 +23,7 @@ from ...pickles.refusals import refusal
 from ...pickles.set_aside import Refused
 from ...pickles.unpickling import DeferredTensor
 from ...untrusted.on_demand import OnDemand
-from ..records import Records
+from ..records import StoredRecords
 from .lazy_file import LazyFile
 from .placeholders import DataFeed, is_saved_without_data, lacks_data
 
@@ -208,7 +208,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         return self._file.path
 
     @property
-    def records(self) -> Records:
+    def records(self) -> StoredRecords:
         """Of the open file."""
         return self._file.records
 

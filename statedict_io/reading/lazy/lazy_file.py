@@ -19,7 +19,7 @@ from ...pickles.persistent_ids import StorageFeed
 from ...pickles.refusals import without_frames
 from ...pickles.set_aside import Refused
 from ...pickles.unpickling import ZipReader, can_rebind, swaps_bytes, torch_load
-from ..records import DATA_PKL, Records, check_kind, opened
+from ..records import DATA_PKL, StoredRecords, check_kind, open_records
 from .placeholders import PlaceholderFeed
 from .strided_reads import Copy, as_bits, fill, memory_of, span_of
 
@@ -66,7 +66,9 @@ class LazyFile:
         name: str | None = None,
     ) -> None:
         self._exit = contextlib.ExitStack()
-        self._records: Records = self._exit.enter_context(opened(path, backend, random_access=random_access, name=name))
+        self._records: StoredRecords = self._exit.enter_context(
+            open_records(path, backend, random_access=random_access, name=name)
+        )
         self._max_overhead = max_overhead
         self._keeps_inflated = keeps_inflated
         self._inflated: tuple[int, torch.UntypedStorage] | None = None
@@ -84,7 +86,7 @@ class LazyFile:
         self.bytes_read = self._structure_nbytes()  #: of the file: directory, ``data.pkl``, headers and payloads
 
     @property
-    def records(self) -> Records:
+    def records(self) -> StoredRecords:
         """For what needs no tensors.
 
         Raises:

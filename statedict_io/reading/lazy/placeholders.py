@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..records import Records
+from ..records import StoredRecords
 
 _PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
 
@@ -13,7 +13,7 @@ class PlaceholderFeed:
     """Storages without data, and the records that they stand for. A
     :class:`~statedict_io.pickles.persistent_ids.StorageFeed`."""
 
-    def __init__(self, records: Records) -> None:
+    def __init__(self, records: StoredRecords) -> None:
         self._records = records
         self._storages: dict[str, torch.UntypedStorage] = {}
         self._indices: dict[int, int] = {}  # by address of the storage, which lives as long as this
@@ -37,7 +37,7 @@ class PlaceholderFeed:
 class DataFeed:
     """Storages read when they are asked for, those of the records ``without_data`` excepted."""
 
-    def __init__(self, records: Records, without_data: frozenset[int] = frozenset()) -> None:
+    def __init__(self, records: StoredRecords, without_data: frozenset[int] = frozenset()) -> None:
         self._records = records
         self._without_data = without_data
 

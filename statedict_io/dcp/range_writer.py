@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from array import array
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from torch.distributed.checkpoint.planner import SavePlanner, WriteItem
 
 from ..archive.layout import DESCRIPTOR_SIGNATURE
 from ..backends.protocol import Backend, Strip
-from .boxes import Rows, rows_of_box
+from .strips import strips_of_range
 
 # What one write may hold in memory beyond the state itself: copies of tensors that are not contiguous, and tensors that
 # a planner makes while it is asked for them.
@@ -29,7 +28,7 @@ class WorkOrder:
 
     path: str  #: of the target, as the caller of the coordinator gave it
     paths: list[str]  #: of what to write into; the first that this rank can reach
-    ranges: array[int]  #: (payload offset of the record, begin, end) of each tensor item, elements of its box
+    ranges: array[int]  #: (payload offset of the record, begin, end) of each tensor item, elements of its shard
     nbytes: int  #: of all ranges
     compute_crc32: bool
     key: str  #: of the coordinator's :class:`~statedict_io.dcp.shared_save.SharedSave`
@@ -58,7 +57,7 @@ class Written:
     opaque: dict[str, bytes] = field(default_factory=dict)  #: name -> what ``torch.save`` makes of the value
 
 
-class ShareWriter:
+class RangeWriter:
     """Collects ranges and writes them, all at once where that takes no copies."""
 
     def __init__(
@@ -79,19 +78,19 @@ class ShareWriter:
         self._written = Written(0, array("I", bytes(4 * order.num_ranges)))
         self._sources: list[torch.Tensor] = []
         self._strips: list[Strip] = []
-        self._places: list[int] = []  #: of each strip
-        self._starts: dict[int, Rows] = {}  #: strip -> its place in the record, if that includes the first bytes
+        self._range_of: list[int] = []  #: strip -> range
+        self._starts: dict[int, int] = {}  #: strip -> where in its record it begins, if that is in the first bytes
         self._copied_nbytes = 0
 
-    def add(self, place: int, item: WriteItem) -> None:
-        """Takes the range ``place``, which is of ``item``."""
-        payload_offset, begin, end = self._order.ranges[3 * place : 3 * place + 3]
+    def add(self, index: int, item: WriteItem) -> None:
+        """Takes the range ``index`` of the order, which is of ``item``."""
+        payload_offset, begin, end = self._order.ranges[3 * index : 3 * index + 3]
         tensor = self._resolve(item)
-        for piece in contiguous_pieces(tensor, begin, end, _COPIES_NBYTES):
-            copied = piece.tensor.untyped_storage()._cdata != tensor.untyped_storage()._cdata
+        for part in contiguous_ranges(tensor, begin, end, _COPIES_NBYTES):
+            copied = part.tensor.untyped_storage()._cdata != tensor.untyped_storage()._cdata
             if copied or not self._gives_references:
-                self._copied_nbytes += piece.tensor.numel() * piece.tensor.itemsize
-            self._add_piece(place, item, piece, payload_offset)
+                self._copied_nbytes += part.tensor.numel() * part.tensor.itemsize
+            self._add_strips(index, item, part, payload_offset)
             if self._copied_nbytes >= _COPIES_NBYTES:
                 self._flush(durable=False)
 
@@ -114,30 +113,27 @@ class ShareWriter:
             raise ValueError(f"{item.index.fqn!r} is a meta tensor: there is nothing to write")
         return tensor.resolve_conj().resolve_neg()
 
-    def _add_piece(self, place: int, item: WriteItem, piece: Piece, payload_offset: int) -> None:
+    def _add_strips(self, index: int, item: WriteItem, part: RangeInMemory, payload_offset: int) -> None:
         data = item.tensor_data
         assert data is not None
-        itemsize = piece.tensor.itemsize
-        record_nbytes = math.prod(data.size) * itemsize
-        if not self._sources or self._sources[-1] is not piece.tensor:
-            self._sources.append(piece.tensor)
-        source_offset = (piece.tensor.storage_offset() + piece.first) * itemsize
-        for rows in rows_of_box(data.size, data.chunk.offsets, data.chunk.sizes, itemsize, piece.begin, piece.end):
-            self._strips.append(
-                Strip(
-                    source=len(self._sources) - 1,
-                    source_offset=source_offset,
-                    file_offset=payload_offset + rows.offset,
-                    row_nbytes=rows.nbytes,
-                    num_rows=rows.num_rows,
-                    file_pitch=rows.pitch,
-                    nbytes_after=record_nbytes - rows.end,
-                )
-            )
-            self._places.append(place)
-            source_offset += rows.nbytes * rows.num_rows
-            if rows.offset < 8:
-                self._starts[len(self._strips) - 1] = rows
+        itemsize = part.tensor.itemsize
+        if not self._sources or self._sources[-1] is not part.tensor:
+            self._sources.append(part.tensor)
+        for strip in strips_of_range(
+            data.size,
+            data.chunk.offsets,
+            data.chunk.sizes,
+            itemsize,
+            part.begin,
+            part.end,
+            source=len(self._sources) - 1,
+            source_offset=(part.tensor.storage_offset() + part.first) * itemsize,
+            payload_offset=payload_offset,
+        ):
+            if strip.file_offset - payload_offset < 8:
+                self._starts[len(self._strips)] = strip.file_offset - payload_offset
+            self._strips.append(strip)
+            self._range_of.append(index)
 
     def _flush(self, *, durable: bool) -> None:
         if self._strips or (durable and self._written.nbytes):
@@ -149,25 +145,30 @@ class ShareWriter:
                 compute_crc32=self._order.compute_crc32,
                 progress=self._report if self._progress is not None else None,
             )
-            for place, strip, (crc, _) in zip(self._places, self._strips, results, strict=True):
-                self._written.crcs[place] ^= crc
+            for index, strip, (crc, _) in zip(self._range_of, self._strips, results, strict=True):
+                self._written.crcs[index] ^= crc
                 self._written.nbytes += strip.row_nbytes * strip.num_rows
-            for index, rows in self._starts.items():
-                self._tell_start(self._places[index], rows, results[index][1])
-        self._sources, self._strips, self._places, self._starts = [], [], [], {}
+            for at, begin in self._starts.items():
+                self._tell_start(self._range_of[at], self._strips[at], begin, results[at][1])
+        self._sources, self._strips, self._range_of, self._starts = [], [], [], {}
         self._copied_nbytes = 0
 
-    def _tell_start(self, place: int, rows: Rows, first_bytes: bytes) -> None:
-        """The serialization id depends on a record's first eight bytes, if they look like a data descriptor's."""
-        for row in range(rows.num_rows):
-            offset = rows.offset + row * rows.pitch
+    def _tell_start(self, index: int, strip: Strip, begin: int, first_bytes: bytes) -> None:
+        """The serialization id depends on a record's first eight bytes, if they look like a data descriptor's.
+
+        Args:
+            index: of the range.
+            begin: of the strip, in the record.
+        """
+        for row in range(strip.num_rows):
+            offset = begin + row * strip.file_pitch
             if offset >= 8:
                 break
-            nbytes = min(rows.nbytes, 8 - offset)
+            nbytes = min(strip.row_nbytes, 8 - offset)
             data, first_bytes = first_bytes[:nbytes], first_bytes[nbytes:]
             signature = DESCRIPTOR_SIGNATURE[offset : offset + nbytes]
             if data[: len(signature)] == signature:
-                self._written.starts.append((place, offset, data))
+                self._written.starts.append((index, offset, data))
 
     def _report(self, bytes_done: int, bytes_total: int) -> None:
         del bytes_total  # of this flush
@@ -175,8 +176,8 @@ class ShareWriter:
         self._progress(self._written.nbytes + bytes_done, self._order.nbytes)
 
 
-class Piece(NamedTuple):
-    """Elements ``begin`` to ``end`` of a box, in memory one after the other, from element ``first`` of ``tensor``."""
+class RangeInMemory(NamedTuple):
+    """Elements ``begin`` to ``end`` of a shard, one after the other from element ``first`` of ``tensor`` on."""
 
     tensor: torch.Tensor
     first: int
@@ -184,22 +185,22 @@ class Piece(NamedTuple):
     end: int
 
 
-def contiguous_pieces(tensor: torch.Tensor, begin: int, end: int, limit_nbytes: int) -> Iterator[Piece]:
+def contiguous_ranges(tensor: torch.Tensor, begin: int, end: int, limit_nbytes: int) -> Iterator[RangeInMemory]:
     """A range of ``tensor``'s elements in row-major order; where it is not contiguous, in copies of about
     ``limit_nbytes`` at most, made as they are asked for."""
     if tensor.is_contiguous():
-        yield Piece(tensor, begin, begin, end)
+        yield RangeInMemory(tensor, begin, begin, end)
         return
     if tensor.numel() * tensor.itemsize <= limit_nbytes:
-        yield Piece(tensor.contiguous(), begin, begin, end)
+        yield RangeInMemory(tensor.contiguous(), begin, begin, end)
         return
     inner = tensor.numel() // tensor.shape[0]
     step = max(limit_nbytes // (inner * tensor.itemsize), 1)
     for index in range(begin // inner, -(-end // inner), step):
         start = index * inner
-        part = tensor[index] if step == 1 else tensor[index : index + step]
-        for piece in contiguous_pieces(part, max(begin - start, 0), min(end - start, part.numel()), limit_nbytes):
-            yield Piece(piece.tensor, piece.first, piece.begin + start, piece.end + start)
+        rows = tensor[index] if step == 1 else tensor[index : index + step]
+        for part in contiguous_ranges(rows, max(begin - start, 0), min(end - start, rows.numel()), limit_nbytes):
+            yield part._replace(begin=part.begin + start, end=part.end + start)
 
 
 def _gives_references(planner: SavePlanner) -> bool:
