@@ -39,7 +39,7 @@ class Content(Protocol):
     def write_fd(
         self, fd: int, *, durable: bool, progress: ProgressCallback | None, bytes_per_second: float | None = None
     ) -> None:
-        """Writes them into an empty file, or from front to back into a pipe.
+        """Writes them into an empty file.
 
         ``durable`` says that an fsync will follow, which decides between direct and buffered writes; it is the caller
         who makes it.

@@ -56,6 +56,7 @@ def to_pt(source: str, target: FileTarget, progress: ProgressCallback | None, at
             lambda file: write_content(content, file, durable=True, progress=progress),
             durable=True,
             atomic=atomic,
+            for_torch=isinstance(content, StockZip),
         )
         return Conversion(len(tensors), sum(tensor.nbytes for tensor in tensors), [], [], left_out)
     except OSError as e:

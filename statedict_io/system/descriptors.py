@@ -114,15 +114,6 @@ def write_all(fd: int, data: memoryview) -> None:
         data = data[written:]
 
 
-def path_of_open_file(fd: int) -> str | None:
-    """Opening it opens the file of ``fd`` again, whatever its name is by then; None where the system has no such paths.
-    macOS' leads to ``fd`` itself."""
-    for path in (f"/proc/self/fd/{fd}", f"/dev/fd/{fd}"):
-        if os.path.exists(path):
-            return path
-    return None
-
-
 def sync(fd: int) -> None:
     """Has what was written on the device; a file system that knows no such call keeps what promises it can.
 

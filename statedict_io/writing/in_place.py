@@ -42,6 +42,11 @@ class InPlace:
         """For other processes that write into it: as :meth:`Directory.paths_of`."""
         return self.target.directory.paths_of(self.target.name)
 
+    @property
+    def paths_for_torch(self) -> list[str]:
+        """For torch, which names the archive after the path that it opens; each may lead elsewhere by now."""
+        return [self.target.given, self.target.directory.path_of(self.target.name)]
+
     def __enter__(self) -> InPlace:
         """Opens the file.
 

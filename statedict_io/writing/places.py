@@ -14,6 +14,7 @@ from ..system.directories import Directory
 from ..system.pacing import paced
 from .in_place import InPlace
 from .replacement import Replacement
+from .stock_saves import StockZip
 from .targets import FileTarget
 
 OpenFile = Replacement | InPlace
@@ -33,12 +34,13 @@ def write_file(
     durable: bool,
     atomic: bool | None,
     is_superseded: Callable[[], bool] = lambda: False,
+    for_torch: bool = False,
 ) -> OSError | None:
     """Opens ``target``, has ``write`` write it and commits it, unless ``is_superseded``.
 
     Args:
         write: may be called twice.
-        durable: as of :class:`~statedict_io.writing.replacement.Replacement`.
+        durable, for_torch: as of :class:`~statedict_io.writing.replacement.Replacement`.
         atomic: whether to replace the file; None: where it can be replaced, else in place.
 
     Returns:
@@ -52,7 +54,7 @@ def write_file(
     if atomic is None and _is_known(target):
         refusal = OSError(errno.EPERM, "as was found before", target.given)
     elif atomic is not False:
-        replacement = Replacement(target, durable=durable)
+        replacement = Replacement(target, durable=durable, for_torch=for_torch)
         try:
             try:
                 with replacement:
@@ -94,6 +96,9 @@ def write_content(
         durable: an fsync will follow.
         bytes_per_second: not more than; None: no limit.
     """
+    if isinstance(content, StockZip):
+        content.write_open_file(file.fd, file.paths_for_torch)
+        return
 
     def write_in_order() -> None:
         content.write_stream(paced(lambda data: write_all(file.fd, data), bytes_per_second), progress=progress)

@@ -18,7 +18,7 @@ from types import TracebackType
 
 from ..system.descriptors import NOFOLLOW, NOT_IMPLEMENTED, sync
 from .targets import FileTarget
-from .temporary_names import new_name, prefix_of, remove_leftovers
+from .temporary_names import new_name, remove_leftovers
 
 _MAX_NAMES = 100  # tried: one that is taken is rarer than a file system that says so of all
 # A directory that takes no new names, or not such as ours.
@@ -35,6 +35,8 @@ class Replacement:
     Args:
         target: what to replace; stays open.
         durable: fsync the file and its directory.
+        for_torch: give the temporary a name after which torch names the archive right, where such a name is short
+            enough. It does not begin with a dot then.
     """
 
     fd = -1
@@ -42,11 +44,11 @@ class Replacement:
     is_refused = False  #: it is the place that takes no replacement; what was raised says how it can be written
     was_refused_at_the_end = False  #: only after everything had been written
 
-    def __init__(self, target: FileTarget, *, durable: bool) -> None:
+    def __init__(self, target: FileTarget, *, durable: bool, for_torch: bool = False) -> None:
         self.target = target
+        self._for_torch = for_torch
         self._durable = durable
         self._directory = target.directory
-        self._prefix = prefix_of(target.name)
         self._process = os.getpid()
 
     @property
@@ -54,9 +56,14 @@ class Replacement:
         """The temporary's, for other processes that write into it: as :meth:`Directory.paths_of`."""
         return self._directory.paths_of(self._temporary)
 
+    @property
+    def paths_for_torch(self) -> list[str]:
+        """As :attr:`InPlace.paths_for_torch`."""
+        return [self._directory.path_of(self._temporary), *self.paths]
+
     def __enter__(self) -> Replacement:
         try:  # a signal's exception can come up in any of the calls within
-            remove_leftovers(self._directory, self._prefix)
+            remove_leftovers(self._directory, self.target.name, self.target.archive_name)
             self._create()
         except BaseException as e:
             self.abandon()
@@ -135,9 +142,13 @@ class Replacement:
         # A new file's mode is 0666 less the umask, which open() applies. What replaces a file is its owner's alone
         # until it has that file's group.
         mode = 0o666 if existing is None else stat.S_IMODE(existing.st_mode) & 0o600
+        archive_name = None
+        if self._for_torch:  # who opens it again
+            mode |= stat.S_IWUSR
+            archive_name = self.target.archive_name
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | NOFOLLOW
         for attempt in range(1, _MAX_NAMES + 1):
-            self._temporary = new_name(self._prefix)
+            self._temporary = new_name(self.target.name, for_torch=archive_name)
             try:
                 self.fd = self._directory.open(self._temporary, flags, mode)
                 return

@@ -230,6 +230,7 @@ def write(
                 durable=durable,
                 atomic=atomic,
                 is_superseded=call.is_superseded,
+                for_torch=isinstance(content, StockZip),
             )
         elif isinstance(target, URLTarget):
             from ..remote.uploads import Upload
@@ -241,10 +242,10 @@ def write(
         elif isinstance(target, PathStreamTarget):
             try:
                 with target.open() as stream:
-                    if content.in_any_order:
-                        content.write_stream(paced(full_writer(stream), bytes_per_second), progress=callback)
+                    if isinstance(content, StockZip):
+                        content.write_open_file(stream.fileno(), [target.given])
                     else:
-                        content.write_fd(stream.fileno(), durable=durable, progress=callback)
+                        content.write_stream(paced(full_writer(stream), bytes_per_second), progress=callback)
                     if durable and stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                         sync(stream.fileno())
             except OSError as e:

@@ -1,9 +1,9 @@
 """What the installed ``torch.save`` writes, as a content: the legacy format, and every zip on a torch whose format ours
 does not reproduce. So a new torch can make saves slow, never wrong.
 
-torch pickles while it writes, and names a zip after the path that it opens. So it is given a path of its own, in a
-private directory, whose name is the one that is wanted; where the system has links to open files, that path leads to
-the file that is being written.
+torch pickles while it writes, and names a zip after the path that it opens. So it opens the file that is being written
+itself, by a path of the right name. Where there is none, as for an upload, it writes a private file first, whose bytes
+are copied.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ..errors import StateDictIOError
 from ..installed.stock import torch_save
 from ..progress import ProgressCallback
-from ..system.descriptors import path_of_open_file, write_all
+from ..system.descriptors import NONBLOCK, open_file, write_all
 from ..system.directories import Directory
 from ..system.pacing import paced
+from .targets import archive_name_of
 
 _PIECE_NBYTES = 1 << 20
 
@@ -70,34 +71,51 @@ class StockZip(StockContent):
 
     def __init__(self, obj: Any, archive_name: str, *, stream: Any = None, **torch_options: Any) -> None:
         super().__init__(obj, **torch_options)
-        self._file_name = f"{archive_name}.x" if "." in archive_name else archive_name  # torch drops the last suffix
+        self._archive_name = archive_name
         self._stream = stream
 
-    def write_fd(
-        self, fd: int, *, durable: bool, progress: ProgressCallback | None, bytes_per_second: float | None = None
-    ) -> None:
-        open_file = path_of_open_file(fd)
-        if open_file is None:
-            super().write_fd(fd, durable=durable, progress=progress, bytes_per_second=bytes_per_second)
-            return
-        with _private_path(self._file_name, leads_to=open_file) as path:
-            torch_save(self._obj, path, **self._options)
+    def write_open_file(self, fd: int, paths: Sequence[str]) -> None:
+        """Writes into an empty file, or from front to back into a pipe.
+
+        Args:
+            fd: the file.
+            paths: that may lead to it. torch opens the first that does and has the right name; if there is none the
+                file is written from a private one.
+        """
+        for path in paths:
+            if archive_name_of(path) == self._archive_name and _opens(path, fd):
+                torch_save(self._obj, path, **self._options)
+                return
+        self.write_fd(fd, durable=False, progress=None)
 
     def write_stream(self, write: Callable[[memoryview], Any], *, progress: ProgressCallback | None) -> None:
         del progress
         if self._stream is not None:
             torch_save(self._obj, _Stream(write, getattr(self._stream, "seek", None)), **self._options)
             return
-        with _private_path(self._file_name) as path:
+        name = self._archive_name
+        with _private_path(f"{name}.x" if "." in name else name) as path:  # torch drops the last suffix
             torch_save(self._obj, path, **self._options)
             with open(path, "rb", buffering=0) as file:
                 while piece := file.read(_PIECE_NBYTES):
                     write(memoryview(piece))
 
 
+def _opens(path: str, fd: int) -> bool:
+    """Whether opening ``path`` for writing opens the file of ``fd``: some mounts refuse a second writer."""
+    try:
+        other = open_file(path, os.O_WRONLY | NONBLOCK)
+        try:
+            return os.path.samestat(os.fstat(other), os.fstat(fd))
+        finally:
+            os.close(other)
+    except OSError:
+        return False
+
+
 @contextlib.contextmanager
-def _private_path(name: str, *, leads_to: str | None = None) -> Iterator[str]:
-    """A path that ends in ``name``, in a temporary directory that nobody else may enter: of no file yet, or of a link.
+def _private_path(name: str) -> Iterator[str]:
+    """A path that ends in ``name``, of no file yet, in a temporary directory that nobody else may enter.
 
     Raises:
         OSError: what the system reported, without a path.
@@ -107,17 +125,20 @@ def _private_path(name: str, *, leads_to: str | None = None) -> Iterator[str]:
         try:
             made = tempfile.mkdtemp(prefix="statedict_io-")
             directory = Directory(made)
-            path = directory.path_of(name)
-            if leads_to is not None:
-                os.symlink(leads_to, path)
         except OSError as e:
             where = "torch.save needs a temporary directory (environment variable TMPDIR) to name this archive"
             raise OSError(e.errno, f"{e.strerror}: {where}") from None
+        path = directory.path_of(name)
         if not path.isascii():  # it would be named "archive"
             raise StateDictIOError(
                 f"{path}: torch.save takes no name from a path that is not ASCII; set TMPDIR to another directory"
             )
-        yield path
+        try:
+            yield path
+        except OSError as e:
+            if e.filename == path:
+                del e.filename
+            raise
     finally:
         for remove, what in ((os.unlink, os.path.join(made, name)), (os.rmdir, made)):
             with contextlib.suppress(OSError):

@@ -3,6 +3,9 @@
 ``.<target's name, cut>.<its CRC-32>.<owner>.<serial>-<nonce>.sdio-tmp``. Names that share the first two fields at worst
 clean up after each other. An owner is a process of one boot of one machine:
 ``<host>-<boot>-<pid namespace>-<pid>-<start time>``.
+
+torch names an archive after the file that it opens, less its last suffix. A temporary that torch is to open is
+``<archive's name>.<owner>_<serial>-<nonce>_sdio-tmp``.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import functools
 import hashlib
 import itertools
 import os
+import re
 import socket
 import time
 import zlib
@@ -20,8 +24,9 @@ from ..system import machine
 from ..system.directories import Directory
 from ..system.processes import in_forked_child
 
-_SUFFIX = ".sdio-tmp"
+_SUFFIX = "sdio-tmp"
 _READABLE_NBYTES = 60  # of the target's name, so that a leftover tells what it was to become
+_MAX_ARCHIVE_NAME_NBYTES = 160  # with owner and suffix still a name that file systems take
 _FOREIGN_LEFTOVER_SECONDS = 24 * 3600
 _serial = itertools.count()
 
@@ -36,9 +41,17 @@ def prefix_of(name: str) -> str:
     return f".{readable}.{zlib.crc32(encoded):08x}."
 
 
-def new_name(prefix: str) -> str:
+def new_name(name: str, *, for_torch: str | None = None) -> str:
+    """Of a temporary of the target ``name``.
+
+    Args:
+        for_torch: an archive's name, after which torch is to name the archive when it opens the temporary. If it is
+            too long for that, it is not heeded.
+    """
     pid = os.getpid()
-    return f"{prefix}{owner(pid)}.{next(_serial):x}-{_nonce(pid)}{_SUFFIX}"
+    if for_torch is not None and len(os.fsencode(for_torch)) <= _MAX_ARCHIVE_NAME_NBYTES:
+        return f"{for_torch}.{owner(pid)}_{next(_serial):x}-{_nonce(pid)}_{_SUFFIX}"
+    return f"{prefix_of(name)}{owner(pid)}.{next(_serial):x}-{_nonce(pid)}.{_SUFFIX}"
 
 
 @functools.cache
@@ -66,22 +79,24 @@ in_forked_child(owner.cache_clear)  # a descendant can get the id of an ancestor
 in_forked_child(_nonce.cache_clear)
 
 
-def remove_leftovers(directory: Directory, prefix: str) -> None:
+def remove_leftovers(directory: Directory, name: str, archive_name: str) -> None:
     """Removes this target's temporaries whose owner is gone. Never an error: they are in nobody's way."""
+    prefixes = prefix_of(name), f"{archive_name}."
     try:
         entries = directory.names()
     except OSError:
         return
     for entry in entries:
-        if entry.startswith(prefix) and entry.endswith(_SUFFIX):
+        if entry.endswith(_SUFFIX) and entry.startswith(prefixes):
+            owner_and_serial = entry.removeprefix(prefixes[0]).removeprefix(prefixes[1])
             with contextlib.suppress(OSError):
-                if _is_abandoned(entry[len(prefix) :], entry, directory):
+                if _is_abandoned(owner_and_serial, entry, directory):
                     directory.remove(entry)
 
 
 def _is_abandoned(owner_and_serial: str, entry: str, directory: Directory) -> bool:
     try:
-        host, boot, namespace, pid, start = owner_and_serial.split(".")[0].split("-")
+        host, boot, namespace, pid, start = re.split("[._]", owner_and_serial)[0].split("-")
         process, started = int(pid, 16), int(start, 16)
     except ValueError:  # not a name of ours
         return False

@@ -1,6 +1,7 @@
 """What a save owes its caller when one of its calls fails."""
 
 import errno
+import os
 from dataclasses import dataclass
 
 from faults.preload import AFTERWARDS, FOREVER, SHORT
@@ -12,7 +13,6 @@ ERRORS = {
     "open": (*ANY, errno.ENOENT, errno.ENFILE, errno.ELOOP),
     "openat": (*ANY, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENFILE, errno.ENAMETOOLONG, errno.EEXIST),
     "mkdir": (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EMLINK, errno.ESTALE, errno.EROFS),
-    "symlink": (errno.EIO, errno.ENOSPC, errno.EPERM, errno.EDQUOT, errno.EACCES, errno.ESTALE, errno.EROFS),
     "close": (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EINTR),
     "read": (errno.EIO, errno.ESRCH, errno.EINTR),
     "write": WRITES,
@@ -42,8 +42,7 @@ RETRIED = {"open", "openat", "read", "write", "pwrite", "pwritev", "fsync", "ftr
            "fchmod", "fchown"}  # fmt: skip
 REFUSES_PREALLOCATION = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 #: rename and its like may have happened although the answer got lost
-CAN_FAIL_AFTERWARDS = {"renameat", "fsync", "unlinkat", "unlink", "rmdir", "openat", "mkdir", "symlink",
-                       "ftruncate"}  # fmt: skip
+CAN_FAIL_AFTERWARDS = {"renameat", "fsync", "unlinkat", "unlink", "rmdir", "openat", "mkdir", "ftruncate"}
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def steps_of(events, target, *, overwrite):
     looks = [event for event in events[:renamed] if event.call == "fstat"][-1:] if overwrite else []
     for event in events:
         counts[event.call] = counts.get(event.call, 0) + 1
-        makes = event.call == "openat" and event.path.endswith(".sdio-tmp") and not event.error
+        makes = event.call == "openat" and event.path.endswith("sdio-tmp") and not event.error
         if stage == "open directory" and steps:
             stage = "resolve"
         if stage == "resolve" and event.call in ("fcntl", "fdopendir"):  # a list of the directory's names
@@ -133,9 +132,9 @@ def allowed(step, fault, *, stock, direct):
     if stage == "clean":
         return {SAVED}
     if stock and stage == "write" and call in ("unlink", "rmdir"):
-        return {SAVED}  # of torch's private path: it stays, and takes no room
+        return {SAVED}  # of a private file: it stays
     if fault.how == AFTERWARDS:
-        return {SAVED} if stage == "settle" and call in ("unlinkat", "rmdir") else {REFUSED}
+        return {SAVED} if stage == "settle" and call == "unlinkat" else {REFUSED}
     if error == errno.EINTR and call in RETRIED:
         return {SAVED}
     if stage == "resolve":
@@ -156,14 +155,17 @@ def allowed(step, fault, *, stock, direct):
         return {SAVED}
     if call == "openat" and error == errno.EEXIST:
         return {REFUSED} if fault.persistent else {SAVED}
-    if call == "open" and error == errno.EACCES:  # of a directory: once more, with O_PATH
+    is_directory = stage == "open directory" or "statedict_io-" in os.path.basename(step.event.path)
+    if call == "open" and error == errno.EACCES and is_directory:  # again, with O_PATH
         return {SAVED} if not fault.persistent else {REFUSED}
     if stage == "settle":
         return {REFUSED} if call == "fsync" else {SAVED}
     if stock and stage == "write" and call in ("lseek", "fstat", "close", "write", "writev"):
         return {SAVED, REFUSED}  # of libstdc++'s file stream, which asks and does not always listen
     if stock and stage == "write" and call == "stat":
-        return {SAVED}  # "is there a path to this descriptor?", without which the bytes are copied
+        return {SAVED}  # "does this path lead to the temporary?", without which the bytes are copied
+    if stock and stage == "write" and call == "open" and step.event.path.endswith("sdio-tmp"):
+        return {REFUSED} if fault.persistent else {SAVED}  # the same, and then of the private file
     if stage == "write" and call == "fstat":
         return {SAVED}  # "has it its length already?"
     return {REFUSED}
@@ -192,6 +194,6 @@ def expected_errno(step, fault):
 
 def leaves_temporary(fault):
     """Whether what failed is the removal itself."""
-    return fault.call in ("unlinkat", "rmdir", "unlink") or (
+    return fault.call in ("unlinkat", "unlink", "rmdir") or (
         fault.call in ("openat", "mkdir") and fault.how == AFTERWARDS
     )

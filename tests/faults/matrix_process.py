@@ -5,6 +5,7 @@
 Prints each failure and a summary, the last line, as JSON.
 """
 
+import contextlib
 import errno
 import faulthandler
 import gc
@@ -16,6 +17,7 @@ import shutil
 import sys
 import tempfile
 import time
+from unittest import mock
 
 import torch
 
@@ -23,21 +25,22 @@ import statedict_io as sio
 from faults.fault_oracle import REFUSED, SAVED, decisive, expected_errno, faults_of, leaves_temporary, steps_of
 from faults.preload import AFTERWARDS, Preload
 from faults.ways import options_for
-from statedict_io.writing import places, temporary_names
+from statedict_io.writing import places, stock_saves, temporary_names
 
 SECONDS_A_SAVE = 20
 SMALL, LARGE = 3000, 12 << 20
 
 
 class Laboratory:
-    def __init__(self, directory, way, nbytes, durable, overwrite, *, cold=False, leftover=False):
-        self.directory = pathlib.Path(directory, f"{way}-{nbytes}-{durable}-{overwrite}-{cold}-{leftover}")
+    def __init__(self, directory, way, nbytes, durable, overwrite, *, cold=False, leftover=False, copied=False):
+        self.directory = pathlib.Path(directory, f"{way}-{nbytes}-{durable}-{overwrite}-{cold}-{leftover}-{copied}")
         (self.directory / "in").mkdir(parents=True)
-        tempfile.tempdir = str(self.directory / "private")  # where torch gets a path to write to
+        tempfile.tempdir = str(self.directory / "private")  # where torch writes to if it cannot open the temporary
         os.mkdir(tempfile.tempdir)
         self.path = self.directory / "in" / "model.pt"
         self.way, self.nbytes, self.durable, self.overwrite = way, nbytes, durable, overwrite
         self.cold, self.leftover, self.leftover_name = cold, leftover, None
+        self.copied = copied  # from a private file of torch's
         self.new = {"weight": torch.full((nbytes,), 2, dtype=torch.uint8)}
         self.direct = way.startswith("native") and durable and nbytes == LARGE
         self.old_file = self.directory / "old"
@@ -52,17 +55,23 @@ class Laboratory:
     def __str__(self):
         words = [self.way, "large" if self.nbytes == LARGE else "small", "durable" if self.durable else "not durable"]
         words += ["overwrite" if self.overwrite else "fresh", *["cold"] * self.cold, *["leftover"] * self.leftover]
+        words += ["copied"] * self.copied
         return ", ".join(words)
 
     def save(self):
         way, _, is_async = self.way.partition("-")
-        with options_for(way) as options:
+        with options_for(way) as options, self.only_private_files_for_torch():
             if is_async:
                 # The limit is given: nothing is asked about memory, where an error is no error of the save.
                 options = {**options, "max_snapshot_nbytes": 1 << 30}
                 sio.save_async(self.new, str(self.path), durable=self.durable, **options).result()
                 return
             sio.save(self.new, str(self.path), durable=self.durable, **options)
+
+    def only_private_files_for_torch(self):
+        if not self.copied:
+            return contextlib.nullcontext()
+        return mock.patch.object(stock_saves, "_opens", lambda path, fd: False)
 
     def reset(self):
         places._in_order_only.clear()  # a refused write must not decide about the next save
@@ -125,7 +134,7 @@ class Laboratory:
                 or error.filename2 is not None
             ):
                 return f"errno {error.errno}, filename {error.filename!r}, filename2 {error.filename2!r}: {error!r}"
-            if "None" in str(error) or ".sdio-tmp" in str(error):
+            if "None" in str(error) or "sdio-tmp" in str(error):
                 return f"says {error}"
         return self.left_behind(step, fault, outcome, before)
 
@@ -174,6 +183,8 @@ def laboratories(directory, way):
     for nbytes, durable, overwrite in itertools.product((SMALL, LARGE), (True, False), (True, False)):
         if way not in ("legacy", "stock") or nbytes == SMALL:
             yield Laboratory(directory, way, nbytes, durable, overwrite)
+    if way == "stock":
+        yield Laboratory(directory, way, SMALL, True, True, copied=True)
     yield Laboratory(directory, way, SMALL, True, True, leftover=True)
     yield Laboratory(directory, way, SMALL, False, True, cold=True, leftover=True)
 

@@ -5,6 +5,7 @@ import errno
 import itertools
 import os
 import subprocess
+import tempfile
 import time
 import warnings
 
@@ -92,8 +93,9 @@ def test_what_torch_save_can_do_without(refused, backend, tmp_path, expected):
 
 @pytest.mark.parametrize("way", ["legacy", "stock"])
 @pytest.mark.parametrize("refused", GO_ON)
-def test_what_torch_itself_writes(refused, way, tmp_path):
-    """Which is from front to back in any case."""
+def test_what_torch_itself_writes(refused, way, tmp_path, monkeypatch):
+    """Which is from front to back in any case, and on the mount alone."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
     refuse, in_order = GO_ON[refused]
     with (
         fuse_server.mounted(tmp_path / "mount", refuse=refuse, in_order=in_order) as mount,
