@@ -4,13 +4,16 @@
 
 Speaks the kernel's protocol itself (include/uapi/linux/fuse.h, version 7.31), in a process of its own, which mounts and
 unmounts: it ends when the test has ended, however that ends, and when it ends no call waits for it any longer. What is
-refused answers with the errno given; "in_order" answers EINVAL to a write that does not begin where the file ends.
+refused answers with the errno given; "in_order" answers EINVAL to a write that does not begin where the file ends,
+"mandatory" EACCES to one past another descriptor's lock; "ahead" are the seconds that its clock is ahead of ours.
 Every request is counted, and the bytes written, in :meth:`Mount.counts`.
 """
 
 import contextlib
 import ctypes
 import errno
+import fcntl
+import itertools
 import json
 import os
 import pathlib
@@ -19,6 +22,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import traceback
 
 MAX_WRITE = 1 << 17
@@ -26,13 +30,12 @@ ROOT = 1
 OPCODES = {
     1: "lookup", 2: "forget", 3: "getattr", 4: "setattr", 9: "mkdir", 10: "unlink", 11: "rmdir", 12: "rename",
     14: "open", 15: "read", 16: "write", 17: "statfs", 18: "release", 20: "fsync", 25: "flush", 26: "init",
-    27: "opendir",
-    28: "readdir", 29: "releasedir", 30: "fsyncdir", 34: "access", 35: "create", 36: "interrupt", 38: "destroy",
-    42: "batch_forget", 43: "fallocate", 45: "rename2",
+    27: "opendir", 28: "readdir", 29: "releasedir", 30: "fsyncdir", 32: "setlk", 33: "setlkw", 34: "access",
+    35: "create", 36: "interrupt", 38: "destroy", 42: "batch_forget", 43: "fallocate", 45: "rename2",
 }  # fmt: skip
 NO_ANSWER = {"forget", "batch_forget", "interrupt", "destroy"}
-FATTR_MODE, FATTR_UID, FATTR_GID, FATTR_SIZE = 1, 2, 4, 8
-ATOMIC_O_TRUNC, BIG_WRITES = 1 << 3, 1 << 5
+FATTR_MODE, FATTR_UID, FATTR_GID, FATTR_SIZE, FATTR_MTIME, FATTR_MTIME_NOW = 1, 2, 4, 8, 1 << 5, 1 << 8
+ATOMIC_O_TRUNC, BIG_WRITES, FLOCK_LOCKS = 1 << 3, 1 << 5, 1 << 10
 MNT_DETACH = 2
 MOUNTED = "mounted"
 
@@ -41,7 +44,9 @@ class Node:
     def __init__(self, mode):
         self.mode, self.uid, self.gid = mode, 0, 0
         self.data = bytearray()
+        self.mtime = 0.0
         self.names = {}  # of a directory: name -> number
+        self.locks = {}  # handle -> fcntl.F_RDLCK or F_WRLCK
 
     @property
     def is_directory(self):
@@ -49,8 +54,9 @@ class Node:
 
 
 class Server:
-    def __init__(self, fd, refuse, in_order):
-        self.fd, self.refuse, self.in_order = fd, refuse, in_order
+    def __init__(self, fd, refuse, in_order, mandatory, ahead):
+        self.fd, self.refuse, self.in_order, self.mandatory, self.ahead = fd, refuse, in_order, mandatory, ahead
+        self.handles = itertools.count(1)
         self.nodes = {ROOT: Node(stat.S_IFDIR | 0o777)}
         self.next_node = ROOT + 1
         self.counts = {"bytes written": 0}
@@ -93,8 +99,9 @@ class Server:
     def attributes(self, number):
         node = self.nodes[number]
         size = len(node.data)
+        seconds, nanoseconds = int(node.mtime // 1), int(node.mtime % 1 * 1e9)
         return struct.pack(
-            "<QQQQQQIIIIIIIIII", number, size, (size + 511) // 512, 0, 0, 0, 0, 0, 0,
+            "<QQQQQQIIIIIIIIII", number, size, (size + 511) // 512, 0, seconds, 0, 0, nanoseconds, 0,
             node.mode, 1, node.uid, node.gid, 0, 4096, 0,
         )  # fmt: skip
 
@@ -114,12 +121,16 @@ class Server:
             raise OSError(errno.EEXIST, "it exists")
         number, self.next_node = self.next_node, self.next_node + 1
         self.nodes[number] = Node(mode)
+        self.nodes[number].mtime = self.now()
         self.nodes[parent].names[name] = number
         return number
 
+    def now(self):
+        return time.time() + self.ahead
+
     def do_init(self, _, body):
         _, minor, readahead, _ = struct.unpack_from("<IIII", body)
-        flags = ATOMIC_O_TRUNC | BIG_WRITES
+        flags = ATOMIC_O_TRUNC | BIG_WRITES | FLOCK_LOCKS
         return struct.pack("<IIIIHHIIHHI", 7, min(minor, 31), readahead, flags, 16, 12, MAX_WRITE, 1, 32, 0, 0) + bytes(
             28
         )
@@ -128,7 +139,7 @@ class Server:
         return b""
 
     do_batch_forget = do_interrupt = do_destroy = do_forget
-    do_release = do_releasedir = do_flush = do_fsync = do_fsyncdir = do_access = do_forget
+    do_releasedir = do_flush = do_fsync = do_fsyncdir = do_access = do_forget
 
     def do_lookup(self, parent, body):
         return self.entry(self.find(parent, body.rstrip(b"\0")))
@@ -137,7 +148,9 @@ class Server:
         return struct.pack("<QII", 0, 0, 0) + self.attributes(number)
 
     def do_setattr(self, number, body):
-        valid, _, _, size, _, _, _, _, _, _, _, mode, _, uid, gid = struct.unpack_from("<IIQQQQQQIIIIIII", body)
+        valid, _, _, size, _, _, mtime, _, _, nanoseconds, _, mode, _, uid, gid = struct.unpack_from(
+            "<IIQQQQQQIIIIIII", body
+        )
         node = self.nodes[number]
         for bit, what in ((FATTR_SIZE, "truncate"), (FATTR_MODE, "chmod"), (FATTR_UID | FATTR_GID, "chown")):
             if valid & bit:
@@ -146,6 +159,8 @@ class Server:
                     raise OSError(self.refuse[what], what)
         if valid & FATTR_SIZE:
             node.data = node.data[:size] + bytes(max(0, size - len(node.data)))
+        if valid & (FATTR_MTIME | FATTR_MTIME_NOW):
+            node.mtime = self.now() if valid & FATTR_MTIME_NOW else mtime + nanoseconds / 1e9
         if valid & FATTR_MODE:
             node.mode = stat.S_IFMT(node.mode) | stat.S_IMODE(mode)
         node.uid = uid if valid & FATTR_UID else node.uid
@@ -160,7 +175,7 @@ class Server:
         flags, mode, _, _ = struct.unpack_from("<IIII", body)
         self.check_access(flags)
         number = self.make(parent, body[16:].rstrip(b"\0"), stat.S_IFREG | stat.S_IMODE(mode))
-        return self.entry(number) + struct.pack("<QII", 0, 0, 0)
+        return self.entry(number) + struct.pack("<QII", next(self.handles), 0, 0)
 
     def check_access(self, flags):
         if flags & os.O_ACCMODE == os.O_RDWR and "read and write" in self.refuse:
@@ -171,23 +186,44 @@ class Server:
         self.check_access(flags)
         if flags & os.O_TRUNC:
             self.nodes[number].data = bytearray()
-        return struct.pack("<QII", 0, 0, 0)
+        return struct.pack("<QII", next(self.handles), 0, 0)
 
     def do_opendir(self, *_):
-        return struct.pack("<QII", 0, 0, 0)
+        return struct.pack("<QII", next(self.handles), 0, 0)
+
+    def do_release(self, number, body):
+        (handle,) = struct.unpack_from("<Q", body)
+        self.nodes[number].locks.pop(handle, None)
+        return b""
+
+    def do_setlk(self, number, body):
+        handle, _, _, _, kind, _ = struct.unpack_from("<QQQQII", body)
+        locks = self.nodes[number].locks
+        others = [of for by, of in locks.items() if by != handle]
+        if fcntl.F_WRLCK in others or (others and kind == fcntl.F_WRLCK):
+            raise OSError(errno.EAGAIN, "locked")
+        locks.pop(handle, None)
+        if kind != fcntl.F_UNLCK:
+            locks[handle] = kind
+        return b""
+
+    do_setlkw = do_setlk
 
     def do_read(self, number, body):
         _, offset, size = struct.unpack_from("<QQI", body)
         return bytes(self.nodes[number].data[offset : offset + size])
 
     def do_write(self, number, body):
-        _, offset, size = struct.unpack_from("<QQI", body)
+        handle, offset, size = struct.unpack_from("<QQI", body)
         data, file = body[40 : 40 + size], self.nodes[number].data
+        if self.mandatory and self.nodes[number].locks.keys() - {handle}:
+            raise OSError(errno.EACCES, "locked")
         if self.in_order and offset != len(file):
             raise OSError(errno.EINVAL, "out of order")
         if len(file) < offset:
             file.extend(bytes(offset - len(file)))
         file[offset : offset + size] = data
+        self.nodes[number].mtime = self.now()
         self.counts["bytes written"] += size
         return struct.pack("<II", size, 0)
 
@@ -258,12 +294,13 @@ class Mount:
 
 
 @contextlib.contextmanager
-def mounted(directory, *, refuse=None, in_order=False):
+def mounted(directory, *, refuse=None, in_order=False, mandatory=False, ahead=0):
     """A file system at `directory`, which is made, in the block. Skips where there can be none, or fails where it is
     promised."""
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, __file__, str(directory), json.dumps(refuse or {}), json.dumps(in_order)]
+    options = [refuse or {}, in_order, mandatory, ahead]
+    command = [sys.executable, __file__, str(directory), *map(json.dumps, options)]
     server = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "LD_PRELOAD": ""}
     )
@@ -314,9 +351,9 @@ def _unmount(directory):
     _libc.umount2(os.fsencode(directory), MNT_DETACH)
 
 
-def main(directory, refuse, in_order):
+def main(directory, *options):
     try:
-        server = Server(_mount(directory), json.loads(refuse), json.loads(in_order))
+        server = Server(_mount(directory), *map(json.loads, options))
     except (OSError, AttributeError) as e:
         print(f"a file system in user space cannot be mounted: {e}", flush=True)
         return

@@ -11,6 +11,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -23,7 +24,7 @@
   X(open) X(openat) X(close) X(read) X(pread) X(write) X(writev) X(pwrite) X(pwritev) X(fsync) X(fdatasync) X(sync)         \
   X(ftruncate) X(fallocate) X(posix_fallocate) X(stat) X(lstat) X(fstat) X(fstatat) X(statx) X(access) X(faccessat)         \
   X(readlink) X(readlinkat) X(rename) X(renameat) X(unlink) X(unlinkat) X(mkdir) X(mkdirat) X(rmdir) X(fchmod) X(fchmodat)  \
-  X(fchown) X(fcntl) X(lseek) X(opendir) X(fdopendir) X(readdir) X(closedir) X(pthread_create)
+  X(fchown) X(fcntl) X(flock) X(lseek) X(opendir) X(fdopendir) X(readdir) X(closedir) X(pthread_create)
 
 enum {
 #define X(name) ID_##name,
@@ -168,6 +169,7 @@ OPEN(open) OPEN(open64) OPENAT(openat) OPENAT(openat64)
     PASS(fcntl, int, REAL(name)(fd, command, argument), fd, NULL, -1, NULL, command, (intptr_t)argument); \
   }
 FCNTL(fcntl) FCNTL(fcntl64)
+EXPORTED int flock(int fd, int operation) { PASS(flock, int, REAL(flock)(fd, operation), fd, NULL, -1, NULL, operation, 0); }
 
 // The descriptor is gone whatever close says, as on Linux.
 EXPORTED int close(int fd) {
