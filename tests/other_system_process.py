@@ -16,7 +16,6 @@ import io
 import json
 import os
 import pathlib
-import socket  # noqa: F401
 import stat
 import sys
 import tempfile
@@ -56,7 +55,7 @@ def hide_proc():
     """/proc, /sys and what else only Linux has."""
 
     def hidden(path):
-        return isinstance(path, str) and path.startswith(("/proc", "/sys/", "/etc/machine-id"))
+        return isinstance(path, str) and path.startswith(("/proc", "/sys/"))
 
     def without(function):
         def call(path, *args, **options):
@@ -261,18 +260,15 @@ def scenario_patch(sio, directory):
 
 
 def scenario_leftovers(sio, directory):
-    """Of another life of this machine, of another machine: by their age. Our own, while we live: never."""
-    from statedict_io.writing import temporary_names
-
-    prefix, mine = temporary_names.prefix_of("model.pt"), temporary_names.owner(os.getpid())
-    other = "00000000-00000000-0-1-1"
-    kept = [f"{prefix}{mine}.0-0.sdio-tmp", f"{prefix}{other}.0-0.sdio-tmp"]
-    old = [f"{prefix}{other}.0-1.sdio-tmp"]
-    for name in kept + old:
-        (directory / name).write_bytes(b"half")
-    os.utime(directory / old[0], (time.time() - 25 * 3600,) * 2)
+    """By lock and age where there are locks, else by age alone."""
+    names = [(f".model.pt.{i:012x}.sdio-tmp", f"model.{i:012x}-sdio-tmp") for i in range(3)]
+    for pair, minutes in zip(names, (0.5, 10, 25 * 60), strict=True):
+        for name in pair:
+            (directory / name).write_bytes(b"half")
+            os.utime(directory / name, (time.time() - 60 * minutes,) * 2)
     sio.save(state(), directory / "model.pt")
-    assert sorted(os.listdir(directory)) == sorted([*kept, "model.pt"]), os.listdir(directory)
+    expected = [name for pair in names[: 2 if sys.platform == "win32" else 1] for name in pair]
+    assert sorted(os.listdir(directory)) == sorted([*expected, "model.pt"]), os.listdir(directory)
 
 
 def scenario_convert(sio, directory):

@@ -19,7 +19,6 @@ USES = {
     "read_link": lambda directory: directory.read_link("link"),
     "move": lambda directory: directory.move("model.pt", "moved.pt"),
     "remove_file": lambda directory: directory.remove_file("model.pt"),
-    "remove": lambda directory: directory.remove("model.pt"),
     "empty_file": lambda directory: directory.empty_file("model.pt"),
     "names": lambda directory: directory.names(),
     "below": lambda directory: Directory("below", below=directory),

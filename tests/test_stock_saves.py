@@ -18,7 +18,7 @@ from statedict_io.writing import stock_saves
 
 OBJ = {"weight": filled(300, 300), "bias": filled(3)}
 NAMES = [
-    "model.pt", "noext", "a.b.c", "..pt", "..a", "q..", "archive.pt", "data.pkl", "a\\b.pt", "x" * 160 + ".pt",
+    "model.pt", "noext", "a.b.c", "..pt", "..a", "q..", "archive.pt", "data.pkl", "a\\b.pt", "x" * 230 + ".pt",
     "модель.pt", "é.a.b", "é" * 127,
 ]  # fmt: skip
 TOO_LONG = [

@@ -13,6 +13,7 @@ from types import TracebackType
 from torch.distributed.checkpoint.metadata import Metadata
 
 from ..errors import StateDictIOError
+from ..system import locks
 from ..system.descriptors import open_file, sync
 from ..writing.places import OpenFile, write_file
 from ..writing.targets import FileTarget, resolve
@@ -62,12 +63,9 @@ class DirectoryReplacement:
     def _lock(self) -> bool:
         """False where the directory was removed meanwhile, by a conversion that had made it and has failed."""
         # Some directories may not be read, some file systems have no locks, or none of directories, nor has Windows.
-        with contextlib.suppress(OSError, ImportError):
+        with contextlib.suppress(OSError):
             self._descriptor = open_file(self._directory, os.O_RDONLY)
-            import fcntl
-
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-            self._is_locked = True
+            self._is_locked = locks.hold(self._descriptor, waits=True)
         if not self._is_locked:
             return True
         with contextlib.suppress(FileNotFoundError):

@@ -131,25 +131,6 @@ class Directory:
     def remove_file(self, name: str) -> None:
         os.unlink(self._name(name), **self._at)
 
-    def remove(self, name: str) -> None:
-        """A file, or a directory with the files in it."""
-        try:
-            self.remove_file(name)
-        except (IsADirectoryError, PermissionError):
-            try:
-                os.rmdir(self._name(name), **self._at)
-            except OSError as e:
-                # Windows' code for one that is not empty is all it tells.
-                if e.errno not in (errno.ENOTEMPTY, errno.EEXIST) and getattr(e, "winerror", None) != 145:
-                    raise
-                inside = Directory(name, below=self, follows=False)
-                try:
-                    for entry in inside.names():
-                        inside.remove_file(entry)
-                finally:
-                    inside.close()
-                os.rmdir(self._name(name), **self._at)
-
     def empty_file(self, name: str) -> None:
         os.close(self.open(name, os.O_WRONLY | os.O_TRUNC | NOFOLLOW | NONBLOCK))
 

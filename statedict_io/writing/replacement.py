@@ -13,12 +13,15 @@ import contextlib
 import errno
 import os
 import stat
+import time
 from collections.abc import Callable
 from types import TracebackType
 
+from ..system import locks
 from ..system.descriptors import NOFOLLOW, NOT_IMPLEMENTED, sync
+from . import leftovers
 from .targets import FileTarget
-from .temporary_names import new_name, remove_leftovers
+from .temporary_names import TemporaryNames
 
 _MAX_NAMES = 100  # tried: one that is taken is rarer than a file system that says so of all
 # A directory that takes no new names, or not such as ours.
@@ -46,9 +49,10 @@ class Replacement:
 
     def __init__(self, target: FileTarget, *, durable: bool, for_torch: bool = False) -> None:
         self.target = target
-        self._for_torch = for_torch
         self._durable = durable
         self._directory = target.directory
+        self._names = TemporaryNames(target.name, target.archive_name)
+        self._for_torch = for_torch and self._names.can_name_archive
         self._process = os.getpid()
 
     @property
@@ -63,8 +67,8 @@ class Replacement:
 
     def __enter__(self) -> Replacement:
         try:  # a signal's exception can come up in any of the calls within
-            remove_leftovers(self._directory, self.target.name, self.target.archive_name)
             self._create()
+            leftovers.remove_leftovers(self._directory, self._names, self._temporary)
         except BaseException as e:
             self.abandon()
             if isinstance(e, OSError) and e.errno in _MAY_REFUSE_NAMES:
@@ -95,18 +99,23 @@ class Replacement:
             raise
 
     def commit(self, is_superseded: Callable[[], bool] = lambda: False) -> None:
-        """Puts the temporary in the target's place, unless ``is_superseded``, which is asked last of all. On an error
-        the target is untouched, unless it is the last fsync that fails: then the new file is there, and what may not
-        survive a power loss is its name."""
+        """Puts the temporary in the target's place, unless ``is_superseded``, which may wait and is asked last of all.
+        On an error the target is untouched, unless it is the last fsync that fails: then the new file is there, and
+        what may not survive a power loss is its name."""
+        began = time.monotonic()
         try:
             self._take_over_ownership()
             if self._durable:
                 sync(self.fd)
+            if is_superseded():
+                return
+            if time.monotonic() - began > leftovers.YOUNG_SECONDS / 2:
+                leftovers.renew(self.fd)
             # Closed first: close can report a write error (NFS, quota), and some network mounts refuse to rename an
             # open file.
             fd, self.fd = self.fd, -1
             os.close(fd)
-            if is_superseded():
+            if is_superseded():  # by a signal's handler
                 return
             try:
                 self._directory.move(self._temporary, self.target.name)
@@ -142,15 +151,14 @@ class Replacement:
         # A new file's mode is 0666 less the umask, which open() applies. What replaces a file is its owner's alone
         # until it has that file's group.
         mode = 0o666 if existing is None else stat.S_IMODE(existing.st_mode) & 0o600
-        archive_name = None
         if self._for_torch:  # who opens it again
             mode |= stat.S_IWUSR
-            archive_name = self.target.archive_name
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | NOFOLLOW
         for attempt in range(1, _MAX_NAMES + 1):
-            self._temporary = new_name(self.target.name, for_torch=archive_name)
+            self._temporary = self._names.new(for_torch=self._for_torch)
             try:
                 self.fd = self._directory.open(self._temporary, flags, mode)
+                locks.hold(self.fd)
                 return
             except FileExistsError:
                 self._temporary = ""  # another's: not to be removed
@@ -198,7 +206,7 @@ class Replacement:
         if os.getpid() != self._process or self._directory.is_closed:  # a child that was forked in the middle
             return
         try:
-            self._directory.remove(self._temporary)
+            self._directory.remove_file(self._temporary)
         except OSError:  # it stays then, but takes no room
             with contextlib.suppress(OSError):
                 self._directory.empty_file(self._temporary)

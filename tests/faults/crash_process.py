@@ -21,8 +21,8 @@ import torch
 
 import statedict_io as sio
 from faults.preload import AFTER, BEFORE, HALFWAY, Preload
+from faults.temporary_files import age_temporaries
 from faults.ways import options_for
-from statedict_io.writing import temporary_names
 
 SMALL, LARGE = 100_000, 9 << 20
 
@@ -52,7 +52,10 @@ class Checkpoints:
         return loaded["generation"]
 
     def leftovers(self):
-        return [name for name in os.listdir(self.path.parent) if name != self.path.name]
+        return [path for path in self.path.parent.iterdir() if path != self.path]
+
+    def age_leftovers(self):
+        age_temporaries(self.path.parent)
 
 
 def forked(action):
@@ -84,7 +87,6 @@ def watch(checkpoints, report):
 
 
 def enumerated_kills(preload, checkpoints):
-    temporary_names.owner.cache_clear()  # as in a forked child, which has another process id
     with preload.watching(record=1, no_sync=True) as control:
         checkpoints.save(0, SMALL)
         total = control.total
@@ -130,6 +132,7 @@ def main(directory, way, num_random, seed):
         assert found == generation or (found >= first if kill is None else found == first), f"{kill}: {found}"
         counts["new_file"] += found != generation
         counts["leftovers"] += bool(checkpoints.leftovers())
+        checkpoints.age_leftovers()
         generation = found + 1
         checkpoints.save(generation, SMALL)
         assert checkpoints.generation() == generation

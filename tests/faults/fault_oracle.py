@@ -25,6 +25,7 @@ ERRORS = {
     "renameat": (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EXDEV, errno.ESTALE,
                  errno.EBUSY, errno.EINTR),
     "fcntl": (errno.EINVAL, errno.EIO, errno.EMFILE),
+    "flock": (errno.ENOLCK, errno.EWOULDBLOCK, errno.ENOSYS, errno.EBADF, errno.EIO, errno.EINTR),
     "fstat": (errno.EIO, errno.ESTALE, errno.EOVERFLOW),
     "fchown": (errno.EPERM, errno.EIO, errno.EDQUOT, errno.EINVAL, errno.EINTR, errno.EOVERFLOW),
     "fchmod": (errno.EPERM, errno.EIO, errno.EINTR),
@@ -92,23 +93,26 @@ class Step:
 
 
 def steps_of(events, target, *, overwrite):
-    """The calls of an undisturbed save, each with its stage: open directory, resolve, clean, create, write, commit,
+    """The calls of an undisturbed save, each with its stage: open directory, resolve, create, clean, write, commit,
     rename, settle."""
-    counts, steps, stage, listed = {}, [], "open directory", False
+    counts, steps, stage, listed, leftovers = {}, [], "open directory", False, set()
     # A file that is replaced hands on its owner and mode: the commit begins with a look at the temporary's.
     renamed = next(i for i, event in enumerate(events) if event.call == "renameat")
     looks = [event for event in events[:renamed] if event.call == "fstat"][-1:] if overwrite else []
     for event in events:
         counts[event.call] = counts.get(event.call, 0) + 1
-        makes = event.call == "openat" and event.path.endswith("sdio-tmp") and not event.error
+        of_temporary = event.path.endswith("sdio-tmp")
         if stage == "open directory" and steps:
             stage = "resolve"
-        if stage == "resolve" and event.call in ("fcntl", "fdopendir"):  # a list of the directory's names
-            stage = "clean"
-        if stage == "clean" and makes and listed:
+        if stage == "resolve" and event.call == "openat" and of_temporary:
             stage = "create"
-        elif stage == "create":
-            stage = "write"
+        elif stage == "create" and event.call in ("fcntl", "fdopendir"):  # a list of the directory's names
+            stage = "clean"
+        elif stage == "clean" and listed:
+            if not of_temporary and event.fd not in leftovers:
+                stage = "write"
+            elif event.call in ("openat", "fcntl"):
+                leftovers.add(event.result)
         elif stage == "write" and any(event is look for look in looks):
             stage = "commit"
         elif stage in ("write", "commit") and event.call == "renameat":
@@ -143,7 +147,7 @@ def allowed(step, fault, *, stock, direct):
         return {SAVED} if call in ("faccessat", "pthread_create") else {REFUSED}
     if call in ("fallocate", "posix_fallocate") and error in REFUSES_PREALLOCATION:
         return {SAVED}
-    if call in ("fcntl", "statx", "pthread_create"):
+    if call in ("fcntl", "flock", "statx", "pthread_create"):
         return {SAVED}
     if call in ("pwrite", "pwritev") and error == errno.EINVAL:
         return {SAVED}  # a mount that takes no writes but in order: with write(), then

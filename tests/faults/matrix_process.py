@@ -8,6 +8,7 @@ Prints each failure and a summary, the last line, as JSON.
 import contextlib
 import errno
 import faulthandler
+import fcntl
 import gc
 import itertools
 import json
@@ -25,21 +26,23 @@ import statedict_io as sio
 from faults.fault_oracle import REFUSED, SAVED, decisive, expected_errno, faults_of, leaves_temporary, steps_of
 from faults.preload import AFTERWARDS, Preload
 from faults.ways import options_for
-from statedict_io.writing import places, stock_saves, temporary_names
+from statedict_io.writing import places, stock_saves
 
 SECONDS_A_SAVE = 20
 SMALL, LARGE = 3000, 12 << 20
 
 
 class Laboratory:
-    def __init__(self, directory, way, nbytes, durable, overwrite, *, cold=False, leftover=False, copied=False):
-        self.directory = pathlib.Path(directory, f"{way}-{nbytes}-{durable}-{overwrite}-{cold}-{leftover}-{copied}")
+    def __init__(self, directory, way, nbytes, durable, overwrite, *, leftover="no", copied=False):
+        self.directory = pathlib.Path(directory, f"{way}-{nbytes}-{durable}-{overwrite}-{leftover}-{copied}")
         (self.directory / "in").mkdir(parents=True)
         tempfile.tempdir = str(self.directory / "private")  # where torch writes to if it cannot open the temporary
         os.mkdir(tempfile.tempdir)
         self.path = self.directory / "in" / "model.pt"
         self.way, self.nbytes, self.durable, self.overwrite = way, nbytes, durable, overwrite
-        self.cold, self.leftover, self.leftover_name = cold, leftover, None
+        name = "model.0123456789ab-sdio-tmp" if leftover == "torch's" else ".model.pt.0123456789ab.sdio-tmp"
+        self.leftover, self.leftover_path = leftover, self.path.with_name(name)
+        self.holder = None
         self.copied = copied  # from a private file of torch's
         self.new = {"weight": torch.full((nbytes,), 2, dtype=torch.uint8)}
         self.direct = way.startswith("native") and durable and nbytes == LARGE
@@ -54,8 +57,7 @@ class Laboratory:
 
     def __str__(self):
         words = [self.way, "large" if self.nbytes == LARGE else "small", "durable" if self.durable else "not durable"]
-        words += ["overwrite" if self.overwrite else "fresh", *["cold"] * self.cold, *["leftover"] * self.leftover]
-        words += ["copied"] * self.copied
+        words += ["overwrite" if self.overwrite else "fresh", f"{self.leftover} leftover", *["copied"] * self.copied]
         return ", ".join(words)
 
     def save(self):
@@ -81,16 +83,19 @@ class Laboratory:
             shutil.rmtree(os.path.join(tempfile.tempdir, name))
         if self.overwrite:
             os.link(self.old_file, self.path)  # a save replaces the name and leaves this file alone
-        if self.leftover:
-            # Of a process of this boot whose id is past the largest that Linux gives out.
-            host, boot, namespace, _, _ = temporary_names.owner(os.getpid()).split("-")
-            self.leftover_name = (
-                f"{temporary_names.prefix_of('model.pt')}{host}-{boot}-{namespace}-{1 << 23:x}-1.0-0.sdio-tmp"
-            )
-            self.path.with_name(self.leftover_name).write_bytes(b"left over")
-        if self.cold:
-            temporary_names.owner.cache_clear()
-            temporary_names._machine.cache_clear()
+        self.leave()
+
+    def leave(self):
+        """What a save an hour ago has left, or one that still goes on."""
+        if self.holder is not None:
+            os.close(self.holder)
+            self.holder = None
+        if self.leftover != "no":
+            self.leftover_path.write_bytes(b"left over")
+            os.utime(self.leftover_path, (time.time() - 3600,) * 2)
+        if self.leftover == "held":
+            self.holder = os.open(self.leftover_path, os.O_WRONLY)
+            fcntl.flock(self.holder, fcntl.LOCK_EX)
 
     def enumerate(self, preload):
         self.reset()
@@ -146,10 +151,12 @@ class Laboratory:
         wrong = self.wrong_content(mode, new=outcome == SAVED or renamed)
         if wrong:
             return wrong
-        others = [p.name for p in self.path.parent.iterdir() if p != self.path]
+        others = [p for p in self.path.parent.iterdir() if p != self.path]
         # What was left by another is removed if it can be.
-        cannot_look = outcome == REFUSED or fault.call in ("open", "stat", "fstatat") or step.stage == "clean"
-        left = [name for name in others if name != self.leftover_name or not cannot_look]
+        cannot_look = outcome == REFUSED or fault.call in ("open", "stat", "fstatat", "flock") or step.stage == "clean"
+        if self.leftover == "held" and self.leftover_path not in others:
+            return "another save's temporary is gone"
+        left = [p.name for p in others if p != self.leftover_path or not (cannot_look or self.leftover == "held")]
         left += os.listdir(tempfile.tempdir)
         if left and not leaves_temporary(fault):
             return f"left {left}"
@@ -185,8 +192,9 @@ def laboratories(directory, way):
             yield Laboratory(directory, way, nbytes, durable, overwrite)
     if way == "stock":
         yield Laboratory(directory, way, SMALL, True, True, copied=True)
-    yield Laboratory(directory, way, SMALL, True, True, leftover=True)
-    yield Laboratory(directory, way, SMALL, False, True, cold=True, leftover=True)
+    yield Laboratory(directory, way, SMALL, True, True, leftover="file")
+    yield Laboratory(directory, way, SMALL, False, True, leftover="torch's")
+    yield Laboratory(directory, way, SMALL, True, False, leftover="held")
 
 
 UMASK = os.umask(0o022)

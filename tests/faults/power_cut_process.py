@@ -16,6 +16,7 @@ import torch
 
 from faults.crash_process import SMALL, Checkpoints, enumerated_kills, forked
 from faults.preload import Preload
+from faults.temporary_files import age_temporaries
 
 
 def copy_image(image, copies, found):
@@ -41,6 +42,7 @@ def main(mount, image, copies, way):
         assert os.WIFSIGNALED(status), f"the save was not killed at {at}"
         found.append((copy_image(image, copies, found), [generation, generation + 1]))
         generation += 2
+        age_temporaries(mount)  # or each save would look at one more of them, and be cut off earlier
         checkpoints.save(generation, SMALL)  # returned: from here on nothing older may come back
     found.append((copy_image(image, copies, found), [generation]))
     print(json.dumps(found))

@@ -15,7 +15,6 @@ import torch
 
 import statedict_io as sio
 from faults.preload import Preload
-from statedict_io.writing import temporary_names
 
 SMALL, LARGE = 3000, 9 << 20
 
@@ -43,7 +42,6 @@ def main(directory, *ways):
         if overwrite:
             save(way, old, path, durable)
             before = path.read_bytes()
-        temporary_names.owner.cache_clear()
         with preload.watching(record=2):
             save(way, new, str(path), durable)
         name = f"{way} {'small' if nbytes == SMALL else 'large'} {'overwrite' if overwrite else 'fresh'}"

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import statedict_io as sio
+from faults.temporary_files import age_temporaries
 
 PROCESS = pathlib.Path(__file__).with_name("async_process.py")
 
@@ -72,5 +73,6 @@ def test_sigterm_leaves_the_old_file_and_the_next_save_cleans_up(tmp_path, backe
     ended = run("terminated", path, backend)
     assert ended.returncode == -signal.SIGTERM
     assert path.read_bytes() == b"old" and len(os.listdir(tmp_path)) == 2
+    age_temporaries(tmp_path)
     sio.save_async({"w": 1}, path, backend=backend).result()
     assert os.listdir(tmp_path) == ["model.pt"] and torch.load(path) == {"w": 1}

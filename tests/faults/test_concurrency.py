@@ -12,6 +12,7 @@ import torch
 import statedict_io as sio
 from faults.concurrency_process import stamp_of, stamped
 from faults.preload import environment, run_module
+from faults.temporary_files import age_temporaries
 
 
 def in_threads(actions):
@@ -96,5 +97,6 @@ def test_exit_in_the_middle_of_a_daemon_threads_save(backend, tmp_path):
     assert done.stdout == "exits\n"
     assert done.returncode == 0, done.stderr
     assert stamp_of(tmp_path / "model.pt") in (0, 1)
+    age_temporaries(tmp_path)
     sio.save({"weight": torch.ones(3)}, tmp_path / "model.pt", backend=backend)
     assert os.listdir(tmp_path) == ["model.pt"]

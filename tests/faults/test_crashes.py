@@ -28,7 +28,7 @@ def test_killed_savers_leave_a_whole_file(way, num_random, preload, tmp_path, re
         f"{way}: {counts['kills']} SIGKILLs ({counts['at_calls']} at calls), {counts['reads']} reads meanwhile, "
         f"{counts['leftovers']} leftovers cleaned, 0 torn or missing"
     )
-    assert counts["at_calls"] >= 50
+    assert counts["at_calls"] >= 40
     # Both sides of the rename were met, and kills left something to clean.
     assert 0 < counts["new_file"] < counts["kills"]
     assert counts["leftovers"] > 5

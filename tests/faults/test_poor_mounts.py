@@ -67,6 +67,8 @@ GO_ON = {
     "no list of names": ({"readdir": errno.EACCES, "opendir": errno.ENOSYS}, False),
     "no removal": ({"unlink": errno.EPERM}, False),
     "not opened for reading and writing": ({"read and write": errno.EINVAL}, False),
+    "no locks": ({"setlk": errno.ENOLCK}, False),
+    "locks unknown": ({"setlk": errno.ENOSYS}, False),
     "no access()": ({"access": errno.ENOSYS, "statfs": errno.ENOSYS}, False),
 }
 

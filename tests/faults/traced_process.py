@@ -16,7 +16,6 @@ import torch
 import statedict_io as sio
 from faults.preload import Preload
 from faults.ways import OPTIONS
-from statedict_io.writing import temporary_names
 
 
 def main(directory, way):
@@ -28,8 +27,6 @@ def main(directory, way):
     for obj, durable, fresh in itertools.product(objects, (True, False), (True, False)):
         if fresh:
             os.unlink(path)
-            temporary_names.owner.cache_clear()
-            temporary_names._machine.cache_clear()
         os.access("/sdio-begin", os.F_OK)
         with preload.watching(record=1):
             sio.save(obj, path, durable=durable, **options)

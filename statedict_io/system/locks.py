@@ -1,0 +1,43 @@
+"""Locks that end with the process that holds them, however that ends: by flock(), where the system and the file system
+have it.
+
+The lock belongs to an open file. Other descriptors of the file may be opened and closed, here and elsewhere, without
+ending it (a lock of fcntl() would end with the first of them). A child that is forked shares it: it lasts until parent
+and child have closed the file. Who does not ask for a lock is not hindered by one, except on SMB (man 2 flock).
+"""
+
+from __future__ import annotations
+
+from .descriptors import fcntl
+
+
+def hold(fd: int, *, waits: bool = False) -> bool:
+    """Locks an open file or directory until it is closed.
+
+    Args:
+        fd: open for writing: NFS wants that.
+        waits: for a lock that another holds.
+
+    Returns:
+        False where that cannot be done.
+    """
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True
+
+
+def is_held(fd: int) -> bool | None:
+    """Whether another open file has the lock; None where that cannot be told."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: for that NFS takes a file that is open for reading
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    return False
