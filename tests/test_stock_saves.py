@@ -9,10 +9,12 @@ import traceback
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from corpus_case import filled
 from faults.ways import options_for
 
 import statedict_io as sio
+from statedict_io.dcp import SingleFileWriter
 from statedict_io.installed import stock
 from statedict_io.writing import stock_saves
 
@@ -188,8 +190,9 @@ def test_where_one_is_needed_the_error_says_so(name, save, no_private, tmp_path)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="changes owners")
-def test_files_that_a_group_may_write_and_their_owner_may_not(no_private, tmp_path, monkeypatch):
-    """The temporary has its owner's rights of the old file, and torch has to open it."""
+@pytest.mark.parametrize("writer", ["torch", "SingleFileWriter"])
+def test_files_that_a_group_may_write_and_their_owner_may_not(writer, no_private, tmp_path, monkeypatch):
+    """The temporary has its owner's rights of the old file, and torch has to open it, or a rank."""
     path = tmp_path / "model.pt"
     path.write_bytes(b"old")
     os.chown(path, 1234, 4321), path.chmod(0o464), tmp_path.chmod(0o777)
@@ -199,8 +202,11 @@ def test_files_that_a_group_may_write_and_their_owner_may_not(no_private, tmp_pa
         status = 1
         try:
             os.setgroups([]), os.setgid(4321), os.setuid(1235)
-            with options_for("stock"):
-                sio.save(OBJ, "model.pt")
+            if writer == "torch":
+                with options_for("stock"):
+                    sio.save(OBJ, "model.pt")
+            else:
+                dcp.save(dict(OBJ), storage_writer=SingleFileWriter("model.pt"), no_dist=True)
             status = 0
         except BaseException:
             traceback.print_exc()

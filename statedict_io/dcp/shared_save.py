@@ -70,7 +70,9 @@ class SharedSave:
         self._frame_if_plain = None if state.opaque else frame
         self.key = str(uuid.uuid4())
         self._over = threading.Event()
-        self._file = (Replacement if atomic else InPlace)(target, durable=durable)
+        self._file: OpenFile = (
+            Replacement(target, durable=durable, is_shared=True) if atomic else InPlace(target, durable=durable)
+        )
         self._file.__enter__()
         weakref.finalize(self, _abandon, self._file, self._over)  # also when the interpreter ends
         try:

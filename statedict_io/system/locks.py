@@ -8,6 +8,8 @@ and child have closed the file. Who does not ask for a lock is not hindered by o
 
 from __future__ import annotations
 
+import contextlib
+
 from .descriptors import fcntl
 
 
@@ -28,6 +30,13 @@ def hold(fd: int, *, waits: bool = False) -> bool:
     except OSError:
         return False
     return True
+
+
+def let_go(fd: int) -> None:
+    """Ends what :func:`hold` began, for forked children too."""
+    if fcntl is not None:
+        with contextlib.suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def is_held(fd: int) -> bool | None:

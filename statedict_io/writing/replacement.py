@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import stat
 import time
@@ -38,8 +39,9 @@ class Replacement:
     Args:
         target: what to replace; stays open.
         durable: fsync the file and its directory.
-        for_torch: give the temporary a name after which torch names the archive right, where such a name is short
-            enough. It does not begin with a dot then.
+        is_shared: others open the temporary and write into it too, through ``paths``.
+        for_torch: torch does. The temporary gets a name after which torch names the archive right, where such a name is
+            short enough. It does not begin with a dot then.
     """
 
     fd = -1
@@ -47,12 +49,13 @@ class Replacement:
     is_refused = False  #: it is the place that takes no replacement; what was raised says how it can be written
     was_refused_at_the_end = False  #: only after everything had been written
 
-    def __init__(self, target: FileTarget, *, durable: bool, for_torch: bool = False) -> None:
+    def __init__(self, target: FileTarget, *, durable: bool, is_shared: bool = False, for_torch: bool = False) -> None:
         self.target = target
         self._durable = durable
         self._directory = target.directory
         self._names = TemporaryNames(target.name, target.archive_name)
         self._for_torch = for_torch and self._names.can_name_archive
+        self._is_shared = is_shared or self._for_torch
         self._process = os.getpid()
 
     @property
@@ -151,19 +154,31 @@ class Replacement:
         # A new file's mode is 0666 less the umask, which open() applies. What replaces a file is its owner's alone
         # until it has that file's group.
         mode = 0o666 if existing is None else stat.S_IMODE(existing.st_mode) & 0o600
-        if self._for_torch:  # who opens it again
-            mode |= stat.S_IWUSR
+        if self._is_shared:
+            mode |= stat.S_IWUSR  # it is opened again
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | NOFOLLOW
         for attempt in range(1, _MAX_NAMES + 1):
             self._temporary = self._names.new(for_torch=self._for_torch)
             try:
                 self.fd = self._directory.open(self._temporary, flags, mode)
-                locks.hold(self.fd)
+                if locks.hold(self.fd) and self._is_shared and not self._others_can_write():
+                    locks.let_go(self.fd)
                 return
             except FileExistsError:
                 self._temporary = ""  # another's: not to be removed
                 if attempt == _MAX_NAMES:
                     raise
+
+    def _others_can_write(self) -> bool:
+        """SMB's locks keep all other descriptors from writing (man 2 flock)."""
+        try:
+            with io.FileIO(self._temporary, "w", opener=self._open_again) as file:  # closes whatever happens
+                return file.write(b"\0") == 1
+        except OSError:
+            return False
+
+    def _open_again(self, name: str, _flags: int) -> int:
+        return self._directory.open(name, os.O_WRONLY | NOFOLLOW)
 
     def _take_over_ownership(self) -> None:
         existing = self.target.existing

@@ -93,9 +93,9 @@ class Step:
 
 
 def steps_of(events, target, *, overwrite):
-    """The calls of an undisturbed save, each with its stage: open directory, resolve, create, clean, write, commit,
-    rename, settle."""
-    counts, steps, stage, listed, leftovers = {}, [], "open directory", False, set()
+    """The calls of an undisturbed save, each with its stage: open directory, resolve, create, try lock, clean, write,
+    commit, rename, settle."""
+    counts, steps, stage, locked, listed, leftovers = {}, [], "open directory", False, False, set()
     # A file that is replaced hands on its owner and mode: the commit begins with a look at the temporary's.
     renamed = next(i for i, event in enumerate(events) if event.call == "renameat")
     looks = [event for event in events[:renamed] if event.call == "fstat"][-1:] if overwrite else []
@@ -106,8 +106,13 @@ def steps_of(events, target, *, overwrite):
             stage = "resolve"
         if stage == "resolve" and event.call == "openat" and of_temporary:
             stage = "create"
-        elif stage == "create" and event.call in ("fcntl", "fdopendir"):  # a list of the directory's names
+        elif stage in ("create", "try lock") and event.call in (
+            "fcntl",
+            "fdopendir",
+        ):  # a list of the directory's names
             stage = "clean"
+        elif stage == "create" and locked:  # whether others can write past it
+            stage = "try lock"
         elif stage == "clean" and listed:
             if not of_temporary and event.fd not in leftovers:
                 stage = "write"
@@ -119,6 +124,7 @@ def steps_of(events, target, *, overwrite):
             stage = "rename"
         elif stage == "rename":
             stage = "settle"
+        locked = locked or event.call == "flock"
         listed = listed or event.call == "closedir"
         steps.append(Step(event, counts[event.call], stage, target))
     return steps
@@ -130,11 +136,11 @@ SAVED, REFUSED = "saved", "refused"
 def allowed(step, fault, *, stock, direct):
     """The outcomes that are right: SAVED, REFUSED or both. `REFUSED` is an OSError with the fault's errno."""
     call, error, stage = fault.call, fault.error, step.stage
+    if stage in ("try lock", "clean"):
+        return {SAVED}
     if fault.how == SHORT:
         # Nothing written and no error: once is odd, for ever is a disk that does not answer.
         return {SAVED} if error else {REFUSED} if fault.persistent else {SAVED, REFUSED}
-    if stage == "clean":
-        return {SAVED}
     if stock and stage == "write" and call in ("unlink", "rmdir"):
         return {SAVED}  # of a private file: it stays
     if fault.how == AFTERWARDS:

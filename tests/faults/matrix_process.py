@@ -154,6 +154,7 @@ class Laboratory:
         others = [p for p in self.path.parent.iterdir() if p != self.path]
         # What was left by another is removed if it can be.
         cannot_look = outcome == REFUSED or fault.call in ("open", "stat", "fstatat", "flock") or step.stage == "clean"
+        cannot_look = cannot_look or (step.stage == "try lock" and fault.persistent)
         if self.leftover == "held" and self.leftover_path not in others:
             return "another save's temporary is gone"
         left = [p.name for p in others if p != self.leftover_path or not (cannot_look or self.leftover == "held")]

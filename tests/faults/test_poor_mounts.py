@@ -121,6 +121,23 @@ def test_a_mount_that_takes_bytes_in_order_only_is_remembered(backend, tmp_path)
         assert written[1] == written[2] == (mount.path / "model.pt").stat().st_size
 
 
+def test_locks_that_keep_others_from_writing(backend, tmp_path, monkeypatch):
+    """As SMB's: the ranks of one save write past the coordinator's descriptor, and so does torch."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with fuse_server.mounted(tmp_path / "mount", mandatory=True) as mount:
+        path = mount.path / "model.pt"
+        for _ in range(2):
+            sio.save(LARGE, path, backend=backend)
+            assert holds(path, LARGE)
+            dcp.save(dict(LARGE), storage_writer=SingleFileWriter(path, backend=backend))
+            assert holds(path, LARGE)
+            for way in ("stock", "legacy"):
+                with options_for(way) as options:
+                    sio.save(LARGE, path, **options)
+                assert torch.equal(torch.load(path)["weight"], LARGE["weight"])
+        assert os.listdir(mount.path) == ["model.pt"]
+
+
 def test_many_ranks_need_a_mount_that_takes_bytes_in_any_order(backend, tmp_path):
     with fuse_server.mounted(tmp_path / "mount", in_order=True) as mount:
         path = mount.path / "model.pt"
