@@ -1,7 +1,8 @@
 """``patch_torch``: ``torch.save`` through ``save``, for code that cannot be changed.
 
-Each patch binds a wrapper of its own over what it finds at the names of ``torch.save``, and remembers that. Patches can
-be undone in any order, from any thread: a wrapper that something else still refers to then only passes calls on.
+A wrapper stands at the names of ``torch.save`` while any patch is active, and saves with the options of the last one;
+without one it passes calls on to what it was bound over. So it does no harm where it must stay, because somebody else
+has bound a function of his own over it.
 """
 
 from __future__ import annotations
@@ -10,11 +11,9 @@ import functools
 import inspect
 import os
 import threading
-import types
 import warnings
-import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.serialization
@@ -28,8 +27,18 @@ from . import pending, saving
 _MODULES = (torch, torch.serialization)  # whose name ``save`` is
 
 _Save = Callable[..., None]
+
+
+class _Binding(NamedTuple):
+    module: Any
+    found: _Save
+    wrapper: _Save
+    num_patches: int  # that were active before; when there are no more than these, ``found`` is put back
+
+
 _lock = threading.RLock()  # a signal handler may save, too
-_patch_of: weakref.WeakKeyDictionary[Any, Patch] = weakref.WeakKeyDictionary()  # by wrapper
+_patches: list[Patch] = []  # that are active, in the order in which they were made
+_bindings: list[_Binding] = []
 
 
 def patch_torch(
@@ -66,22 +75,22 @@ class Patch:
         self._backend = backend
         self._progress = progress
         self._atomic = None if atomic else False
-        self.active = True  #: False once it is undone
-        # One wrapper where both names have one function, as they have in torch.
-        wrappers: dict[int, _Save] = {}
         with _lock:
-            for module in _MODULES:
-                original = _without_undone(module.save)
-                if id(original) not in wrappers:
-                    wrappers[id(original)] = _wrapper(self, original)
-                module.save = wrappers[id(original)]
+            _bind()
+            _patches.append(self)
+
+    @property
+    def active(self) -> bool:
+        """False once it is undone."""
+        return self in _patches
 
     def undo(self) -> None:
         """Puts back what was there before, unless others have bound something else over it meanwhile: that stays, and
         what it calls passes calls on. Again: does nothing."""
         with _lock:
-            self.active = False
-            _drop_undone()
+            if self.active:
+                _patches.remove(self)
+                _unbind()
 
     def __enter__(self) -> Patch:
         if not self.active:
@@ -95,10 +104,6 @@ class Patch:
         return f"<patch of torch.save: {'active' if self.active else 'undone'}>"
 
     def _save(self, original: _Save, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not self.active:
-            with _lock:
-                _drop_undone()  # somebody who had bound over this patch may have put it back
-            return original(*args, **kwargs)
         try:
             call = _SIGNATURE.bind(*args, **kwargs)
         except TypeError:
@@ -123,35 +128,33 @@ def _is_path(f: object) -> bool:
     return isinstance(f, (str, os.PathLike))
 
 
-def _wrapper(patch: Patch, original: _Save) -> Any:
-    @functools.wraps(original)
+def _bind() -> None:
+    """Has a wrapper at both names. They share one, as they share a function in torch."""
+    ours = {id(binding.wrapper) for binding in _bindings}
+    made: dict[int, _Save] = {}
+    for module in _MODULES:
+        found = module.save
+        if id(found) not in ours:
+            module.save = made.setdefault(id(found), _wrapper(found))
+            _bindings.append(_Binding(module, found, module.save, len(_patches)))
+
+
+def _unbind() -> None:
+    for binding in reversed(_bindings[:]):
+        if len(_patches) <= binding.num_patches and binding.module.save is binding.wrapper:
+            binding.module.save = binding.found
+            _bindings.remove(binding)
+
+
+def _wrapper(found: _Save) -> _Save:
+    @functools.wraps(found)
     def save(*args: Any, **kwargs: Any) -> None:
         if torch.compiler.is_compiling():  # which leaves the original alone, but would trace what is below
-            return save.__wrapped__(*args, **kwargs)
-        return patch._save(save.__wrapped__, args, kwargs)
+            return found(*args, **kwargs)
+        last = _patches[-1:]
+        return last[0]._save(found, args, kwargs) if last else found(*args, **kwargs)
 
-    _patch_of[save] = patch
     return save
-
-
-def _without_undone(function: Any) -> Any:
-    """What is below the wrappers of patches that were undone."""
-    while _is_undone(function):
-        function = function.__wrapped__
-    return function
-
-
-def _is_undone(function: object) -> bool:
-    # Others may have bound objects that have no hash.
-    return isinstance(function, types.FunctionType) and function in _patch_of and not _patch_of[function].active
-
-
-def _drop_undone() -> None:
-    """Unbinds the wrappers of patches that were undone, and has none call another."""
-    for module in _MODULES:
-        module.save = _without_undone(module.save)
-    for wrapper in list(_patch_of):
-        wrapper.__wrapped__ = _without_undone(wrapper.__wrapped__)
 
 
 def _torch_save_signature() -> inspect.Signature:
