@@ -9,22 +9,19 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import json
-import math
 import os
-import shutil
 import statistics
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from . import environment
-from .cases import GIB, MIB, build, format_size, parse_size, tensors_in
-from .turns import in_turn
+from . import program
+from .cases import MIB, build, format_size, tensors_in
+from .measure import synchronize_device
+from .turns import rounds
 
 PIECE_NBYTES = 8 * MIB
 
@@ -33,21 +30,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     import torch
 
-    directory = Path(tempfile.mkdtemp(prefix="statedict-io-bench-", dir=options.dir))
-    document = environment.describe(directory, options.device)
-    document["settings"] = {
-        "command": ["python", "-m", "benchmarks.asynchronous", *(sys.argv[1:] if arguments is None else arguments)],
-        "threads": torch.get_num_threads(),
-    }
-    try:
+    document = program.document(options, threads=torch.get_num_threads())
+    with program.scratch(options.dir) as directory:
         if "stall" in options.parts:
             document["stall"] = measure_stall(options, directory)
         if "training" in options.parts:
             document["training"] = measure_training(options, directory)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-    if options.out is not None:
-        options.out.write_text(json.dumps(document, indent=1))
+    program.write(document, options)
     return 0
 
 
@@ -102,8 +91,8 @@ def measure_stall(options: argparse.Namespace, directory: Path) -> dict[str, Any
     copy = reference_copy(case.state, options.device)
     samples: dict[str, list[float]] = {key: [] for key in ["parallel memcpy", *contenders]}
     ends: dict[str, list[float]] = {key: [] for key in contenders}
-    for number in range(options.rounds + 1):
-        for key in in_turn(list(samples), number):
+    for _, order, _ in rounds(list(samples), options.rounds, options.seconds):
+        for key in order:
             if key == "parallel memcpy":
                 samples[key].append(timed(copy))
                 continue
@@ -114,7 +103,7 @@ def measure_stall(options: argparse.Namespace, directory: Path) -> dict[str, Any
             wait()
             ends[key].append(time.perf_counter() - start)
     reference = statistics.median(samples["parallel memcpy"][1:])
-    print(f"the call's time, {format_size(case.payload_nbytes)} on {options.device}: median of {options.rounds}, first")
+    print(f"the call's time, {format_size(case.payload_nbytes)} on {options.device}: medians, first")
     rows = {}
     for key, seconds in samples.items():
         rows[key] = {"first_s": seconds[0], "call_s": seconds[1:], "until_end_s": ends.get(key, [])}
@@ -136,7 +125,7 @@ def reference_copy(state: Any, device: str) -> Callable[[], Any]:
         def copy_from_device() -> None:
             for to, source in zip(copies, tensors, strict=True):
                 to.copy_(source, non_blocking=True)
-            synchronize(device)
+            synchronize_device(device)
 
         copy_from_device()
         return copy_from_device
@@ -182,14 +171,7 @@ def timed(action: Callable[[], Any]) -> float:
 def settle(device: str) -> None:
     """What the last one left dirty or queued is not the next one's to pay for."""
     os.sync()
-    synchronize(device)
-
-
-def synchronize(device: str) -> None:
-    import torch
-
-    if device != "cpu":
-        torch.accelerator.synchronize()
+    synchronize_device(device)
 
 
 # ---- the training loop
@@ -210,11 +192,8 @@ def measure_training(options: argparse.Namespace, directory: Path) -> dict[str, 
     nbytes = sum(t.untyped_storage().nbytes() for t in tensors_in(state()))
     rates: dict[str, list[float]] = {key: [] for key in contenders}
     keys = list(contenders)
-    began = time.monotonic()
-    for number in range(options.training_rounds + 1):  # the first pays for buffers
-        if number > 1 and time.monotonic() - began > options.seconds:
-            break
-        for key in in_turn(keys, number):
+    for number, order, _ in rounds(keys, options.training_rounds, options.seconds):  # the first pays for buffers
+        for key in order:
             settle(options.device)
             start = time.perf_counter()
             wait: Wait = lambda: None  # noqa: E731
@@ -224,7 +203,7 @@ def measure_training(options: argparse.Namespace, directory: Path) -> dict[str, 
                     wait()  # for the last one; by then it has long ended
                     wait = contenders[key](state(), directory / f"{keys.index(key)}.pt")
             wait()
-            synchronize(options.device)
+            synchronize_device(options.device)
             rates[key].append(options.steps / (time.perf_counter() - start))
             print(f"  round {number}: {key}: {rates[key][-1]:.3f} steps/s", file=sys.stderr, flush=True)
     reference = statistics.median(rates["no checkpoints"][1:])
@@ -274,27 +253,15 @@ def training_loop(parameters: int, batch: int, device: str) -> tuple[Callable[[]
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.asynchronous", description=__doc__)
+    parser = program.Program("asynchronous", __doc__, rounds=7)
+    parser.add_device()
     parser.add_argument("--parts", nargs="+", choices=["stall", "training"], default=["stall", "training"])
-    parser.add_argument("--size", type=parse_size, default=GIB, help="payload of the stall's state")
-    parser.add_argument("--rounds", type=int, default=7, help="of the stall, after the first")
     parser.add_argument("--parameters", type=int, default=110_000_000, help="of the model")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=20, help="of one contender's turn")
     parser.add_argument("--every", type=int, default=10, help="steps between checkpoints")
     parser.add_argument("--training-rounds", type=int, default=3, help="turns of each contender, after the first")
-    parser.add_argument(
-        "--seconds", type=float, default=math.inf, help="start no new round of training after that long"
-    )
-    parser.add_argument("--dir", type=Path, default=Path.cwd(), help="where to save; its file system is measured")
-    parser.add_argument("--device", default="cpu", help="where tensors and training are: cpu, cuda, ...")
-    parser.add_argument("--out", type=Path, help="write everything measured as JSON")
-    parser.add_argument("--smoke", action="store_true", help="tiny, one round: does everything run?")
-    options = parser.parse_args(arguments)
-    if options.smoke:
-        options.size, options.rounds, options.parameters = 8 * MIB, 1, 100_000
-        options.batch, options.steps, options.every, options.training_rounds = 4, 4, 2, 1
-    return options
+    return parser.options(arguments, size=8 * MIB, parameters=100_000, batch=4, steps=4, every=2, training_rounds=1)
 
 
 if __name__ == "__main__":

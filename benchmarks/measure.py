@@ -8,10 +8,12 @@ import mmap
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .contenders import Contender
 from .heartbeat import Heartbeat
+
+if TYPE_CHECKING:
+    from .contenders import Contender
 
 
 def timed_save(
@@ -21,7 +23,6 @@ def timed_save(
     gc.collect()
     synchronize_device(contender.device)
     processes = contender.processes()
-    rss_before = resident_nbytes(processes)
     peak_known = all([reset_peak(pid) for pid in processes])
     cpu_start = cpu_seconds(processes)
     beat = Heartbeat()
@@ -41,8 +42,7 @@ def timed_save(
         "largest_gap_s": beat.largest_gap_s if heartbeat else None,
         "cpu_s": cpu,
         "cpu_s_per_gb": cpu / (contender.payload_nbytes / 1e9) if contender.payload_nbytes else None,
-        "peak_extra_bytes": _difference(peak, rss_before),
-        "peak_over_ready_bytes": _difference(peak, ready_rss),
+        "peak_over_ready_bytes": None if peak is None or ready_rss is None else max(0, peak - ready_rss),
         "file_bytes": nbytes,
     }
 
@@ -103,11 +103,11 @@ def fsync_tree(path: Path) -> None:
     if path.is_dir():
         for child in path.iterdir():
             fsync_tree(child)
-    _fsync(path)
-    _fsync(path.parent)
+    fsync(path)
+    fsync(path.parent)
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -179,7 +179,3 @@ def _status_nbytes(processes: list[int], field: str) -> int | None:
         except (OSError, StopIteration):
             return None
     return total
-
-
-def _difference(a: int | None, b: int | None) -> int | None:
-    return None if a is None or b is None else max(0, a - b)

@@ -1,4 +1,4 @@
-"""The runner's end of a worker: start, order, reply, and an end even where the worker hangs."""
+"""The runner's end of a worker: start, order, answer, and an end even where the worker hangs."""
 
 from __future__ import annotations
 
@@ -6,18 +6,12 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
 
-from .contenders import ALL
-
 ROOT = Path(__file__).resolve().parents[1]
-
-
-class WorkerFailed(Exception):
-    pass
-
 
 #: Before a key, or the name of a library: the same contender of another checkout.
 BEFORE = "before "
@@ -31,93 +25,86 @@ def checkout(text: str) -> Path:
     return directory
 
 
-def start_worker(
-    module: str, name: str, *options: str, before: Path | None, stderr: int | None
-) -> subprocess.Popen[str]:
-    """A process that takes orders on stdin. Python takes `statedict_io` and `benchmarks` from where it starts."""
-    directory = before if name.startswith(BEFORE) else ROOT
-    command = [sys.executable, "-m", f"benchmarks.{module}", name.removeprefix(BEFORE), *options]
-    return subprocess.Popen(
-        command, cwd=directory, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True
-    )
-
-
 class WorkerProcess:
-    """`status` goes from ok to skipped (can't do this here) or failed (should have worked) and never back."""
+    """One contender. `status` goes from ok to skipped (can't do this here) or failed (should have worked) and never
+    back; `reason` says why. The worker is `start(name, **options)` in benchmarks/{module}.py."""
 
     def __init__(
-        self, key: str, device: str, op: str, timeout_s: float, verbose: bool = False, before: Path | None = None
+        self,
+        module: str,
+        name: str,
+        *,
+        before: Path | None = None,
+        timeout_s: float = 600,
+        verbose: bool = False,
+        **options: Any,
     ) -> None:
-        self.key = key
-        self.kind = ALL[key.removeprefix(BEFORE)]
-        self.label = BEFORE * key.startswith(BEFORE) + self.kind.label
+        self.name = name
         self.status, self.reason = "ok", ""
-        self.timeout_s = timeout_s
         self.about: dict[str, str] = {}
-        stderr = None if verbose else subprocess.PIPE
-        self._process = start_worker("worker", key, "--device", device, "--op", op, before=before, stderr=stderr)
-        self._errors: list[str] = []
-        if not verbose:
-            threading.Thread(target=self._collect_errors, daemon=True).start()
+        self.timeout_s = timeout_s
+        how = {"module": module, "name": name.removeprefix(BEFORE), "options": options}
+        if name.startswith(BEFORE):
+            how["path"] = str(before)
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the process)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.worker", json.dumps(how)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=None if verbose else self._errors,
+            text=True,
+        )
 
     def wait_started(self) -> None:
-        answer = self._guarded(self._read)
+        answer = self.answer()
         if answer is not None:
             self.about = answer["about"]
 
     def order(self, op: str, **arguments: Any) -> dict[str, Any] | None:
-        """None when the worker can't, or can't any more; `status` and `reason` say why."""
-        return self._guarded(lambda: self._send({"op": op, **arguments}))
+        """None when the worker can't, or can't any more."""
+        self.send(op, **arguments)
+        return self.answer()
 
-    def close(self) -> None:
-        if self._process.poll() is None:
-            assert self._process.stdin is not None
-            try:
-                self._process.stdin.close()
-                self._process.wait(timeout=30)
-            except (OSError, subprocess.TimeoutExpired):
-                self._process.kill()
-                self._process.wait()
+    def send(self, op: str, **arguments: Any) -> None:
+        """An order whose `answer` is waited for later, so that several workers can be at work."""
+        if self.status != "ok":
+            return
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps({"op": op, **arguments}) + "\n")
+            self._process.stdin.flush()
+        except OSError:
+            pass  # it has ended; answer() says how
 
-    def _guarded(self, ask: Any) -> dict[str, Any] | None:
+    def answer(self) -> dict[str, Any] | None:
+        """To the order that was sent first of those that have none yet."""
         if self.status != "ok":
             return None
+        assert self._process.stdout is not None
         timer = threading.Timer(self.timeout_s, self._process.kill)
         timer.start()
-        try:
-            answer: dict[str, Any] = ask()
-        except (OSError, WorkerFailed) as error:
-            self.status, self.reason = "failed", str(error)
-            return None
-        finally:
-            timer.cancel()
-        if "unsupported" in answer:
-            self.status, self.reason = "skipped", answer["unsupported"]
-            return None
-        if "error" in answer:
-            self.status, self.reason = "failed", answer["error"]
-            return None
+        line = self._process.stdout.readline()
+        timer.cancel()
+        answer: dict[str, Any] = json.loads(line) if line else {"failed": self._end()}
+        for status in ("skipped", "failed"):
+            if status in answer:
+                self.status, self.reason = status, answer[status]
+                return None
         return answer
 
-    def _send(self, order: dict[str, Any]) -> dict[str, Any]:
+    def close(self) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        return self._read()
+        try:
+            self._process.stdin.close()
+            self._process.wait(timeout=30)
+        except (OSError, subprocess.TimeoutExpired):
+            self._process.kill()
+            self._process.wait()
+        self._errors.close()
 
-    def _read(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            status = self._process.wait()
-            raise WorkerFailed(f"the worker ended with {status} (limit {self.timeout_s:g} s): {self._last_words()}")
-        return dict(json.loads(line))
-
-    def _collect_errors(self) -> None:
-        assert self._process.stderr is not None
-        for line in self._process.stderr:
-            self._errors.append(line.rstrip())
-            del self._errors[:-40]
-
-    def _last_words(self) -> str:
-        return " | ".join(self._errors[-3:])
+    def _end(self) -> str:
+        status = self._process.wait()
+        self._errors.seek(0)
+        last_words = " | ".join(self._errors.read().splitlines()[-3:])
+        return f"the worker ended with {status} (limit {self.timeout_s:g} s): {last_words}"

@@ -8,22 +8,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import shutil
 import statistics
-import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import environment
-from .cases import GIB, MIB, build, format_size, parse_size
-from .processes import BEFORE, checkout, start_worker
-from .reading_worker import LIBRARIES
-from .turns import in_turn
+from . import program
+from .cases import MIB, build, format_size
+from .processes import BEFORE, WorkerProcess
+from .reader import LIBRARIES
+from .turns import rounds
 
 OURS = "statedict_io"
 LAZY = ["statedict_io", "statedict_io, Python backend", "torch.load mmap", "safetensors"]
@@ -41,38 +36,6 @@ MEMORY = [
 ROW_ELEMENTS = 1024
 
 
-class Process:
-    """One contender; `status` says why it takes no part (any more)."""
-
-    def __init__(self, name: str, before: Path | None = None) -> None:
-        self._process = start_worker("reading_worker", name, before=before, stderr=subprocess.DEVNULL)
-        answer = self._read()
-        self.status = answer.get("skipped", answer.get("failed", "ok"))
-        self.suffix = answer.get("suffix", ".pt")
-
-    def order(self, do: str, **arguments: Any) -> dict[str, float] | None:
-        if self.status != "ok":
-            return None
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
-        self._process.stdin.flush()
-        answer = self._read()
-        if "failed" in answer:
-            self.status = f"FAILED: {answer['failed']}"
-            return None
-        return answer
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(timeout=60)
-
-    def _read(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        return json.loads(line) if line else {"failed": f"the process ended with {self._process.wait()}"}
-
-
 class Reading:
     """Makes the files of a part and has the contenders take turns."""
 
@@ -81,29 +44,26 @@ class Reading:
         self.directory = directory
 
     def turns(
-        self, names: list[str], rounds: int, order: Callable[[Process], dict[str, float] | None]
+        self, names: list[str], num_rounds: int, order: Callable[[WorkerProcess], dict[str, float] | None]
     ) -> dict[str, Any]:
         names = [name for name in names if self.options.only is None or name in self.options.only]
         if self.options.before is not None:
             names += [BEFORE + name for name in names if name.startswith(OURS)]
-        processes = {name: Process(name, self.options.before) for name in names}
-        samples: dict[str, list[dict[str, float]]] = {name: [] for name in processes}
-        start = time.monotonic()
+        workers = {name: self.worker(name) for name in names}
+        samples: dict[str, list[dict[str, float]]] = {name: [] for name in workers}
         try:
-            keys = list(processes)
-            for number in range(rounds + 1):
-                if number > 1 and time.monotonic() - start > self.options.seconds:
-                    break
-                for name in in_turn(keys, number):
-                    sample = order(processes[name])
+            for _, in_order, _ in rounds(names, num_rounds, self.options.seconds):
+                for name in in_order:
+                    sample = order(workers[name])
                     if sample is not None:
                         samples[name].append(sample)
         finally:
-            for process in processes.values():
-                process.close()
+            for worker in workers.values():
+                worker.close()
         return {
             name: {
-                "status": processes[name].status,
+                "status": workers[name].status,
+                "reason": workers[name].reason,
                 "first": found[0] if found else None,
                 "samples": found[1:],
                 "median": {field: statistics.median(s[field] for s in found[1:]) for field in found[0]}
@@ -112,6 +72,11 @@ class Reading:
             }
             for name, found in samples.items()
         }
+
+    def worker(self, name: str) -> WorkerProcess:
+        worker = WorkerProcess("reader", name, before=self.options.before)
+        worker.wait_started()
+        return worker
 
     def files(self, state: dict[str, Any]) -> dict[str, str]:
         """Saved in both formats, by the formats' own libraries; by suffix."""
@@ -133,7 +98,7 @@ class Reading:
         nbytes, num_tensors = made.payload_nbytes, made.tensors
         del made
         names = [name for name in LIBRARIES if case == "llama" or name != "raw"]  # small tensors: not the disk's limit
-        found = self.turns(names, rounds, lambda p: p.order("load", path=paths[p.suffix], cold=cold))
+        found = self.turns(names, rounds, lambda p: p.order("load", path=file_for(p, paths), cold=cold))
         return {"payload_bytes": nbytes, "tensors": num_tensors, "cold": cold, "contenders": found}
 
     def first(self) -> dict[str, Any]:
@@ -146,7 +111,7 @@ class Reading:
         found = self.turns(
             LAZY,
             2 * self.options.rounds,
-            lambda p: p.order("first_tensor", path=paths[p.suffix], name="layers.500.weight"),
+            lambda p: p.order("first_tensor", path=file_for(p, paths), name="layers.500.weight"),
         )
         return {"payload_bytes": 2000 * numel, "tensors": 1000, "cold": True, "contenders": found}
 
@@ -159,21 +124,29 @@ class Reading:
         del state
         begin = num_rows // 3
         where = {"name": "weight", "begin": begin, "end": begin + MIB // (2 * ROW_ELEMENTS)}
-        found = self.turns(LAZY, self.options.rounds, lambda p: p.order("rows", path=paths[p.suffix], **where))
+        found = self.turns(LAZY, self.options.rounds, lambda p: p.order("rows", path=file_for(p, paths), **where))
         return {"tensor_bytes": 2 * num_rows * ROW_ELEMENTS, "cold": True, "contenders": found}
 
     def memory(self) -> dict[str, Any]:
         paths = self.files(build("llama", self.options.size).state)
         found: dict[str, Any] = {}
         for what, library, suffix in MEMORY:
-            process = Process(library)
+            worker = self.worker(library)
             arguments = {"what": what, "path": paths.get(suffix, "")}
             if what == "convert":
                 arguments["to"] = str(self.directory / ("out.safetensors" if suffix == ".pt" else "out.pt"))
-            sample = process.order("memory", **arguments)
-            process.close()
-            found[f"{what} {suffix}, {library}"] = {"status": process.status, "median": sample or {}}
+            sample = worker.order("memory", **arguments)
+            worker.close()
+            found[f"{what} {suffix}, {library}"] = {
+                "status": worker.status,
+                "reason": worker.reason,
+                "median": sample or {},
+            }
         return {"contenders": found}
+
+
+def file_for(worker: WorkerProcess, paths: dict[str, str]) -> str:
+    return paths.get(worker.about.get("suffix", ""), "")  # a library that is not there has no format
 
 
 PARTS: dict[str, Callable[[Reading], dict[str, Any]]] = {
@@ -231,7 +204,7 @@ def print_part(name: str, part: dict[str, Any]) -> None:
     for key, entry in part["contenders"].items():
         median = entry["median"]
         if entry["status"] != "ok" or not median:
-            print(f"  {key:44} {entry['status']}")
+            print(f"  {key:44} {entry['status']}: {entry['reason']}")
             continue
         words = [f"{median['s'] * 1e3:9.1f} ms"] if "s" in median else []
         if entry.get("first"):
@@ -248,32 +221,26 @@ def print_part(name: str, part: dict[str, Any]) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    directory = Path(tempfile.mkdtemp(prefix="statedict-io-bench-", dir=options.dir))
-    document = environment.describe(directory, "cpu")
-    command = ["python", "-m", "benchmarks.reading", *(sys.argv[1:] if arguments is None else arguments)]
-    document["settings"] = {"command": command, "rounds": options.rounds}
+    document = program.document(options)
     document["parts"] = {}
     if options.add_to is not None and options.add_to.exists():
         document["parts"] = json.loads(options.add_to.read_text())["parts"]
     options.out = options.out or options.add_to
-    try:
+    with program.scratch(options.dir) as directory:
         reading = Reading(options, directory)
         for name in options.parts:
             document["parts"][name] = PARTS[name](reading)
             print_part(name, document["parts"][name])
             document["checks"] = [dict(zip(("what", "is", "wanted", "met"), c, strict=True)) for c in checks(document)]
-            if options.out is not None:  # after each part: a later one may be cut short
-                options.out.write_text(json.dumps(document, indent=1))
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+            program.write(document, options)  # after each part: a later one may be cut short
     print()
     for what, value, wanted, met in checks(document):
         print(f"  {'' if met else 'MISSED: '}{what}: {value:.3g}, wanted {wanted}")
     broken = [
-        f"{part}: {name}: {entry['status']}"
+        f"{part}: {name}: {entry['reason']}"
         for part, found in document["parts"].items()
         for name, entry in found["contenders"].items()
-        if entry["status"].startswith(("FAILED", "the process"))
+        if entry["status"] == "failed"
     ]
     print(*broken, sep="\n", file=sys.stderr)
     missed = any(not met for _, _, _, met in checks(document))
@@ -281,23 +248,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.reading", description=__doc__)
+    parser = program.Program("reading", __doc__, rounds=7)
+    parser.add_before()
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--only", nargs="+", choices=list(LIBRARIES), help="these contenders")
-    parser.add_argument("--size", type=parse_size, default=GIB, help="payload; half of it for the tensor of `rows`")
-    parser.add_argument("--rounds", type=int, default=7, help="timed rounds after the first")
-    parser.add_argument("--seconds", type=float, default=math.inf, help="of a part: no new round after that long")
-    parser.add_argument("--dir", type=Path, default=Path.cwd(), help="whose file system is measured")
-    parser.add_argument(
-        "--before", type=checkout, metavar="DIR", help="a checkout, built in place, that takes part too"
-    )
-    parser.add_argument("--out", type=Path, help="write everything measured as JSON")
-    parser.add_argument("--add-to", type=Path, help="the same, keeping the other parts that are in the file")
-    parser.add_argument("--smoke", action="store_true", help="tiny, one round: does everything run?")
-    options = parser.parse_args(arguments)
-    if options.smoke:
-        options.size, options.rounds = 4 * MIB, 1
-    return options
+    parser.add_argument("--add-to", type=Path, help="as --out, keeping the other parts that are in the file")
+    return parser.options(arguments, size=4 * MIB)
 
 
 if __name__ == "__main__":

@@ -6,18 +6,19 @@ import statistics
 from typing import Any, NamedTuple
 
 from .cases import format_size
-from .processes import WorkerProcess
+from .contenders import Contender
+from .processes import BEFORE, WorkerProcess
 
 METRICS = ("return_s", "durable_s")
 
 
-def entry(worker: WorkerProcess, samples: list[dict[str, Any]]) -> dict[str, Any]:
+def entry(kind: type[Contender], worker: WorkerProcess, samples: list[dict[str, Any]]) -> dict[str, Any]:
     """One contender's part. The first save of a process is kept as `first`: it pays for pools and page faults."""
     return {
-        "label": worker.label,
-        "durable": worker.kind.durable,
-        "kind": worker.kind.kind,
-        "writes_file": worker.kind.writes_file,
+        "label": BEFORE * worker.name.startswith(BEFORE) + kind.label,
+        "durable": kind.durable,
+        "kind": kind.kind,
+        "writes_file": kind.writes_file,
         "about": worker.about,
         "status": worker.status,
         "reason": worker.reason,

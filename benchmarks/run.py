@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import os
 import shutil
 import sys
-import tempfile
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from . import environment, results
-from .cases import KINDS, MIB, format_size, parse_size, points
-from .contenders import ALL
-from .processes import BEFORE, WorkerProcess, checkout
-from .turns import in_turn
+from . import environment, program, results
+from .cases import KINDS, MIB, format_size, points
+from .contenders import ALL, Contender
+from .processes import BEFORE, WorkerProcess
+from .turns import rounds
 
 NAME = "checkpoint.pt"
 SMOKE_NESTED = ("torch", "safetensors", "native", "fallback")
@@ -27,24 +23,17 @@ SMOKE_NESTED = ("torch", "safetensors", "native", "fallback")
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    directory = Path(tempfile.mkdtemp(prefix="statedict-io-bench-", dir=options.dir))
-    document = environment.describe(directory, options.device)
-    document["settings"] = {
-        "rounds": options.rounds,
-        "device": options.device,
-        "op": options.op,
-        "free memory touched before each save": not options.no_touch,
-        "mode": "overwrite" if options.overwrite else "fresh",
-        "command": ["python", "-m", "benchmarks.run", *(sys.argv[1:] if arguments is None else arguments)],
-    }
+    document = program.document(
+        options,
+        op=options.op,
+        mode="overwrite" if options.overwrite else "fresh",
+        **{"free memory touched before each save": not options.no_touch},
+    )
     document["runs"] = []
-    try:
+    with program.scratch(options.dir) as directory:
         for run in measured(options, directory):
             document["runs"].append(run)
-            if options.out is not None:  # after each point: a later one may be cut short
-                options.out.write_text(json.dumps(document, indent=1))
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+            program.write(document, options)  # after each point: a later one may be cut short
     return verdict(document)
 
 
@@ -87,11 +76,24 @@ def start_all(options: argparse.Namespace, op: str) -> dict[str, WorkerProcess]:
     if options.before is not None:
         keys += [BEFORE + key for key in keys if ALL[key].kind == "ours"]
     workers = {
-        key: WorkerProcess(key, options.device, op, options.timeout, options.verbose, options.before) for key in keys
+        key: WorkerProcess(
+            "saver",
+            key,
+            before=options.before,
+            timeout_s=options.timeout,
+            verbose=options.verbose,
+            device=options.device,
+            op=op,
+        )
+        for key in keys
     }
     for worker in workers.values():
         worker.wait_started()
     return workers
+
+
+def kind_of(key: str) -> type[Contender]:
+    return ALL[key.removeprefix(BEFORE)]
 
 
 def of_case(options: argparse.Namespace, workers: dict[str, WorkerProcess], case: str) -> dict[str, WorkerProcess]:
@@ -118,22 +120,14 @@ def run_point(
     paths = {key: directory / key / NAME for key in workers}
     for path in paths.values():
         path.parent.mkdir(exist_ok=True)
-    keys = list(workers)
-    start = time.monotonic()
-    for number in range(options.rounds + 1):
-        used = time.monotonic() - start
-        # A round takes about as long as the average so far; the last one also reads back.
-        out_of_time = number > 0 and used + 2.5 * used / number > options.seconds
-        last = number == options.rounds or out_of_time
-        for key in in_turn(keys, number):
+    for number, order, last in rounds(list(workers), options.rounds, options.seconds):
+        for key in order:
             one_round(options, workers[key], paths[key], op, samples[key], last)
             progress(f"{case} {format_size(nbytes)} {op}: round {number}/{options.rounds} {key}")
-        if last:
-            break
     progress("")
     run["payload_bytes"], run["tensors"] = payload
     for key, worker in workers.items():
-        run["contenders"][key] = results.entry(worker, samples[key])
+        run["contenders"][key] = results.entry(kind_of(key), worker, samples[key])
     return run
 
 
@@ -164,7 +158,7 @@ def build_cases(workers: dict[str, WorkerProcess], case: str, nbytes: int) -> tu
     """Builds the case in every worker; returns payload bytes and tensors. The raw ones are told the others' payload."""
     payload: tuple[int, int] | None = None
     for needs_state in (True, False):
-        chosen = [w for w in workers.values() if w.kind.needs_state is needs_state]
+        chosen = [w for w in workers.values() if kind_of(w.name).needs_state is needs_state]
         order = {"case": case, "nbytes": nbytes, "payload_nbytes": None if payload is None else payload[0]}
         with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
             pending = [pool.submit(worker.order, "build", **order) for worker in chosen]
@@ -179,7 +173,7 @@ def too_large(
     options: argparse.Namespace, workers: dict[str, WorkerProcess], directory: Path, case: str, nbytes: int
 ) -> str | None:
     """Swapping or a full disk would spoil the figures, so such a point is not run."""
-    holding = sum(worker.kind.needs_state and worker.status == "ok" for worker in workers.values())
+    holding = sum(kind_of(key).needs_state and worker.status == "ok" for key, worker in workers.items())
     memory = environment.memory_nbytes("MemAvailable")
     needed = 2 * nbytes  # one file in the page cache, one copy while checking
     if options.device == "cpu":
@@ -202,56 +196,30 @@ def progress(text: str) -> None:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    parser = program.Program("run", __doc__, rounds=5)
+    parser.add_device()
+    parser.add_before()
     parser.add_argument(
         "--case",
-        type=comma_list([*KINDS, "sweep"]),
+        type=program.comma_list([*KINDS, "sweep"]),
         default=["llama"],
         help="of: %(metavar)s",
         metavar=",".join([*KINDS, "sweep"]),
     )
-    parser.add_argument("--size", type=parse_size, default="1GiB", help="payload; for sweep the largest")
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds after the first, which is kept apart")
-    parser.add_argument("--dir", type=Path, default=Path.cwd(), help="where to save; its file system is measured")
     parser.add_argument(
-        "--contenders", type=comma_list(list(ALL)), default=list(ALL), metavar="a,b,c", help=f"of: {','.join(ALL)}"
+        "--contenders",
+        type=program.comma_list(list(ALL)),
+        default=list(ALL),
+        metavar="a,b,c",
+        help=f"of: {','.join(ALL)}",
     )
-    parser.add_argument(
-        "--before",
-        type=checkout,
-        metavar="DIR",
-        help="a checkout of statedict_io, built in place: its savers take part beside these",
-    )
-    parser.add_argument("--device", default="cpu", help="where the tensors are: cpu, cuda, ...")
     parser.add_argument("--op", choices=["save", "load", "both"], default="save")
     parser.add_argument("--overwrite", action="store_true", help="save over the last file; default: remove it first")
     parser.add_argument("--heartbeat", action="store_true", help="beside each save a Python thread ticks every ms")
     parser.add_argument("--no-touch", action="store_true", help="don't touch free memory before each save")
-    parser.add_argument("--out", type=Path, help="write everything measured as JSON")
-    parser.add_argument("--seconds", type=float, default=math.inf, help="start no new round of a case after that long")
     parser.add_argument("--timeout", type=float, default=600, help="seconds any one order to a worker may take")
     parser.add_argument("--verbose", action="store_true", help="let the workers' stderr through")
-    parser.add_argument("--smoke", action="store_true", help="1 MiB, 1 round: does everything run?")
-    options = parser.parse_args(arguments)
-    if options.smoke:
-        options.case, options.size, options.rounds = ["llama", "adamw"], MIB, 1
-    if options.rounds < 1:
-        parser.error("--rounds must be at least 1")
-    if not options.dir.is_dir():
-        parser.error(f"--dir {options.dir}: no such directory")
-    options.dir = options.dir.resolve()
-    return options
-
-
-def comma_list(known: list[str]) -> Any:
-    def split(text: str) -> list[str]:
-        names = [name.strip() for name in text.split(",") if name.strip()]
-        unknown = [name for name in names if name not in known]
-        if unknown or not names:
-            raise argparse.ArgumentTypeError(f"{unknown or 'nothing'}: choose from {', '.join(known)}")
-        return names
-
-    return split
+    return parser.options(arguments, case=["llama", "adamw"], size=MIB)
 
 
 if __name__ == "__main__":

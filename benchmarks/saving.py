@@ -8,17 +8,14 @@ stands what the raw limit itself has in the same run.
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import environment, results, run
+from . import program, results, run
 from .cases import GIB, KIB, MIB, format_size, parse_size
-from .processes import BEFORE, checkout
+from .processes import BEFORE
 
 TMPFS = Path("/dev/shm")
 OURS = ("native", "native_nodurable")
@@ -48,16 +45,13 @@ class Check(NamedTuple):
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    document = environment.describe(options.dir, "cpu")
-    command = ["python", "-m", "benchmarks.saving", *(sys.argv[1:] if arguments is None else arguments)]
-    document["settings"] = {"command": command, "rounds": options.rounds, "mode": "fresh", "device": "cpu"}
+    document = program.document(options, mode="fresh")
     document["runs"] = []
     for part in options.parts:
         for run_of_part in measured(part, options):
             document["runs"].append({"part": part, **run_of_part})
             document["checks"] = [check._asdict() for check in checks(document["runs"])]
-            if options.out is not None:  # after each point: a later one may be cut short
-                options.out.write_text(json.dumps(document, indent=1))
+            program.write(document, options)  # after each point: a later one may be cut short
     print()
     found = checks(document["runs"])
     for check in found:
@@ -71,14 +65,11 @@ def measured(part: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]
     sizes = {"size": options.size, "twice": 2 * options.size, "large": options.large, "seconds": options.seconds}
     command = PARTS[part].format(**sizes).split()
     parent = TMPFS if part == "tmpfs" else options.dir
-    directory = Path(tempfile.mkdtemp(prefix="statedict-io-bench-", dir=parent))
-    try:
-        command += ["--rounds", str(options.rounds), "--dir", str(parent)]
-        if options.before is not None:
-            command += ["--before", str(options.before)]
+    command += ["--rounds", str(options.rounds), "--dir", str(parent)]
+    if options.before is not None:
+        command += ["--before", str(options.before)]
+    with program.scratch(parent) as directory:
         yield from run.measured(run.parse(command), directory)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def checks(runs: list[dict[str, Any]]) -> list[Check]:
@@ -135,23 +126,11 @@ def checks(runs: list[dict[str, Any]]) -> list[Check]:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.saving", description=__doc__)
+    parser = program.Program("saving", __doc__, rounds=25, seconds=150)
+    parser.add_before()
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--size", type=parse_size, default=GIB, help="payload; of the sweep the largest")
     parser.add_argument("--large", type=parse_size, default=4 * GIB, help="payload of the part `large`")
-    parser.add_argument("--rounds", type=int, default=25, help="timed rounds after the first")
-    parser.add_argument("--seconds", type=float, default=150, help="of a case: no new round after that long")
-    parser.add_argument("--dir", type=Path, default=Path.cwd(), help="whose file system is measured")
-    parser.add_argument(
-        "--before", type=checkout, metavar="DIR", help="a checkout, built in place, to compare each figure with"
-    )
-    parser.add_argument("--out", type=Path, help="write everything measured as JSON")
-    parser.add_argument("--smoke", action="store_true", help="tiny, one round: does everything run?")
-    options = parser.parse_args(arguments)
-    if options.smoke:
-        options.size, options.large, options.rounds = 256 * KIB, 4 * MIB, 1
-    options.dir = options.dir.resolve()
-    return options
+    return parser.options(arguments, size=256 * KIB, large=4 * MIB)
 
 
 if __name__ == "__main__":

@@ -8,18 +8,15 @@ step; `python -m benchmarks.report` draws it.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import shutil
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import environment, measure, results
-from .cases import GIB, KINDS, MIB, build, format_size, parse_size
+from . import measure, program, results
+from .cases import KINDS, MIB, build, format_size
 
 PREFIX = "statedict_io::"
 SAVE = "save"
@@ -38,21 +35,11 @@ class Step(NamedTuple):
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    directory = Path(tempfile.mkdtemp(prefix="statedict-io-bench-", dir=options.dir))
-    document = environment.describe(directory, options.device)
-    document["settings"] = {
-        "rounds": options.rounds,
-        "device": options.device,
-        "durable": options.durable,
-        "command": ["python", "-m", "benchmarks.timeline", *(sys.argv[1:] if arguments is None else arguments)],
-    }
-    try:
+    document = program.document(options, durable=options.durable)
+    with program.scratch(options.dir) as directory:
         document["timeline"] = measure_timeline(options, directory / "checkpoint.pt")
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
     print_timeline(document["timeline"])
-    if options.out is not None:
-        options.out.write_text(json.dumps(document, indent=1))
+    program.write(document, options)
     return 0
 
 
@@ -228,22 +215,14 @@ def print_timeline(timeline: dict[str, Any]) -> None:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.timeline", description=__doc__)
+    parser = program.Program("timeline", __doc__, rounds=5)
+    parser.add_device()
     parser.add_argument("--case", choices=sorted(KINDS), default="llama")
-    parser.add_argument("--size", type=parse_size, default=GIB, help="payload")
-    parser.add_argument("--rounds", type=int, default=5, help="with and without a profiler")
     parser.add_argument("--no-durable", dest="durable", action="store_false", help="save with durable=False")
-    parser.add_argument("--dir", type=Path, default=Path.cwd(), help="where to save; its file system is measured")
-    parser.add_argument("--device", default="cpu", help="where the tensors are: cpu, cuda, ...")
-    parser.add_argument("--out", type=Path, help="write everything measured as JSON")
     parser.add_argument(
         "--trace", type=Path, help="write the profile for Perfetto or chrome://tracing (.json or .json.gz)"
     )
-    parser.add_argument("--smoke", action="store_true", help="16 MiB, one round: does everything run?")
-    options = parser.parse_args(arguments)
-    if options.smoke:
-        options.size, options.rounds = 16 * MIB, 1
-    return options
+    return parser.options(arguments, size=16 * MIB)
 
 
 if __name__ == "__main__":

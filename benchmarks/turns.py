@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
+
+
+def rounds(contenders: Sequence[T], count: int, seconds: float = math.inf) -> Iterator[tuple[int, list[T], bool]]:
+    """(number, order, whether it is the last) of each round: number 0, which warms up, and `count` more, or fewer where
+    the next would end after `seconds`; at least one."""
+    began = time.monotonic()
+    for number in range(count + 1):
+        used = time.monotonic() - began
+        # A round takes about as long as the average so far; the last one may do more.
+        last = number == count or (number > 0 and used + 2.5 * used / number > seconds)
+        yield number, in_turn(contenders, number), last
+        if last:
+            return
 
 
 def in_turn(contenders: Sequence[T], number: int) -> list[T]:

@@ -1,126 +1,54 @@
-"""One contender in a process of its own: `python -m benchmarks.worker KEY`, started by the runner.
+"""One contender in a process of its own; `benchmarks.processes` starts it, and is the other end.
 
-Speaks one JSON object a line on stdin and stdout. What libraries print goes to stderr."""
+Orders and answers are JSON objects, one a line, on stdin and stdout; what libraries print goes to stderr. An order
+names an `op`, the method `do_{op}` of what the module's `start` has returned; its other fields are the arguments. The
+answer is what it returns, or says why it was `skipped` or has `failed`. The first answer is to the start.
+"""
 
 from __future__ import annotations
 
-import argparse
+import importlib
 import json
 import os
 import sys
 import traceback
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-from . import measure
-from .cases import Case, build
-from .contenders import ALL, Contender
-from .contenders.base import Unsupported, flat_tensors
-
-
-class Worker:
-    def __init__(self, contender: Contender) -> None:
-        self.contender = contender
-        self.case: Case | None = None
-        self.ready_rss: int | None = None
-
-    def handle(self, order: dict[str, Any]) -> dict[str, Any]:
-        return dict(getattr(self, f"do_{order.pop('op')}")(**order))
-
-    def do_build(self, case: str, nbytes: int, payload_nbytes: int | None) -> dict[str, Any]:
-        """`payload_nbytes` is what the others' case came to; the raw ones take it instead of building their own."""
-        self.case = None
-        if self.contender.needs_state:
-            self.case = build(case, nbytes, self.contender.device)
-            measure.synchronize_device(self.contender.device)
-        else:
-            self.case = Case({}, nbytes if payload_nbytes is None else payload_nbytes, 0)
-        self.contender.prepare(self.case.payload_nbytes)
-        self.ready_rss = measure.resident_nbytes(self.contender.processes())
-        return {
-            "payload_bytes": self.case.payload_nbytes,
-            "tensors": self.case.tensors,
-            "ready_rss_bytes": self.ready_rss,
-        }
-
-    def do_save(self, path: str, overwrite: bool, touch: bool, heartbeat: bool = False) -> dict[str, Any]:
-        assert self.case is not None
-        if not overwrite:
-            self.contender.remove(Path(path))
-        os.sync()
-        if touch:
-            measure.touch_free_memory(self.case.payload_nbytes * 5 // 4)
-        return measure.timed_save(self.contender, self.case.state, Path(path), self.ready_rss, heartbeat=heartbeat)
-
-    def do_load(self, path: str, cold: bool) -> dict[str, Any]:
-        os.sync()
-        return measure.timed_load(self.contender, Path(path), cold)
-
-    def do_check(self, path: str) -> dict[str, Any]:
-        """Reads the file back and compares it with what was saved, bit by bit."""
-        if not (self.contender.needs_state and self.contender.writes_file):
-            return {"checked": "nothing to read back"}
-        assert self.case is not None
-        differences = tree_differences(self.contender, self.case.state, self.contender.read_back(Path(path)))
-        if differences:
-            raise AssertionError(f"what was read back differs: {differences[:5]}")
-        return {"checked": "equal"}
-
-    def do_remove(self, path: str) -> dict[str, Any]:
-        self.contender.remove(Path(path))
-        return {}
-
-
-def tree_differences(contender: Contender, saved: dict[str, Any], loaded: dict[str, Any]) -> list[str]:
-    import torch
-
-    want, got = flat_tensors(saved), flat_tensors(loaded)
-    differences = sorted(want.keys() ^ got.keys())
-    for name in want.keys() & got.keys():
-        a, b = want[name], got[name]
-        same = a.dtype == b.dtype and a.shape == b.shape
-        # As bytes: random bits hold NaNs, which equal nothing.
-        if not same or not torch.equal(_as_bytes(a), _as_bytes(b.to(a.device))):
-            differences.append(name)
-    return differences
-
-
-def _as_bytes(tensor: Any) -> Any:
-    import torch
-
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+from .contenders.base import Unsupported
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("contender", choices=ALL)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--op", default="save")
-    options = parser.parse_args()
-    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    how = json.loads(sys.argv[1])
+    if "path" in how:  # of another checkout; benchmarks/ stays this one's
+        sys.path.insert(0, how["path"])
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
+    worker: Any = None
 
-    def reply(answer: dict[str, Any]) -> None:
-        replies.write(json.dumps(answer) + "\n")
+    def start() -> dict[str, Any]:
+        nonlocal worker
+        worker = importlib.import_module(f"benchmarks.{how['module']}").start(how["name"], **how["options"])
+        return {"about": worker.about}
 
-    kind = ALL[options.contender]
-    on_cpu = kind.device_only and options.device == "cpu"
-    reason = "the tensors are on the CPU" if on_cpu else kind.available(options.op)
-    if reason is not None:
-        reply({"unsupported": reason})
-        return 0
-    worker = Worker(kind(options.device))
-    reply({"pid": os.getpid(), "about": kind.about()})
-    for line in sys.stdin:
-        try:
-            reply(worker.handle(json.loads(line)))
-        except Unsupported as unsupported:
-            reply({"unsupported": str(unsupported)})
-        except Exception as error:
-            traceback.print_exc()
-            reply({"error": f"{type(error).__name__}: {error}"})
-    worker.contender.close()
+    answers.write(json.dumps(answer_of(start)) + "\n")
+    for line in sys.stdin if worker is not None else ():
+        order = json.loads(line)
+        action = getattr(worker, f"do_{order.pop('op')}")
+        answers.write(json.dumps(answer_of(lambda action=action, order=order: action(**order))) + "\n")
+    if worker is not None:
+        worker.close()
     return 0
+
+
+def answer_of(action: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return action()
+    except Unsupported as unsupported:
+        return {"skipped": str(unsupported)}
+    except Exception as error:
+        traceback.print_exc()
+        return {"failed": f"{type(error).__name__}: {error}"}
 
 
 if __name__ == "__main__":

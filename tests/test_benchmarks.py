@@ -1,6 +1,7 @@
 """The benchmarks run, small and once, and end well; turns and sums are right."""
 
 import collections
+import contextlib
 import gzip
 import itertools
 import json
@@ -12,62 +13,77 @@ import pytest
 
 import statedict_io as sio
 from benchmarks import report, timeline
-from benchmarks.turns import in_turn
+from benchmarks.processes import WorkerProcess
+from benchmarks.turns import in_turn, rounds
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
+def smoke(program, directory, *options, returncode=0):
+    """What a small run of the program prints and stores; it leaves nothing else behind."""
+    out = directory / "out.json"
+    command = [sys.executable, "-m", f"benchmarks.{program}", "--smoke", "--dir", directory, "--out", out, *options]
+    run = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=180)
+    assert run.returncode == returncode, run.stderr + run.stdout
+    assert list(directory.iterdir()) == ([out] if returncode == 0 else [])
+    return run, json.loads(out.read_text()) if returncode == 0 else None
+
+
 @pytest.mark.timeout(200)
 def test_asynchronous(tmp_path):
-    out = tmp_path / "out.json"
-    command = [sys.executable, "-m", "benchmarks.asynchronous", "--smoke", "--dir", str(tmp_path), "--out", str(out)]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180)
-    assert run.returncode == 0, run.stderr
-    document = json.loads(out.read_text())
+    _, document = smoke("asynchronous", tmp_path)
     for part in ("stall", "training"):
         assert "statedict_io.save_async" in document[part]["contenders"]
-    assert list(tmp_path.iterdir()) == [out]
 
 
 @pytest.mark.timeout(200)
 def test_saving(tmp_path):
-    out = tmp_path / "out.json"
-    command = [sys.executable, "-m", "benchmarks.saving", "--smoke", "--dir", str(tmp_path), "--out", str(out)]
-    run = subprocess.run([*command, "--parts", "llama", "gil"], cwd=ROOT, capture_output=True, text=True, timeout=180)
-    assert run.returncode == 0, run.stderr + run.stdout
-    document = json.loads(out.read_text())
+    _, document = smoke("saving", tmp_path, "--parts", "llama", "gil")
     assert [of_run["part"] for of_run in document["runs"]] == ["llama", "gil"]
     asked = [check["what"] for check in document["checks"]]
     assert "llama 256 KiB, durable: raw_direct / native" in asked
     assert "gil 512 KiB, native: largest gap of another thread, ms" in asked
-    assert list(tmp_path.iterdir()) == [out]
 
 
 @pytest.mark.timeout(200)
 def test_another_checkout_takes_part(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.saving", "--smoke", "--dir", str(tmp_path), "--before", str(ROOT)]
-    run = subprocess.run([*command, "--parts", "tmpfs"], cwd=ROOT, capture_output=True, text=True, timeout=180)
-    assert run.returncode == 0, run.stderr + run.stdout
+    """With its library and this one's way of measuring."""
+    checkout = tmp_path / "checkout"
+    checkout.mkdir()
+    (checkout / "statedict_io").symlink_to(ROOT / "statedict_io")
+    measured = tmp_path / "measured"
+    measured.mkdir()
+    run, document = smoke("saving", measured, "--before", checkout, "--parts", "tmpfs")
     assert "before native / native" in run.stdout
+    (of_run,) = document["runs"]
+    about = {key: of["about"].get("statedict_io file") for key, of in of_run["contenders"].items()}
+    assert about["before native"] == str(checkout / "statedict_io" / "__init__.py")
+    assert about["native"] == str(ROOT / "statedict_io" / "__init__.py")
+
+
+@pytest.mark.timeout(200)
+def test_ranks(tmp_path):
+    _, document = smoke("ranks", tmp_path)
+    assert {"one_file", "one_rank", "gather", "stock"} <= set(document["ranks"]["contenders"])
 
 
 @pytest.mark.timeout(200)
 def test_timeline(tmp_path):
-    out, trace = tmp_path / "out.json", tmp_path / "trace.json.gz"
-    command = [sys.executable, "-m", "benchmarks.timeline", "--smoke", "--dir", str(tmp_path), "--out", str(out)]
-    run = subprocess.run([*command, "--trace", str(trace)], cwd=ROOT, capture_output=True, text=True, timeout=180)
     if sio.backend_info().name != "native":
-        assert run.returncode == 1 and "recorded by the extension" in run.stderr
+        run, _ = smoke("timeline", tmp_path, returncode=1)
+        assert "recorded by the extension" in run.stderr
         return
-    assert run.returncode == 0, run.stderr
-    of_save = json.loads(out.read_text())["timeline"]
+    trace = tmp_path / "trace.json.gz"
+    measured = tmp_path / "measured"
+    measured.mkdir()
+    _, document = smoke("timeline", measured, "--trace", trace)
+    of_save = document["timeline"]
     assert {"copy_and_crc32", "write"} <= set(of_save["summary"]["steps"]) or "crc32" in of_save["summary"]["steps"]
     assert sum(of_save["summary"]["writes"]) == pytest.approx(of_save["save_s"])
     assert all(0 <= step["start_s"] <= step["end_s"] <= of_save["save_s"] for step in of_save["steps"])
     assert b"statedict_io::write" in gzip.decompress(trace.read_bytes())
-    command = [sys.executable, "-m", "benchmarks.report", str(out)]
+    command = [sys.executable, "-m", "benchmarks.report", str(measured / "out.json")]
     assert "| write |" in subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert sorted(tmp_path.iterdir()) == [out, trace]
 
 
 @pytest.mark.parametrize("stored", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda path: path.stem)
@@ -117,17 +133,52 @@ def test_what_a_timeline_is_summed_up_to():
 
 @pytest.mark.timeout(200)
 def test_reading(tmp_path):
-    out = tmp_path / "out.json"
-    command = [sys.executable, "-m", "benchmarks.reading", "--smoke", "--dir", str(tmp_path), "--out", str(out)]
-    command += ["--parts", "cold", "rows", "--only", "statedict_io", "torch.load", "raw"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180)
-    document = json.loads(out.read_text())
+    parts = ["--parts", "cold", "rows", "--only", "statedict_io", "torch.load", "raw"]
+    try:
+        _, document = smoke("reading", tmp_path, *parts)
+    except AssertionError as failure:
+        if "was to be cold" in str(failure):
+            pytest.skip("nothing is ever cold on this file system")
+        raise
     cold, rows = (document["parts"][part]["contenders"] for part in ("cold", "rows"))
     assert set(cold) == {"statedict_io", "torch.load", "raw"}
-    if "was to be cold" in cold["torch.load"]["status"]:
-        pytest.skip("nothing is ever cold on this file system")
     assert all(entry["status"] == "ok" and entry["median"]["s"] > 0 for entry in cold.values())
     assert rows["statedict_io"]["median"]["read_bytes"] <= 2 * rows["statedict_io"]["median"]["wanted_bytes"]
-    assert run.returncode == 0, run.stderr + run.stdout
     assert len(document["checks"]) == 3
-    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_rounds_end_in_time():
+    assert [(number, last) for number, _, last in rounds("ab", 2)] == [(0, False), (1, False), (2, True)]
+    assert [(number, last) for number, _, last in rounds("ab", 9, seconds=0)] == [(0, False), (1, True)]
+
+
+@pytest.fixture
+def worker():
+    with contextlib.ExitStack() as ends:
+
+        def start(*arguments, **options):
+            process = WorkerProcess(*arguments, **options)
+            ends.callback(process.close)
+            process.wait_started()
+            return process
+
+        yield start
+
+
+def test_a_worker_that_can_not_or_does_not(worker):
+    missing = worker("reader", "no such library")
+    assert missing.status == "failed" and "no such library" in missing.reason
+    skipped = worker("saver", "raw_pinned", device="cpu", op="save")
+    assert (skipped.status, skipped.reason) == ("skipped", "the tensors are on the CPU")
+    assert skipped.order("save", path="nowhere") is None
+    failing = worker("saver", "torch", device="cpu", op="save")
+    assert failing.about["torch"]
+    assert failing.order("build", case="one", nbytes=64, payload_nbytes=None)["payload_bytes"] == 64
+    assert failing.order("load", path="/nowhere/a.pt", cold=False) is None
+    assert failing.status == "failed" and "FileNotFoundError" in failing.reason
+
+
+def test_a_worker_that_takes_too_long(worker):
+    process = worker("saver", "torch", device="cpu", op="save", timeout_s=0.01)
+    assert process.status == "failed" and "limit 0.01 s" in process.reason
+    assert process.order("load", path="a.pt", cold=False) is None

@@ -28,8 +28,10 @@ class Contender:
     device_only: ClassVar[bool] = False
     """It is about copies from a device: skipped, before anything is imported, where the tensors are on the CPU."""
     writes_file: ClassVar[bool] = True
-    saves_non_tensors: ClassVar[bool] = True
-    """False: the format holds tensors only; other leaves (learning rates, step counts) are left out of its file."""
+    module: ClassVar[str] = "torch"
+    """What it cannot run without."""
+    distribution: ClassVar[str | None] = None
+    """Of which package the version is kept with the results."""
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
@@ -38,12 +40,12 @@ class Contender:
     @classmethod
     def available(cls, op: str = "save") -> str | None:
         """None when it can run here, else the reason why not."""
-        return None
+        return import_error(cls.module)
 
     @classmethod
     def about(cls) -> dict[str, str]:
         """Versions and settings to be kept with the results."""
-        return {}
+        return {} if cls.distribution is None else version_of(cls.distribution)
 
     def prepare(self, payload_nbytes: int) -> None:
         """Once per case, not timed: what a long-running program would set up once."""

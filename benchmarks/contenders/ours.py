@@ -5,23 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from .base import Contender, StateDict, import_error, version_of
+from .base import Contender, StateDict
 
 
 class StatedictIO(Contender):
     kind = "ours"
+    module = "statedict_io"
+    distribution = "statedict_io"
     backend: ClassVar[str]
 
     @classmethod
     def available(cls, op: str = "save") -> str | None:
-        reason = import_error("statedict_io")
+        reason = super().available(op)
         if reason is not None:
             return reason
         import statedict_io as sio
 
-        for name in (op, "backend_info"):
-            if not hasattr(sio, name):
-                return f"statedict_io has no {name} yet"
         info = sio.backend_info()
         if cls.backend == "native" and info.name != "native":
             return f"the extension is not in use: {info.reason}"
@@ -33,11 +32,11 @@ class StatedictIO(Contender):
 
         info = sio.backend_info()
         return {
-            **version_of("statedict_io"),
+            **super().about(),
             "statedict_io backend asked for": cls.backend,
             "statedict_io file": str(sio.__file__),
-            "statedict_io built for torch": str(getattr(info, "built_for_torch", None)),
-            "statedict_io simd": str(getattr(info, "simd", None)),
+            "statedict_io built for torch": str(info.built_for_torch),
+            "statedict_io simd": str(info.simd),
         }
 
     def save(self, state_dict: StateDict, path: Path) -> None:

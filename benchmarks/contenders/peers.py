@@ -6,21 +6,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from .base import Contender, StateDict, cuda_missing, flat_tensors, import_error, version_of
+from .base import Contender, StateDict, cuda_missing, flat_tensors
 
 
 class Safetensors(Contender):
     key = "safetensors"
     label = "safetensors save_file"
-    saves_non_tensors = False
-
-    @classmethod
-    def available(cls, op: str = "save") -> str | None:
-        return import_error("safetensors.torch")
-
-    @classmethod
-    def about(cls) -> dict[str, str]:
-        return version_of("safetensors")
+    module = "safetensors.torch"
+    distribution = "safetensors"
 
     def save(self, state_dict: StateDict, path: Path) -> None:
         from safetensors.torch import save_file
@@ -36,15 +29,8 @@ class Safetensors(Contender):
 class Tensorizer(Contender):
     key = "tensorizer"
     label = "tensorizer"
-    saves_non_tensors = False
-
-    @classmethod
-    def available(cls, op: str = "save") -> str | None:
-        return import_error("tensorizer")
-
-    @classmethod
-    def about(cls) -> dict[str, str]:
-        return version_of("tensorizer")
+    module = "tensorizer"
+    distribution = "tensorizer"
 
     def save(self, state_dict: StateDict, path: Path) -> None:
         from tensorizer import TensorSerializer
@@ -66,14 +52,8 @@ class TorchCheckpointing(Contender):
 
     key = "torch_checkpointing"
     label = "torch_checkpointing (sync)"
-
-    @classmethod
-    def available(cls, op: str = "save") -> str | None:
-        return import_error("torch_checkpointing")
-
-    @classmethod
-    def about(cls) -> dict[str, str]:
-        return version_of("torch_checkpointing") or version_of("torch-checkpointing")
+    module = "torch_checkpointing"
+    distribution = "torch_checkpointing"
 
     def prepare(self, payload_nbytes: int) -> None:
         from torch_checkpointing import CheckpointManager
@@ -101,15 +81,9 @@ class DistributedCheckpoint(Contender):
 
     key = "dcp"
     label = "torch.distributed.checkpoint, one file"
+    module = "torch.distributed.checkpoint"
+    distribution = "torch"
     threads = 1
-
-    @classmethod
-    def available(cls, op: str = "save") -> str | None:
-        return import_error("torch.distributed.checkpoint")
-
-    @classmethod
-    def about(cls) -> dict[str, str]:
-        return version_of("torch")
 
     def save(self, state_dict: StateDict, path: Path) -> None:
         import torch.distributed.checkpoint as dcp
@@ -144,20 +118,18 @@ class DeepSpeedFastFileWriter(Contender):
 
     key = "deepspeed"
     label = "DeepSpeed FastFileWriter"
+    module = "deepspeed.io"
+    distribution = "deepspeed"
     device_only = True
 
     @classmethod
     def available(cls, op: str = "save") -> str | None:
-        reason = cuda_missing() or import_error("deepspeed.io")
+        reason = cuda_missing() or super().available(op)
         if reason is not None:
             return reason
         from deepspeed.ops.op_builder import AsyncIOBuilder
 
         return None if AsyncIOBuilder().is_compatible(verbose=False) else "DeepSpeed's async_io operator can't be built"
-
-    @classmethod
-    def about(cls) -> dict[str, str]:
-        return version_of("deepspeed")
 
     def prepare(self, payload_nbytes: int) -> None:
         import torch

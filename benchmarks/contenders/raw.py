@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from .base import Contender, StateDict, Unsupported, cuda_missing
 
@@ -30,12 +30,45 @@ def build_raw(name: str) -> Path:
     return binary
 
 
-class RawWrite(Contender):
-    """Drives raw_write --serve, which keeps its buffers from save to save as every fast saver does."""
+class RawServer:
+    """A raw program that takes a path a line and answers with a JSON object; it keeps its buffers, as libraries do."""
 
+    def __init__(self, name: str, *options: str) -> None:
+        self._process = subprocess.Popen(
+            [str(build_raw(name)), *options, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.pid = self._process.pid
+        self._answer()  # buffers are filled
+
+    def order(self, path: Path | str) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{path}\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=30)
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self._process.args} ended with {self._process.wait(timeout=30)}")
+        answer: dict[str, Any] = json.loads(line)
+        if "unsupported" in answer:
+            raise Unsupported(answer["unsupported"])
+        if "error" in answer:
+            raise OSError(answer["error"])
+        return answer
+
+
+class RawWrite(Contender):
     kind = "raw"
     needs_state = False
     options: ClassVar[tuple[str, ...]]
+    _server: RawServer | None = None
 
     @classmethod
     def available(cls, op: str = "save") -> str | None:
@@ -47,45 +80,22 @@ class RawWrite(Contender):
         super().prepare(payload_nbytes)
         self.close()
         size = ["--size", str(payload_nbytes), "--chunk", str(CHUNK_NBYTES), *self.more_options(payload_nbytes)]
-        self._server = subprocess.Popen(
-            [str(build_raw("raw_write")), *self.options, *size, "--serve"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self._reply()  # buffers are filled
+        self._server = RawServer("raw_write", *self.options, *size)
 
     def more_options(self, payload_nbytes: int) -> list[str]:
         return []
 
     def save(self, state_dict: StateDict, path: Path) -> None:
-        assert self._server is not None and self._server.stdin is not None
-        self._server.stdin.write(f"{path}\n")
-        self._server.stdin.flush()
-        reply = self._reply()
-        if "unsupported" in reply:
-            raise Unsupported(reply["unsupported"])
-        if "error" in reply:
-            raise OSError(reply["error"])
+        assert self._server is not None
+        self._server.order(path)
 
     def processes(self) -> list[int]:
         return [self._server.pid] if self._server is not None else []
 
     def close(self) -> None:
         if self._server is not None:
-            assert self._server.stdin is not None
-            self._server.stdin.close()
-            self._server.wait(timeout=30)
+            self._server.close()
             self._server = None
-
-    _server: subprocess.Popen[str] | None = None
-
-    def _reply(self) -> dict[str, str]:
-        assert self._server is not None and self._server.stdout is not None
-        line = self._server.stdout.readline()
-        if not line:
-            raise RuntimeError(f"raw_write ended with {self._server.wait(timeout=30)}")
-        return dict(json.loads(line))
 
 
 class RawBuffered(RawWrite):

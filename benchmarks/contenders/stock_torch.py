@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .base import Contender, StateDict, cuda_missing, version_of
+from ..measure import fsync
+from .base import Contender, StateDict, cuda_missing
 
 
 class TorchSave(Contender):
     key = "torch"
     label = "torch.save"
-
-    @classmethod
-    def about(cls) -> dict[str, str]:
-        return version_of("torch")
+    distribution = "torch"
 
     def save(self, state_dict: StateDict, path: Path) -> None:
         import torch
@@ -75,7 +73,7 @@ class TorchSaveFsync(TorchSave):
         import torch
 
         torch.save(state_dict, path)
-        _fsync(path)
+        fsync(path)
 
 
 class TorchSaveAtomic(TorchSave):
@@ -89,18 +87,9 @@ class TorchSaveAtomic(TorchSave):
         temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}")
         try:
             torch.save(state_dict, temporary)
-            _fsync(temporary)
+            fsync(temporary)
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _fsync(path.parent)
-
-
-def _fsync(path: Path) -> None:
-    """Saving to a path and opening it again: through a Python file object torch.save is slower."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        fsync(path.parent)

@@ -1,23 +1,20 @@
-"""One contender of `benchmarks.reading` in a process of its own: orders as JSON lines on stdin, samples on stdout."""
+"""What a worker of `benchmarks.reading` does: load, read one tensor or some rows, and say what memory that takes."""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import gc
-import json
 import mmap
 import os
 import subprocess
-import sys
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from .cases import tensors_in
-from .contenders.raw import build_raw
+from .contenders.base import Unsupported
+from .contenders.raw import RawServer
 from .measure import drop_cache, fill_cache, peak_nbytes, reset_peak, resident_nbytes, touch, touch_free_memory
 
 
@@ -36,14 +33,15 @@ class Library:
     def rows(self, path: str, name: str, begin: int, end: int) -> Any:
         raise NotImplementedError
 
+    def close(self) -> None:
+        """Ends what it has started."""
+
 
 class StatedictIO(Library):
     def __init__(self, **options: Any) -> None:
         import statedict_io
-        import statedict_io.conversion
 
         self.sio = statedict_io
-        self.conversion = statedict_io.conversion
         self.options = options
 
     def load(self, path: str) -> Any:
@@ -61,7 +59,9 @@ class StatedictIO(Library):
         assert self.sio.verify(path, **self.options).ok
 
     def convert(self, path: str, to: str) -> None:
-        self.conversion.convert(path, to)
+        from statedict_io import conversion
+
+        conversion.convert(path, to)
 
 
 class Torch(Library):
@@ -107,20 +107,14 @@ class Raw(Library):
     """Four threads that read the file into fresh huge-page memory: direct where it is cold, else buffered."""
 
     def __init__(self) -> None:
-        command = [str(build_raw("raw_read")), "--threads", "4", "--serve"]
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.servers = {how: subprocess.Popen([*command, f"--{how}"], **pipes) for how in ("direct", "buffered")}
-        for server in self.servers.values():
-            server.stdout.readline()
+        self.servers = {how: RawServer("raw_read", "--threads", "4", f"--{how}") for how in ("direct", "buffered")}
 
     def timed(self, path: str, cold: bool) -> float:
-        server = self.servers["direct" if cold else "buffered"]
-        server.stdin.write(f"{path}\n")
-        server.stdin.flush()
-        answer = json.loads(server.stdout.readline())
-        if "read_s" not in answer:
-            raise OSError(answer)
-        return float(answer["read_s"])
+        return float(self.servers["direct" if cold else "buffered"].order(path)["read_s"])
+
+    def close(self) -> None:
+        for server in self.servers.values():
+            server.close()
 
 
 LIBRARIES: dict[str, Callable[[], Library]] = {
@@ -148,7 +142,7 @@ def fraction_in_page_cache(path: str) -> float:
         return bytes(page & 1 for page in pages).count(1) / num_pages
 
 
-def make(path: str, cold: bool) -> None:
+def put(path: str, cold: bool) -> None:
     """Nothing of the file in the page cache, or all of it: looked at, not hoped for."""
     if cold:
         drop_cache(Path(path))
@@ -164,15 +158,23 @@ def read_from_disk_nbytes() -> int:
         return next(int(line.split()[1]) for line in file if line.startswith("read_bytes:"))
 
 
-class Worker:
+def start(name: str) -> Reader:
+    try:
+        return Reader(LIBRARIES[name]())
+    except (ImportError, OSError, subprocess.SubprocessError) as error:
+        raise Unsupported(f"{type(error).__name__}: {error}") from error
+
+
+class Reader:
     def __init__(self, library: Library) -> None:
         self.library = library
+        self.about = {"suffix": library.suffix}
 
     def do_load(self, path: str, cold: bool) -> dict[str, float]:
         """`s`: until the bytes are in memory of the process's own, or mapped and every page was touched."""
         gc.collect()
         touch_free_memory(os.path.getsize(path))
-        make(path, cold)
+        put(path, cold)
         if isinstance(self.library, Raw):
             return {"s": self.library.timed(path, cold)}
         start = time.perf_counter()
@@ -184,13 +186,13 @@ class Worker:
 
     def do_first_tensor(self, path: str, name: str) -> dict[str, float]:
         gc.collect()
-        make(path, cold=True)
+        put(path, cold=True)
         start = time.perf_counter()
         self.library.first_tensor(path, name)
         return {"s": time.perf_counter() - start}
 
     def do_rows(self, path: str, name: str, begin: int, end: int) -> dict[str, float]:
-        make(path, cold=True)
+        put(path, cold=True)
         before = read_from_disk_nbytes()
         start = time.perf_counter()
         rows = self.library.rows(path, name, begin, end)
@@ -208,27 +210,5 @@ class Worker:
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors_in(result)}
         return {"extra_bytes": peak - before - sum(storages.values())}
 
-
-def main() -> int:
-    replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    try:
-        worker = Worker(LIBRARIES[sys.argv[1]]())
-    except (ImportError, OSError, subprocess.SubprocessError) as error:
-        replies.write(json.dumps({"skipped": f"{type(error).__name__}: {error}"}) + "\n")
-        return 0
-    replies.write(json.dumps({"suffix": worker.library.suffix}) + "\n")
-    for line in sys.stdin:
-        order = json.loads(line)
-        try:
-            answer = getattr(worker, f"do_{order.pop('do')}")(**order)
-        except Exception as error:
-            traceback.print_exc()
-            answer = {"failed": f"{type(error).__name__}: {error}"}
-        with contextlib.suppress(BrokenPipeError):
-            replies.write(json.dumps(answer) + "\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    def close(self) -> None:
+        self.library.close()
