@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import os
-import statistics
 import sys
 import threading
 import time
@@ -18,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from . import program
+from . import program, results
 from .cases import MIB, build, format_size, tensors_in
 from .measure import synchronize_device
 from .turns import rounds
@@ -89,28 +88,24 @@ def measure_stall(options: argparse.Namespace, directory: Path) -> dict[str, Any
         "torch.distributed.checkpoint.async_save": dcp_async_save,
     }
     copy = reference_copy(case.state, options.device)
-    samples: dict[str, list[float]] = {key: [] for key in ["parallel memcpy", *contenders]}
-    ends: dict[str, list[float]] = {key: [] for key in contenders}
+    samples: dict[str, list[dict[str, float]]] = {key: [] for key in ["parallel memcpy", *contenders]}
     for _, order, _ in rounds(list(samples), options.rounds, options.seconds):
         for key in order:
             if key == "parallel memcpy":
-                samples[key].append(timed(copy))
+                samples[key].append({"call_s": timed(copy)})
                 continue
             settle(options.device)
             start = time.perf_counter()
             wait = contenders[key](case.state, directory / "model.pt")
-            samples[key].append(time.perf_counter() - start)
+            called = time.perf_counter() - start
             wait()
-            ends[key].append(time.perf_counter() - start)
-    reference = statistics.median(samples["parallel memcpy"][1:])
+            samples[key].append({"call_s": called, "until_end_s": time.perf_counter() - start})
+    rows = {key: results.measured(of) for key, of in samples.items()}
+    reference = rows["parallel memcpy"]["median"]["call_s"]
     print(f"the call's time, {format_size(case.payload_nbytes)} on {options.device}: medians, first")
-    rows = {}
-    for key, seconds in samples.items():
-        rows[key] = {"first_s": seconds[0], "call_s": seconds[1:], "until_end_s": ends.get(key, [])}
-        median = statistics.median(seconds[1:])
-        print(
-            f"  {key:44} {median * 1e3:8.1f} ms  {median / reference:6.2f} x memcpy   first {seconds[0] * 1e3:8.1f} ms"
-        )
+    for key, row in rows.items():
+        median, first = row["median"]["call_s"], row["first"]["call_s"]
+        print(f"  {key:44} {median * 1e3:8.1f} ms  {median / reference:6.2f} x memcpy   first {first * 1e3:8.1f} ms")
     return {"payload_bytes": case.payload_nbytes, "device": options.device, "contenders": rows}
 
 
@@ -190,7 +185,7 @@ def measure_training(options: argparse.Namespace, directory: Path) -> dict[str, 
     for _ in range(2):
         step()
     nbytes = sum(t.untyped_storage().nbytes() for t in tensors_in(state()))
-    rates: dict[str, list[float]] = {key: [] for key in contenders}
+    rates: dict[str, list[dict[str, float]]] = {key: [] for key in contenders}
     keys = list(contenders)
     for number, order, _ in rounds(keys, options.training_rounds, options.seconds):  # the first pays for buffers
         for key in order:
@@ -204,15 +199,17 @@ def measure_training(options: argparse.Namespace, directory: Path) -> dict[str, 
                     wait = contenders[key](state(), directory / f"{keys.index(key)}.pt")
             wait()
             synchronize_device(options.device)
-            rates[key].append(options.steps / (time.perf_counter() - start))
-            print(f"  round {number}: {key}: {rates[key][-1]:.3f} steps/s", file=sys.stderr, flush=True)
-    reference = statistics.median(rates["no checkpoints"][1:])
+            rate = options.steps / (time.perf_counter() - start)
+            rates[key].append({"steps_per_second": rate})
+            print(f"  round {number}: {key}: {rate:.3f} steps/s", file=sys.stderr, flush=True)
+    rows = {key: results.measured(of) for key, of in rates.items()}
+    reference = rows["no checkpoints"]["median"]["steps_per_second"]
     print(
         f"steps per second, {parameters / 1e6:.0f} M parameters, {format_size(nbytes)} every {options.every} steps: "
-        f"median of {len(rates[keys[0]]) - 1} times {options.steps} steps"
+        f"median of {rows[keys[0]]['rounds']} times {options.steps} steps"
     )
-    for key, samples in rates.items():
-        median = statistics.median(samples[1:])
+    for key, row in rows.items():
+        median = row["median"]["steps_per_second"]
         print(f"  {key:44} {median:8.3f}   {median / reference:6.3f} of none")
     return {
         "parameters": parameters,
@@ -221,7 +218,7 @@ def measure_training(options: argparse.Namespace, directory: Path) -> dict[str, 
         "checkpoint_every": options.every,
         "batch": options.batch,
         "torch": torch.__version__,
-        "contenders": {key: {"first": r[0], "steps_per_second": r[1:]} for key, r in rates.items()},
+        "contenders": rows,
     }
 
 

@@ -24,7 +24,7 @@ PACKAGES = (
 
 def describe(directory: Path, device: str) -> dict[str, Any]:
     return {
-        "schema": 1,
+        "schema": 2,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": machine(device),
         "filesystem": filesystem(directory),

@@ -1,12 +1,11 @@
 """Pictures of a results file: seconds by contender, time by size, a timeline of one save.
 
-One quantity an axis. Each shows where its figures come from and how far they spread: a dot for each round, the median,
-and a line from the lower to the upper quartile.
+One quantity an axis. Each shows where its figures come from and how far they spread: the median, a thick line from the
+lower to the upper quartile, and a thin one from the least to the greatest.
 """
 
 from __future__ import annotations
 
-import statistics
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
@@ -46,7 +45,12 @@ MIN_ROUNDS = 3
 class Bar(NamedTuple):
     label: str
     colour: str
-    samples: list[float]
+    median: float
+    spread: list[float]  # least, lower quartile, upper quartile, greatest
+
+
+def bar(label: str, colour: str, entry: dict[str, Any], field: str) -> Bar:
+    return Bar(label, colour, entry["median"][field], entry["spread"][field])
 
 
 def draw(document: dict[str, Any], directory: Path, stem: str) -> list[Path]:
@@ -82,14 +86,7 @@ def saves(run: dict[str, Any], about: str, path: Path) -> None:
     """Until the call returns, and until the file is on the device."""
     shown = [row for row in results.rows(run) if row["key"] not in NOT_ON_THE_DISK]
     panels = {
-        title: [
-            Bar(
-                row["label"],
-                COLOURS[row["kind"]],
-                [sample[metric] for sample in run["contenders"][row["key"]]["samples"]],
-            )
-            for row in shown
-        ]
+        title: [bar(row["label"], COLOURS[row["kind"]], run["contenders"][row["key"]], metric) for row in shown]
         for metric, title in (
             ("return_s", "seconds until the call returns"),
             ("durable_s", "seconds until the file is on the device"),
@@ -99,8 +96,8 @@ def saves(run: dict[str, Any], about: str, path: Path) -> None:
 
 
 def sampled(of: results.Compared, about: str, path: Path) -> Path:
-    bars = [Bar(label, colour_of(label), samples) for label, samples in of.samples.items()]
-    count = min(len(samples) for samples in of.samples.values())
+    bars = [bar(label, colour_of(label), entry, of.field) for label, entry in of.contenders.items()]
+    count = min(entry["rounds"] for entry in of.contenders.values())
     compare({of.quantity: bars}, of.title, f"{count} rounds; {about}", path)
     return path
 
@@ -118,24 +115,24 @@ def compare(panels: dict[str, list[Bar]], title: str, caption: str, path: Path) 
     figure, drawn = plt.subplots(
         1, len(panels), figsize=(6 + 4 * len(panels), height), layout="constrained", sharey=True, squeeze=False
     )
-    # One slow round in ten would squeeze all others; it is counted at the edge.
-    ceiling = 1.15 * max(results.quartiles(bar.samples)[1] for bars in panels.values() for bar in bars)
+    # One slow round in ten would squeeze all others; it is named at the edge.
+    ceiling = 1.15 * max(bar.spread[2] for bars in panels.values() for bar in bars)
     for axes, (quantity, bars) in zip(drawn[0], panels.items(), strict=True):
-        middle = [statistics.median(bar.samples) for bar in bars]
-        axes.barh(range(len(bars)), middle, color=[bar.colour for bar in bars], height=0.7)
+        axes.barh(range(len(bars)), [bar.median for bar in bars], color=[bar.colour for bar in bars], height=0.7)
         for position, bar in enumerate(bars):
-            low, high = results.quartiles(bar.samples)
-            shown = [sample for sample in bar.samples if sample <= ceiling]
-            axes.plot([low, high], [position, position], color="black", lw=1.5, solid_capstyle="butt")
-            axes.plot(shown, [position] * len(shown), ".", color="black", ms=4, alpha=0.35)
-            if len(shown) < len(bar.samples):
-                axes.text(ceiling, position, f" {len(bar.samples) - len(shown)} slower", va="center", fontsize=7)
+            least, low, high, greatest = bar.spread
+            axes.plot([least, min(greatest, ceiling)], [position, position], color="black", lw=0.75, alpha=0.6)
+            axes.plot([low, high], [position, position], color="black", lw=2.5, solid_capstyle="butt")
+            if greatest > ceiling:
+                axes.text(ceiling, position, f" to {greatest:.3g}", va="center", fontsize=7)
         axes.set_xlim(0, ceiling)
         axes.set_yticks(range(len(labels)), labels)
         axes.set_xlabel(quantity)
         axes.spines[["top", "right"]].set_visible(False)
     drawn[0][0].invert_yaxis()
-    finish(figure, title, f"Bar: median. Line: middle half of the rounds. Dots: rounds.\n{caption}", path)
+    finish(
+        figure, title, f"Bar: median. Thick line: middle half of the rounds. Thin line: all rounds.\n{caption}", path
+    )
 
 
 def by_size(runs: list[dict[str, Any]], about: str, path: Path) -> None:
@@ -145,18 +142,20 @@ def by_size(runs: list[dict[str, Any]], about: str, path: Path) -> None:
     for axes, metric, until in zip(
         drawn, results.METRICS, ("until the call returns", "until the file is on the device"), strict=True
     ):
-        of_torch = [results.seconds(run, "torch", metric) for run in runs]
+        of_torch = [run["contenders"]["torch"]["median"][metric] for run in runs]
         axes.axhline(1, color=PEER, lw=2, label="torch.save")
         for key, style in STYLES.items():
-            points = [
-                [sample[metric] / reference for sample in run["contenders"][key]["samples"]]
-                for run, reference in zip(runs, of_torch, strict=True)
-                if reference
-            ]
-            spread = [results.quartiles(samples) for samples in points]
-            label = runs[0]["contenders"][key]["label"]
-            axes.plot(sizes, [statistics.median(samples) for samples in points], marker="o", ms=4, label=label, **style)
-            axes.fill_between(sizes, *zip(*spread, strict=True), color=style["color"], alpha=0.15, lw=0)
+            entries = [run["contenders"][key] for run in runs]
+            middle, low, high = (
+                [value / reference for value, reference in zip(values, of_torch, strict=True)]
+                for values in (
+                    [entry["median"][metric] for entry in entries],
+                    [entry["spread"][metric][1] for entry in entries],
+                    [entry["spread"][metric][2] for entry in entries],
+                )
+            )
+            axes.plot(sizes, middle, marker="o", ms=4, label=entries[0]["label"], **style)
+            axes.fill_between(sizes, low, high, color=style["color"], alpha=0.15, lw=0)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log", base=2)
         axes.set_xticks(sizes, [format_size(size) for size in sizes])
@@ -173,15 +172,16 @@ def by_size(runs: list[dict[str, Any]], about: str, path: Path) -> None:
 
 def lanes(of_save: dict[str, Any], about: str, path: Path) -> None:
     """A lane for each thread and each device's copy engine, a bar for each step."""
-    names = sorted({step["lane"] for step in of_save["steps"]}, key=lambda lane: (not lane.startswith("device"), lane))
+    steps = [timeline.Step(*step) for step in of_save["steps"]]
+    names = sorted({step.lane for step in steps}, key=lambda lane: (not lane.startswith("device"), lane))
     figure, axes = plt.subplots(figsize=(12, 0.35 * len(names) + 2), layout="constrained")
     for step_name in of_save["summary"]["steps"]:
-        bars = [step for step in of_save["steps"] if step["name"] == step_name]
+        bars = [step for step in steps if step.name == step_name]
         label, colour = STEPS[step_name]
         axes.barh(
-            [names.index(step["lane"]) for step in bars],
-            [1e3 * (step["end_s"] - step["start_s"]) for step in bars],
-            left=[1e3 * step["start_s"] for step in bars],
+            [names.index(step.lane) for step in bars],
+            [1e3 * (step.end_s - step.start_s) for step in bars],
+            left=[1e3 * step.start_s for step in bars],
             color=colour,
             label=label,
         )

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import math
+import re
 import shutil
 import sys
 import tempfile
@@ -27,7 +28,8 @@ class Program(argparse.ArgumentParser):
         self.add_argument("--rounds", type=int, default=rounds, help="timed rounds after the first")
         self.add_argument("--seconds", type=float, default=seconds, help="start no new round after that long")
         self.add_argument("--dir", type=Path, default=Path.cwd(), help="where to save; its file system is measured")
-        self.add_argument("--out", type=Path, help="write what was measured as JSON")
+        self.add_argument("--out", type=Path, help="write medians and spreads as JSON")
+        self.add_argument("--samples", type=Path, help="write the same with every sample")
         self.add_argument("--smoke", action="store_true", help="tiny, one round: does everything run?")
 
     def add_device(self) -> None:
@@ -64,7 +66,21 @@ def document(options: argparse.Namespace, **settings: Any) -> dict[str, Any]:
 
 def write(document: dict[str, Any], options: argparse.Namespace) -> None:
     if options.out is not None:
-        options.out.write_text(json.dumps(document, indent=1))
+        options.out.write_text(as_json(without_samples(document)))
+    if options.samples is not None:
+        options.samples.write_text(as_json(document))
+
+
+def without_samples(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {name: without_samples(child) for name, child in tree.items() if name != "samples"}
+    return [without_samples(child) for child in tree] if isinstance(tree, list) else tree
+
+
+def as_json(document: dict[str, Any]) -> str:
+    """With lists of plain values on one line."""
+    text = json.dumps(document, indent=1)
+    return re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda found: "[" + re.sub(r"\n\s*", " ", found[1]) + "]", text) + "\n"
 
 
 @contextlib.contextmanager

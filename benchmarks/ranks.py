@@ -9,12 +9,11 @@ Then loads of the files, cold and warm.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
-from . import program
+from . import program, results
 from .cases import MIB
 from .processes import BEFORE, WorkerProcess
 from .turns import rounds
@@ -62,28 +61,27 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.options(arguments, size=4 * MIB)
     document = program.document(options, ranks=options.ranks)
     saves = list(SAVES) + ([BEFORE + name for name in OURS] if options.before is not None else [])
-    seconds: dict[str, list[float]] = {name: [] for name in [*saves, *LOADS]}
+    samples: dict[str, list[dict[str, float]]] = {name: [] for name in [*saves, *LOADS]}
     jobs: dict[str, Job] = {}
     with program.scratch(options.dir) as directory:
         try:
             for before in dict.fromkeys(BEFORE * name.startswith(BEFORE) for name in saves):
                 jobs[before] = Job(before, options, directory / (before or "this"))
-            for number, order, _ in rounds(saves, options.rounds, options.seconds):
+            for _, order, _ in rounds(saves, options.rounds, options.seconds):
                 for job in jobs.values():
                     job.ranks[0].order("empty")
                 for name in [*order, *LOADS]:
                     job = jobs[BEFORE * name.startswith(BEFORE)]
-                    taken = job.seconds(LOADS.get(name, name.removeprefix(BEFORE)))
-                    if number:  # the first warms up
-                        seconds[name].append(taken)
+                    samples[name].append({"s": job.seconds(LOADS.get(name, name.removeprefix(BEFORE)))})
         finally:
             for job in jobs.values():
                 job.close()
-    for name, samples in seconds.items():
-        median = statistics.median(samples)
-        base = statistics.median(seconds["load_one_file_warm" if name in LOADS else "one_file"])
+    found = {name: results.measured(of) for name, of in samples.items()}
+    for name, entry in found.items():
+        median = entry["median"]["s"]
+        base = found["load_one_file_warm" if name in LOADS else "one_file"]["median"]["s"]
         print(f"{name:18} {median:7.3f} s  {options.size / median / 1e9:6.2f} GB/s  {median / base:5.2f}x")
-    document["ranks"] = {"payload_bytes": options.size, "contenders": seconds}
+    document["ranks"] = {"payload_bytes": options.size, "contenders": found}
     program.write(document, options)
     return 0
 

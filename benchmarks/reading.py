@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import program
+from . import program, results
 from .cases import MIB, build, format_size
 from .processes import BEFORE, WorkerProcess
 from .reader import LIBRARIES
@@ -64,11 +63,7 @@ class Reading:
             name: {
                 "status": workers[name].status,
                 "reason": workers[name].reason,
-                "first": found[0] if found else None,
-                "samples": found[1:],
-                "median": {field: statistics.median(s[field] for s in found[1:]) for field in found[0]}
-                if len(found) > 1
-                else {},
+                **results.measured(found),
             }
             for name, found in samples.items()
         }

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,7 @@ def markdown(document: dict[str, Any]) -> str:
         parts = [source(document), markdown_table(timeline.title(of_save), *timeline.cells(of_save))]
         return "\n\n".join([*parts, timeline.writes_line(of_save)])
     if "stall" in document or "parts" in document:
-        return "\n\n".join([source(document), *map(samples_table, results.compared(document))])
+        return "\n\n".join([source(document), *map(compared_table, results.compared(document))])
     return "\n\n".join([source(document), *(table(run) for run in document["runs"] if run["contenders"])])
 
 
@@ -63,11 +62,11 @@ def source(document: dict[str, Any]) -> str:
     return f"<sub>{results.provenance(document)}{interleaved}.</sub>"
 
 
-def samples_table(of: results.Compared) -> str:
+def compared_table(of: results.Compared) -> str:
     body = []
-    for label, samples in of.samples.items():
-        low, high = results.quartiles(samples)
-        body.append([label, f"{statistics.median(samples):.3g}", f"{low:.3g} to {high:.3g}", str(len(samples))])
+    for label, entry in of.contenders.items():
+        _, low, high, _ = entry["spread"][of.field]
+        body.append([label, f"{entry['median'][of.field]:.3g}", f"{low:.3g} to {high:.3g}", str(entry["rounds"])])
     return markdown_table(of.title, ["", of.quantity, "middle half", "rounds"], body)
 
 

@@ -1,8 +1,9 @@
-"""Samples to medians, medians to ratios, ratios to a table."""
+"""Samples to medians and their spread, medians to ratios, ratios to a table."""
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .cases import format_size
@@ -13,7 +14,7 @@ METRICS = ("return_s", "durable_s")
 
 
 def entry(kind: type[Contender], worker: WorkerProcess, samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """One contender's part. The first save of a process is kept as `first`: it pays for pools and page faults."""
+    """One contender's part."""
     return {
         "label": BEFORE * worker.name.startswith(BEFORE) + kind.label,
         "durable": kind.durable,
@@ -22,30 +23,47 @@ def entry(kind: type[Contender], worker: WorkerProcess, samples: list[dict[str, 
         "about": worker.about,
         "status": worker.status,
         "reason": worker.reason,
-        "first": samples[0] if samples else None,
-        "samples": samples[1:],
-        "median": medians(samples[1:]),
+        **measured(samples),
     }
 
 
-def medians(samples: list[dict[str, Any]]) -> dict[str, Any]:
+def measured(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is kept of all samples of one contender. The first save of a process is kept apart as `first`: it pays for
+    pools and page faults. `samples` are the others; they are written to the file of `--samples` only."""
+    counted = samples[1:]
+    return {
+        "first": samples[0] if samples else None,
+        "rounds": len(counted),
+        "median": of_fields(counted, median),
+        "spread": of_fields(counted, spread),
+        "samples": counted,
+    }
+
+
+def of_fields(samples: list[dict[str, Any]], summed_up: Callable[[list[float]], Any]) -> dict[str, Any]:
     """Field by field, through nested samples; a field that was not measured in some round is left out."""
-    middle: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for name in samples[0] if samples else ():
         values = [sample[name] for sample in samples]
         if all(isinstance(value, dict) for value in values):
-            middle[name] = medians(values)
+            found[name] = of_fields(values, summed_up)
         elif all(isinstance(value, (int, float)) for value in values):
-            middle[name] = statistics.median(values)
-    return middle
+            found[name] = summed_up(values)
+    return found
 
 
-def quartiles(samples: list[float]) -> tuple[float, float]:
-    """Between which the middle half of the samples lies."""
-    if len(samples) < 2:
-        return samples[0], samples[0]
-    low, _, high = statistics.quantiles(samples, n=4, method="inclusive")
-    return low, high
+def median(values: list[float]) -> float:
+    return _six_digits(statistics.median(values))
+
+
+def spread(values: list[float]) -> list[float]:
+    """Least, lower quartile, upper quartile, greatest."""
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else 3 * values
+    return [_six_digits(value) for value in (min(values), low, high, max(values))]
+
+
+def _six_digits(value: float) -> float:
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def seconds(run: dict[str, Any], key: str, metric: str) -> float | None:
@@ -55,7 +73,7 @@ def seconds(run: dict[str, Any], key: str, metric: str) -> float | None:
 
 def rounds(run: dict[str, Any]) -> int:
     """How often each contender was measured, at the least."""
-    return min((len(of["samples"]) for of in run["contenders"].values() if of["status"] == "ok"), default=0)
+    return min((of["rounds"] for of in run["contenders"].values() if of["status"] == "ok"), default=0)
 
 
 def raw_limit(run: dict[str, Any], metric: str) -> float | None:
@@ -74,7 +92,8 @@ class Compared(NamedTuple):
     name: str
     title: str
     quantity: str
-    samples: dict[str, list[float]]
+    field: str
+    contenders: dict[str, Any]
 
 
 def compared(document: dict[str, Any]) -> list[Compared]:
@@ -87,13 +106,15 @@ def compared(document: dict[str, Any]) -> list[Compared]:
                 "call",
                 f"asynchronous save: {format_size(stall['payload_bytes'])}, tensors on {stall['device']}",
                 "seconds the call takes",
-                {label: of["call_s"] for label, of in stall["contenders"].items()},
+                "call_s",
+                stall["contenders"],
             ),
             Compared(
                 "training",
                 f"training with a checkpoint of {size} every {every} steps",
                 "training steps per second (more is better)",
-                {label: of["steps_per_second"] for label, of in training["contenders"].items()},
+                "steps_per_second",
+                training["contenders"],
             ),
         ]
     parts = [(name, document["parts"][name]) for name in ("cold", "warm", "many") if name in document["parts"]]
@@ -103,11 +124,8 @@ def compared(document: dict[str, Any]) -> list[Compared]:
             f"load: {format_size(part['payload_bytes'])}, {part['tensors']:,} tensors, "
             + ("from the disk" if part["cold"] else "from the page cache"),
             "seconds until loaded, every page touched",
-            {
-                label: [sample["s"] for sample in of["samples"]]
-                for label, of in part["contenders"].items()
-                if of["status"] == "ok"
-            },
+            "s",
+            {label: of for label, of in part["contenders"].items() if of["status"] == "ok"},
         )
         for name, part in parts
     ]
@@ -134,7 +152,7 @@ def rows(run: dict[str, Any]) -> list[dict[str, Any]]:
             row[f"{metric}:of_limit"] = limit / mine if limit else None
         for name in ("peak_over_ready_bytes", "cpu_s_per_gb"):
             row[name] = contender["median"].get(name)
-        row["largest_gap_s"] = max(sample.get("largest_gap_s") or 0.0 for sample in contender["samples"]) or None
+        row["largest_gap_s"] = contender["spread"].get("largest_gap_s", [None])[-1]
         row["first_s"] = contender["first"].get("return_s") if contender["first"] else None
         table.append(row)
     return table

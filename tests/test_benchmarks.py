@@ -1,5 +1,6 @@
 """The benchmarks run, small and once, and end well; turns and sums are right."""
 
+import argparse
 import collections
 import contextlib
 import gzip
@@ -12,7 +13,7 @@ import sys
 import pytest
 
 import statedict_io as sio
-from benchmarks import report, timeline
+from benchmarks import program, report, results, timeline
 from benchmarks.processes import WorkerProcess
 from benchmarks.turns import in_turn, rounds
 
@@ -33,7 +34,7 @@ def smoke(program, directory, *options, returncode=0):
 def test_asynchronous(tmp_path):
     _, document = smoke("asynchronous", tmp_path)
     for part in ("stall", "training"):
-        assert "statedict_io.save_async" in document[part]["contenders"]
+        assert document[part]["contenders"]["statedict_io.save_async"]["rounds"] == 1
 
 
 @pytest.mark.timeout(200)
@@ -80,7 +81,7 @@ def test_timeline(tmp_path):
     of_save = document["timeline"]
     assert {"copy_and_crc32", "write"} <= set(of_save["summary"]["steps"]) or "crc32" in of_save["summary"]["steps"]
     assert sum(of_save["summary"]["writes"]) == pytest.approx(of_save["save_s"])
-    assert all(0 <= step["start_s"] <= step["end_s"] <= of_save["save_s"] for step in of_save["steps"])
+    assert all(0 <= start <= end <= of_save["save_s"] for _, _, start, end in of_save["steps"])
     assert b"statedict_io::write" in gzip.decompress(trace.read_bytes())
     command = [sys.executable, "-m", "benchmarks.report", str(measured / "out.json")]
     assert "| write |" in subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -90,6 +91,7 @@ def test_timeline(tmp_path):
 def test_stored_results_are_shown(tmp_path, stored):
     """As tables of at most seven columns, and as pictures."""
     document = json.loads(stored.read_text())
+    assert document == program.without_samples(document)
     tables = [line for line in report.markdown(document).splitlines() if line.startswith("|")]
     assert len(tables) > 3 and all(line.count("|") <= 8 for line in tables)
     pytest.importorskip("matplotlib")
@@ -145,6 +147,26 @@ def test_reading(tmp_path):
     assert all(entry["status"] == "ok" and entry["median"]["s"] > 0 for entry in cold.values())
     assert rows["statedict_io"]["median"]["read_bytes"] <= 2 * rows["statedict_io"]["median"]["wanted_bytes"]
     assert len(document["checks"]) == 3
+
+
+def test_what_is_kept_of_samples():
+    seconds = [9.0, 1.0, 4.0, 2.0, 3.0, 123456.789]
+    of = results.measured([{"s": s, "cold": {"s": s / 3}, "cache": "warm", "gap": None} for s in seconds])
+    assert of["first"]["s"] == 9.0 and of["rounds"] == 5
+    assert of["median"] == {"s": 3.0, "cold": {"s": 1.0}}
+    assert of["spread"] == {"s": [1.0, 2.0, 4.0, 123457.0], "cold": {"s": [0.333333, 0.666667, 1.33333, 41152.3]}}
+    assert [sample["s"] for sample in of["samples"]] == seconds[1:]
+    assert results.measured([])["median"] == {} and results.measured([{"s": 1.0}])["spread"] == {}
+
+
+def test_samples_go_to_a_file_of_their_own(tmp_path):
+    options = argparse.Namespace(out=tmp_path / "out.json", samples=tmp_path / "samples.json")
+    document = {"a  [b]": [1, 2.5, "x  y"], "runs": [{"native": results.measured([{"s": 1.0}, {"s": 2.0}])}]}
+    program.write(document, options)
+    assert json.loads(options.samples.read_text()) == document
+    (run,) = json.loads(options.out.read_text())["runs"]
+    assert "samples" not in run["native"] and run["native"]["median"] == {"s": 2.0}
+    assert "[1, 2.5" in options.out.read_text()
 
 
 def test_rounds_end_in_time():
