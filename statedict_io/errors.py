@@ -6,9 +6,10 @@ raises for bad arguments is raised here too.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 
@@ -46,6 +47,17 @@ def corrupt(path: str, problem: str, records: Iterable[str] = ()) -> CorruptChec
     )
     error.records = tuple(records)
     return error
+
+
+@contextlib.contextmanager
+def naming(path: str) -> Iterator[None]:
+    """What the system reports in the block without saying of which file carries ``path``."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno is not None and e.filename is None:
+            e.filename = path
+        raise
 
 
 class NativeUnavailableError(StateDictIOError):

@@ -15,7 +15,7 @@ import torch
 
 from ..archive.inflate import Damage, inflated
 from ..archive.record_entry import RecordEntry
-from ..errors import corrupt
+from ..errors import corrupt, naming
 from ..progress import ProgressCallback
 from .record_rows import Piece, pieces
 from .tasks import perform, task
@@ -130,13 +130,10 @@ class NativeReader:
     @contextmanager
     def _naming_errors(self) -> Iterator[None]:
         try:
-            yield
+            with naming(self._path):
+                yield
         except (self._extension.CorruptArchive, Damage) as e:
             raise corrupt(self._path, str(e)) from None
-        except OSError as e:
-            if e.errno is not None and e.filename is None:
-                e.filename = self._path
-            raise
 
 
 class _Report:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from ..installed.stock import torch_save
-from ..system.descriptors import open_file, sync
+from ..system.descriptors import descriptor_of, sync
 from ..untrusted.escaping import escaped
 from ..writing.saving import save
 
@@ -132,9 +132,8 @@ def _time_one(save_to: Callable[[Any, str], None], state_dict: Any, path: str) -
     start = time.perf_counter()
     save_to(state_dict, path)
     returned = time.perf_counter()
-    fd = open_file(path, os.O_RDWR)
-    sync(fd)
-    os.close(fd)
+    with descriptor_of(path, os.O_RDWR) as fd:
+        sync(fd)
     return returned - start, time.perf_counter() - start
 
 

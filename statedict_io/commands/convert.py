@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from ..conversion import convert
-from ..progress import reporting
+from ..untrusted.limits import listed
 from .printing import bar_wanted, complain, nbytes_text, say
 
 _UNTIED = "shared memory with another and now have their own copy"
@@ -43,8 +43,7 @@ def _run_dcp(source: str, destination: str, *, trust: bool, in_place: bool) -> i
     from ..dcp.conversion import dcp_to_file, file_to_dcp  # imports torch.distributed
 
     if os.path.isdir(source):
-        with reporting(True if bar_wanted() else None, "convert") as progress:
-            dcp_to_file(source, destination, weights_only=not trust, progress=progress, atomic=not in_place)
+        dcp_to_file(source, destination, weights_only=not trust, progress=bar_wanted(), atomic=not in_place)
     else:
         done = file_to_dcp(source, destination, weights_only=not trust, atomic=not in_place)
         _note("keys that are not strings have become strings, in", done.renamed)
@@ -55,6 +54,4 @@ def _run_dcp(source: str, destination: str, *, trust: bool, in_place: bool) -> i
 
 def _note(what: str, names: Sequence[str]) -> None:
     if names:
-        shown = ", ".join(name or "the object itself" for name in names[:8])
-        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-        complain(f"{what}: {shown}{more}")
+        complain(f"{what}: {listed(names)}")

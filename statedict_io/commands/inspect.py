@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from ..reading.lazy.checkpoint import open_checkpoint
+from ..untrusted.limits import listed
 from .printing import nbytes_text, print_table, say
 
 _FACTS = (".format_version", ".storage_alignment", "byteorder", "version", ".data/serialization_id")
@@ -38,9 +39,7 @@ def run(path: str, *, as_json: bool) -> int:
           f"{found['file_nbytes']} bytes")  # fmt: skip
     say("by dtype: " + ", ".join(f"{dtype} {nbytes_text(n)}" for dtype, n in totals["by_dtype"].items()))
     if found["others"]:
-        shown = ", ".join(name or "the object itself" for name in found["others"][:8])
-        more = f" and {len(found['others']) - 8} more" if len(found["others"]) > 8 else ""
-        say(f"other values: {shown}{more}")
+        say(f"other values: {listed(found['others'])}")
     for name, needs in found["refused"].items():
         say(f"refused by torch's restricted unpickler: {name} (needs {', '.join(needs)})")
     say("format: " + ", ".join(f"{key.replace('_', ' ')} {v}" for key, v in found["format"].items()))

@@ -15,12 +15,12 @@ from .. import backends
 from ..backends import reproduction
 from ..backends.file_range import FileRange
 from ..backends.protocol import Archive, Content, Records
-from ..errors import FileKindError
+from ..errors import FileKindError, naming
 from ..formats import kinds, safetensors_format
 from ..installed import torch_format
 from ..pickles.pickling import pickle_object
 from ..progress import ProgressCallback
-from ..system.descriptors import open_file, read_at
+from ..system.descriptors import descriptor_of, read_at
 from ..writing.places import write_content, write_file
 from ..writing.stock_saves import StockZip
 from ..writing.targets import FileTarget
@@ -28,8 +28,7 @@ from .outcome import Conversion
 
 
 def to_pt(source: str, target: FileTarget, progress: ProgressCallback | None, atomic: bool) -> Conversion:
-    fd = open_file(source, os.O_RDONLY)
-    try:
+    with naming(source), descriptor_of(source, os.O_RDONLY) as fd:
         file_nbytes = os.fstat(fd).st_size
         _check_is_safetensors(read_at(fd, kinds.START_NBYTES, 0), source)
         tensors, metadata = safetensors_format.parse(
@@ -59,12 +58,6 @@ def to_pt(source: str, target: FileTarget, progress: ProgressCallback | None, at
             for_torch=isinstance(content, StockZip),
         )
         return Conversion(len(tensors), sum(tensor.nbytes for tensor in tensors), [], [], left_out)
-    except OSError as e:
-        if e.errno is not None and e.filename is None:
-            e.filename = source
-        raise
-    finally:
-        os.close(fd)
 
 
 def _check_is_safetensors(start: bytes, source: str) -> None:

@@ -10,7 +10,8 @@ from ..progress import ProgressCallback
 from ..reading.lazy.checkpoint import Checkpoint
 from ..reading.lazy.strided_reads import memory_of
 from ..system.descriptors import write_all_at
-from ..untrusted.written_out import check_written_out
+from ..untrusted.limits import listed
+from ..untrusted.written_out import check_written_out, untied
 from ..writing.places import OpenFile, write_file
 from ..writing.targets import FileTarget
 from .outcome import Conversion
@@ -43,14 +44,8 @@ def to_safetensors(
                     progress(done, total)
 
     write_file(target, write, durable=True, atomic=atomic)
-    seen: set[str | None] = set()
-    untied = []
-    for name in checkpoint:
-        record = checkpoint.record(name)
-        if record in seen:
-            untied.append(name)
-        seen.add(record)
-    return Conversion(len(names), total, checkpoint.others, untied, [])
+    shared = untied((name, checkpoint.record(name)) for name in checkpoint)
+    return Conversion(len(names), total, checkpoint.others, shared, [])
 
 
 def _check_can_be_held(checkpoint: Checkpoint) -> None:
@@ -63,11 +58,9 @@ def _check_can_be_held(checkpoint: Checkpoint) -> None:
             "--trust`)"
         )
     if checkpoint.hidden:
-        shown = "; ".join(checkpoint.hidden[:8])
-        more = f"; and {len(checkpoint.hidden) - 8} more" if len(checkpoint.hidden) > 8 else ""
         raise StateDictIOError(
-            f"{checkpoint.path}: not all tensors can be converted: {shown}{more}; rename what is spelled alike, take "
-            "tensors out of what is no mapping, list or tuple, and save it again"
+            f"{checkpoint.path}: not all tensors can be converted: {listed(checkpoint.hidden)}; rename what is spelled "
+            "alike, take tensors out of what is no mapping, list or tuple, and save it again"
         )
     for name in checkpoint:
         safetensors_format.check_name(name, checkpoint.path)
@@ -77,8 +70,7 @@ def _check_can_be_held(checkpoint: Checkpoint) -> None:
         if checkpoint.record(name) is None or checkpoint.info(name).dtype not in safetensors_format.NAMES
     ]
     if wrong:
-        more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
         raise StateDictIOError(
-            f"{checkpoint.path}: safetensors cannot hold {', '.join(wrong[:8])}{more}; convert them to plain tensors "
+            f"{checkpoint.path}: safetensors cannot hold {listed(wrong)}; convert them to plain tensors "
             "of a dtype that it knows, and save that"
         )

@@ -33,7 +33,8 @@ from torch.distributed.checkpoint.planner import (
 
 from ..installed.stock import torch_load
 from ..pickles.refusals import refusal
-from ..untrusted.written_out import check_written_out
+from ..progress import Progress
+from ..untrusted.written_out import check_written_out, untied
 from .directory_replacement import DirectoryReplacement
 from .stored_metadata import CURE, DirectoryReader
 from .stored_state import StoredState
@@ -56,7 +57,7 @@ def dcp_to_file(
     weights_only: bool = True,
     durable: bool = True,
     backend: str = "auto",
-    progress: Callable[[int, int], Any] | None = None,
+    progress: Progress = None,
     atomic: bool = True,
 ) -> None:
     """Writes what a checkpoint directory of ``dcp.save`` holds into a file that ``torch.load`` reads.
@@ -138,21 +139,11 @@ def file_to_dcp(
             if hasattr(filesystem, "CURRENT_DCP_VERSION"):
                 metadata.version = filesystem.CURRENT_DCP_VERSION
             replacement.commit(metadata)
-        return DirectoryConversion(stored.renamed, _untied(stored))
+        plain = [(name, value) for name, value in stored.values.items() if stored.is_plain(value)]
+        shared = untied((name, stored.file.record_of(value)) for name, value in plain)
+        return DirectoryConversion(stored.renamed, shared)
     finally:
         stored.close()
-
-
-def _untied(stored: StoredState) -> list[str]:
-    names = []
-    seen: set[int | None] = set()
-    for name, value in stored.values.items():
-        if stored.is_plain(value):
-            record = stored.file.record_of(value)
-            if record in seen:
-                names.append(name)
-            seen.add(record)
-    return names
 
 
 def _items_of(metadata: Metadata) -> list[WriteItem]:

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
+from ..untrusted.limits import listed
 from .range_writer import Written
-
-_NAMES_SHOWN = 8
 
 
 def warn_of_refused(path: str, written: Sequence[Written]) -> None:
@@ -28,9 +27,8 @@ def warn_of_refused(path: str, written: Sequence[Written]) -> None:
             if needs:
                 refused.append(f"{name!r} (needs {', '.join(needs)})")
     if refused:
-        more = f" and {len(refused) - _NAMES_SHOWN} more" if len(refused) > _NAMES_SHOWN else ""
         warnings.warn(
-            f"{path}: torch's restricted unpickler will refuse {', '.join(refused[:_NAMES_SHOWN])}{more}; only "
+            f"{path}: torch's restricted unpickler will refuse {listed(refused)}; only "
             "weights_only=False reads that back: SingleFileReader(path, weights_only=False)",
             stacklevel=2,
         )

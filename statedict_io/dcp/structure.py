@@ -20,7 +20,8 @@ import torch.serialization
 from ..errors import StateDictIOError
 from ..installed.proofs import DCP_STRUCTURE, proof
 from ..names.spellings import spelled
-from ..pickles.pickling import PythonStorageTable, pickle_object
+from ..pickles.pickling import PythonStorageTable, pickle_object, reference_to
+from .strips import row_major_strides
 
 _MAX_GAP = 1_000_000  # of a list's items, which have no values
 
@@ -51,7 +52,7 @@ class TensorEntry:
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         reduction = _reduction(self.dtype)
-        strides = _contiguous_strides(self.shape)
+        strides = tuple(row_major_strides(self.shape, 1))
         shape = tuple([*self.shape])  # an object of its own: a tuple met twice is pickled as a reference
         arguments = (self._storage, 0, shape, strides, self.requires_grad, OrderedDict(), *reduction.arguments)
         return reduction.rebuild, arguments
@@ -81,16 +82,6 @@ def _reduction(dtype: torch.dtype) -> _Reduction:
     if isinstance(storage, torch.storage.TypedStorage):
         return _Reduction(rebuild, arguments[6:], getattr(torch, storage._pickle_storage_type()), False)
     return _Reduction(rebuild, arguments[6:], torch.serialization.normalize_storage_type(type(storage)), True)
-
-
-def _contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """In elements, with torch's convention for empty tensors."""
-    strides = []
-    stride = 1
-    for size in reversed(shape):
-        strides.append(stride)
-        stride *= max(size, 1)
-    return tuple(reversed(strides))
 
 
 class PickledStructure(NamedTuple):
@@ -123,15 +114,11 @@ def _pickle(state: Any, entries: list[TensorEntry] | None) -> PickledStructure:
             _, _, storage_type, counts_bytes = _reduction(obj.tensor.dtype)
             numel = obj.tensor.nbytes // (1 if counts_bytes else obj.tensor.dtype.itemsize)
             return ("storage", storage_type, str(obj.key), "cpu", numel)
-        if isinstance(obj, torch.storage.TypedStorage):
-            key = int(table.key_of(obj._untyped_storage, obj.dtype)) + first_of_table
-            storage_type = getattr(torch, obj._pickle_storage_type())
-            return ("storage", storage_type, str(key), "cpu", obj._size())
-        if torch.is_storage(obj):
-            key = int(table.key_of(obj, torch.uint8)) + first_of_table
-            storage_type = torch.serialization.normalize_storage_type(type(obj))
-            return ("storage", storage_type, str(key), "cpu", obj.nbytes())
-        return None
+        found = reference_to(table, obj)
+        if found is None:
+            return None
+        word, storage_type, key, _, numel = found
+        return (word, storage_type, str(int(key) + first_of_table), "cpu", numel)
 
     class StructurePickler(pickle.Pickler):
         pass

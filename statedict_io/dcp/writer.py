@@ -21,7 +21,7 @@ from .. import backends
 from ..errors import StateDictIOError
 from ..installed import torch_format
 from ..installed.stock import torch_load
-from ..progress import reporting
+from ..progress import Progress, reporting
 from ..remote.stores import locate
 from ..remote.urls import is_url
 from ..writing.places import takes_bytes_in_order_only
@@ -44,7 +44,7 @@ class SingleFileWriter(StorageWriter):  # type: ignore[misc]
         path: of the file, on a file system that all ranks share.
         durable: on return the file is on the device, whichever rank wrote what.
         backend: ``"auto"``, ``"native"`` or ``"python"``, as for :func:`statedict_io.save`.
-        progress: a callable taking (bytes_done, bytes_total) of this rank, or None.
+        progress: a callable taking (bytes_done, bytes_total) of this rank, or True for a bar of this rank's on stderr.
         overwrite: ``False`` raises :class:`FileExistsError` where there is a file: before anything is written, and
             again before the file would be replaced.
         thread_count: ignored; ``FileSystemWriter`` has it, and code that was written for that one passes it.
@@ -69,7 +69,7 @@ class SingleFileWriter(StorageWriter):  # type: ignore[misc]
         *,
         durable: bool = True,
         backend: str = "auto",
-        progress: Callable[[int, int], Any] | None = None,
+        progress: Progress = None,
         overwrite: bool = True,
         thread_count: int | None = None,
         atomic: bool = True,

@@ -101,7 +101,7 @@ def pickle_object(
         storage_table: StorageTable
 
         def persistent_id(self, obj: Any) -> tuple[Any, ...] | None:
-            return _reference(self.storage_table, obj)
+            return reference_to(self.storage_table, obj)
 
     stream = io.BytesIO()
     pickler = StoragePickler(stream, protocol=pickle_protocol)
@@ -110,7 +110,7 @@ def pickle_object(
     return PickledObject(stream.getvalue(), table)
 
 
-def _reference(table: StorageTable, obj: Any) -> tuple[Any, ...] | None:
+def reference_to(table: StorageTable, obj: Any) -> tuple[Any, ...] | None:
     """What stands for ``obj`` in the stream if it is a storage."""
     if isinstance(obj, torch.storage.TypedStorage):
         storage = obj._untyped_storage
@@ -135,12 +135,12 @@ class _TablePickler(pickle.Pickler):
 
 
 class _ReferenceThrough:
-    """Calls :func:`_reference` with ``table``, which holds this object: set to None, it ends the cycle."""
+    """Calls :func:`reference_to` with ``table``, which holds this object: set to None, it ends the cycle."""
 
     table: Any = None
 
     def __call__(self, obj: Any) -> tuple[Any, ...] | None:
-        return _reference(self.table, obj)
+        return reference_to(self.table, obj)
 
 
 def _pickle_through_table(obj: Any, pickle_protocol: int, native_tables: NativeTables) -> PickledObject:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from .. import backends
 from ..archive.record_entry import RecordEntry
 from ..backends.protocol import ArchiveReader, Backend
-from ..errors import CorruptCheckpointError, FileKindError, StateDictIOError, UnknownKindError, corrupt
+from ..errors import CorruptCheckpointError, FileKindError, StateDictIOError, UnknownKindError, corrupt, naming
 from ..formats import kinds
 from ..formats.kinds import ZIP_START
 from ..pickles.lean_pickle import LeanPickle
 from ..remote.urls import is_url
-from ..system.descriptors import open_file, read_at
+from ..system.descriptors import descriptor_of, read_at
 from ..untrusted.escaping import escaped
-from ..untrusted.limits import MAX_RECORDS_SHOWN, SPARE_NBYTES, shown
+from ..untrusted.limits import MAX_RECORDS_SHOWN, SPARE_NBYTES, listed, shown
 
 if TYPE_CHECKING:
     from ..remote.ranges import RangedObject
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 DATA_PKL = "data.pkl"
 _ZIP_END = b"PK\x05\x06"
 _ZIP_END_NBYTES = 22  # without a comment, of which torch writes none
-_NAMES_SHOWN = 8
 # A round trip takes milliseconds, in which so much could have come.
 _CHEAP_NBYTES_OF_NETWORK = 256 << 10
 _END_NBYTES = 128 << 10  # the directory of some thousand records; their data.pkl
@@ -152,9 +151,8 @@ class StoredRecords:
         lines = []
         for name in names:
             living = tensors.get(name, [])
-            named = ", ".join(escaped(shown(tensor)) or "the object itself" for tensor in living[:_NAMES_SHOWN])
-            more = f" and {len(living) - _NAMES_SHOWN} more" if len(living) > _NAMES_SHOWN else ""
-            lines.append(f"record {escaped(shown(name))}" + (f" (tensors: {named}{more})" if living else ""))
+            named = f" (tensors: {listed(living, lambda tensor: escaped(shown(tensor)))})" if living else ""
+            lines.append(f"record {escaped(shown(name))}{named}")
         return lines
 
 
@@ -268,8 +266,7 @@ def check_kind(records: StoredRecords, *, allowed: Collection[kinds.FileKind] = 
 @contextmanager
 def _opened_file(path: str, given: str, chosen: Backend, random_access: bool) -> Iterator[StoredRecords]:
     """``given``: what errors call it."""
-    fd = open_file(path, os.O_RDONLY)
-    try:
+    with naming(given), descriptor_of(path, os.O_RDONLY) as fd:
         if random_access and hasattr(os, "posix_fadvise"):
             # The directory is at the end and data.pkl at the beginning: the disk fetches both at once.
             for begin in (max(0, os.fstat(fd).st_size - _END_NBYTES), 0):
@@ -284,12 +281,6 @@ def _opened_file(path: str, given: str, chosen: Backend, random_access: bool) ->
             mtime_ns=found.st_mtime_ns,
             descriptor=fd,
         )
-    except OSError as e:
-        if e.errno is not None and e.filename is None:
-            e.filename = given
-        raise
-    finally:
-        os.close(fd)
 
 
 def _advise(fd: int, offset: int, nbytes: int, advice: int) -> None:

@@ -50,6 +50,16 @@ def open_file(path: str | bytes, flags: int, mode: int = 0o777, *, dir_fd: int |
 
 
 @contextlib.contextmanager
+def descriptor_of(path: str | bytes, flags: int) -> Iterator[int]:
+    """The descriptor of :func:`open_file`, closed at the end of the block."""
+    fd = open_file(path, flags)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
 def _positioned(fd: int, offset: int) -> Iterator[None]:
     """For systems that read and write at a descriptor's own position alone, which a file object of Python's relies on
     and all threads share."""

@@ -6,6 +6,8 @@ more than ``torch.load`` takes for it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 #: what a reader may take beyond the size of the file, with room for what is not counted
 SPARE_NBYTES = 32 << 20
 
@@ -31,6 +33,8 @@ MAX_REFUSED_NAMES = 16
 #: damaged records that an error or a report describes, and characters of a name there
 MAX_RECORDS_SHOWN = 1000
 MAX_SHOWN_CHARACTERS = 200
+#: names in a message
+_LISTED = 8
 
 #: records read or checksummed in one go
 MAX_RECORDS_AT_ONCE = 1 << 15
@@ -66,6 +70,12 @@ def searched_parts(nbytes: int) -> int:
     """Parts of objects in which tensors are searched, for a file of that size: an object takes bytes for each, and is
     searched again where it is met again."""
     return 4 * named_parts(nbytes)
+
+
+def listed(names: Sequence[str], show: Callable[[str], str] = str) -> str:
+    """The first eight names for a message, and how many more there are. The empty name is that of the whole object."""
+    first = ", ".join(show(name) or "the object itself" for name in names[:_LISTED])
+    return first if len(names) <= _LISTED else f"{first} and {len(names) - _LISTED} more"
 
 
 def shown(name: str) -> str:

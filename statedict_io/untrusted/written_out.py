@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterable
+
 from ..errors import StateDictIOError
 
 # Of the file, and what even a small one may be written out to.
@@ -25,3 +27,18 @@ def check_written_out(path: str, nbytes: int, file_nbytes: int) -> None:
             f"{path}: written out its tensors have {nbytes} bytes or more, many times the {file_nbytes} of the file, "
             "because they share or repeat their data; clone what is wanted of them and save that"
         )
+
+
+def untied(records: Iterable[tuple[str, Hashable]]) -> list[str]:
+    """The names of tensors whose record one before has too.
+
+    Args:
+        records: (name of a tensor, what tells the record that it lives in).
+    """
+    seen: set[Hashable] = set()
+    names = []
+    for name, record in records:
+        if record in seen:
+            names.append(name)
+        seen.add(record)
+    return names
