@@ -39,6 +39,7 @@ CORE_TESTS = (
     "test_backends.py",
     "test_byte_identity.py",
     "test_checkpoint.py",
+    "test_checkpoint_objects.py",
     "test_errors.py",
     "test_fastsave.py",
     "test_frozen_files.py",

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from conftest import require_native
 from equality import difference
 from hostile import HOSTILE, SOUND_ARCHIVES, sound_archive, sound_object
 
@@ -71,8 +72,8 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module", params=["native", "torch"])
 def outcomes(request, tmp_path_factory):
-    if request.param == "native" and sio.backend_info().name != "native":
-        pytest.skip("no native backend")
+    if request.param == "native":
+        require_native()
     path = [str(TESTS), str(TESTS.parent)]
     done = subprocess.run(
         [sys.executable, "-c", PROCESS.format(path=path), request.param, str(tmp_path_factory.mktemp("hostile"))],

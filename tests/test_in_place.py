@@ -9,6 +9,7 @@ import pathlib
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from conftest import require_native
 from faults.ways import OPTIONS, options_for
 
 import statedict_io as sio
@@ -53,8 +54,8 @@ every_entry_point = pytest.mark.parametrize("write", ENTRY_POINTS.values(), ids=
 
 @pytest.fixture(params=list(OPTIONS))
 def options(request):
-    if request.param == "native" and sio.backend_info().name != "native":
-        pytest.skip(f"no native backend: {sio.backend_info().reason}")
+    if request.param == "native":
+        require_native()
     with options_for(request.param) as options:
         yield options
 

@@ -10,9 +10,9 @@ import zipfile
 import pytest
 import torch
 from equality import difference
+from load_comparison import storages_of
 from oracle import attempt
 from pickle_mutations import archive_of, mutated, sources
-from test_load_as_torch import storages_of
 
 import statedict_io as sio
 

@@ -17,6 +17,7 @@ import traceback
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from conftest import require_native
 from faults.ways import OPTIONS, options_for
 
 import statedict_io as sio
@@ -153,8 +154,8 @@ def test_every_entry_point(directory, place, backend, below):
 @pytest.mark.parametrize("place", PLACES)
 def test_every_way_to_write(place, way, below):
     """Links too, whose bytes tell whether the archive's name is the given one."""
-    if way == "native" and sio.backend_info().name != "native":
-        pytest.skip(f"no native backend: {sio.backend_info().reason}")
+    if way == "native":
+        require_native()
 
     def use():
         os.symlink("target.pt", "link.pt")

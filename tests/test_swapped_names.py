@@ -15,6 +15,8 @@ FORMS = {
     "both": "torch.save = torch.serialization.save = save; torch.load = torch.serialization.load = load",
     "lambda": "torch.save = lambda *a, **k: save(*a, **k); torch.load = lambda *a, **k: load(*a, **k)",
 }
+#: A function without options chooses the backend itself.
+WAYS = [(form, backend) for form in FORMS for backend in ("native", "torch") if (form, backend) != ("plainly", "torch")]
 PROGRAM = """
 import copy, functools, io, pathlib, pickle, sys, tempfile
 sys.path.insert(0, {tests!r})
@@ -52,10 +54,8 @@ print("all of it")
 
 
 @pytest.mark.parametrize("used", [False, True])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("form", "backend"), WAYS, indirect=["backend"])
 def test_everything_works_through_the_swapped_names(form, used, backend):
-    if form == "plainly" and backend == "torch":
-        pytest.skip("a function without options chooses the backend itself")
     tests = str(pathlib.Path(__file__).parent)
     program = PROGRAM.format(tests=tests, swap=FORMS[form], used=used, backend=backend)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
@@ -70,11 +70,9 @@ def corpus_through(form, backend, tmp_path, *names):
     return [int(number) for number in re.findall(r"(\d+) saved, (\d+) refused", done.stdout)[0]]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("form", "backend"), WAYS, indirect=["backend"])
 def test_the_corpus_through_the_swapped_names(form, backend, tmp_path):
     """The first save and the first load of the process are made through them, and all others."""
-    if form == "plainly" and backend == "torch":
-        pytest.skip("a function without options chooses the backend itself")
     num_saved, num_refused = corpus_through(form, backend, tmp_path)
     assert num_saved + num_refused == len(CORPUS)
     assert num_saved > 200

@@ -9,7 +9,7 @@ import zipfile
 import pytest
 import torch
 from corpus_case import filled, random_bytes
-from test_load_as_torch import rezipped
+from load_comparison import rezipped
 
 import statedict_io as sio
 from statedict_io.names.outline import tensors_by_record

@@ -7,7 +7,8 @@ import pytest
 import torch
 from corpus_case import filled
 from equality import difference
-from test_load_as_torch import attempt, both
+from load_comparison import both
+from oracle import attempt
 
 import statedict_io as sio
 

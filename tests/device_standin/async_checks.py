@@ -45,6 +45,10 @@ def way(request):
     return {"backend": backend}
 
 
+#: The Python backend's copies are torch's own, which wait for their stream.
+of_the_extension = pytest.mark.parametrize("way", ["native, room", "native, no room"], indirect=True)
+
+
 @contextlib.contextmanager
 def on_streams_of_its_own():
     with contextlib.ExitStack() as streams:
@@ -133,9 +137,8 @@ def test_async_without_waiting_for_events_the_bytes_differ(tmp_path, standin):  
     assert first_difference(*save_behind_a_late_fill(standin, tmp_path, backend="native")) is not None
 
 
+@of_the_extension
 def test_async_nothing_is_synchronised_device_wide(tmp_path, standin, way):  # noqa: F811
-    if way["backend"] != "native":
-        pytest.skip("torch's own copies wait for their stream")
     state = mixed_state()
     standin.reset()
     with late(standin):
@@ -232,10 +235,9 @@ def test_async_a_device_that_runs_out_of_memory(tmp_path, standin, nth, max_snap
     assert_same_bytes(ref / "model.pt", ours / "model.pt")
 
 
+@of_the_extension
 @pytest.mark.parametrize("setting", ["fail_host_copy", "fail_event_synchronize"])
 def test_async_a_failing_device_is_reported_and_leaves_the_old_file(tmp_path, standin, way, setting):  # noqa: F811
-    if way["backend"] != "native":
-        pytest.skip("the Python backend waits for no events")
     target = tmp_path / "model.pt"
     target.write_bytes(b"old")
     state = [random_bytes(9 * MIB, 0).to("standin:0")]
@@ -248,9 +250,8 @@ def test_async_a_failing_device_is_reported_and_leaves_the_old_file(tmp_path, st
     sio.save_async(state, target, **way).result()
 
 
+@of_the_extension
 def test_async_later_saves_allocate_nothing(tmp_path, standin, way):  # noqa: F811
-    if way["backend"] != "native":
-        pytest.skip("the Python backend's copies of devices' storages are torch's own")
     sio.release_buffers()
     state = [random_bytes(20 * MIB, 0).to("standin:0"), random_bytes(20 * MIB, 1)]
     with late(standin, 20_000):

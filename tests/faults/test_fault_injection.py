@@ -7,15 +7,15 @@ import shutil
 import subprocess
 
 import pytest
+from conftest import require_native
 
-import statedict_io as sio
 from faults.preload import run_module
 from faults.ways import OPTIONS
 
 
 def require(way):
-    if way.startswith("native") and sio.backend_info().name != "native":
-        pytest.skip(f"no native backend: {sio.backend_info().reason}")
+    if way.startswith("native"):
+        require_native()
 
 
 @pytest.fixture(params=["native", "torch", "legacy"])

@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+from conftest import require_native
 
 import statedict_io as sio
 from faults.ways import OPTIONS, options_for
@@ -24,8 +25,8 @@ def num_descriptors():
 
 @pytest.fixture(params=list(OPTIONS))
 def options(request):
-    if request.param == "native" and sio.backend_info().name != "native":
-        pytest.skip(f"no native backend: {sio.backend_info().reason}")
+    if request.param == "native":
+        require_native()
     with options_for(request.param) as options:
         yield options
 
@@ -165,8 +166,7 @@ def test_signals_whose_handler_raises(number, options, tmp_path):
 
 def test_a_native_save_hears_ctrl_c_at_once(tmp_path):
     """Not after the last byte."""
-    if sio.backend_info().name != "native":
-        pytest.skip(f"no native backend: {sio.backend_info().reason}")
+    require_native()
     path, seen = tmp_path / "model.pt", []
 
     def interrupt(done, total):
