@@ -11,4 +11,11 @@ inline pybind11::object owned(PyObject* result) {
   return pybind11::reinterpret_steal<pybind11::object>(result);
 }
 
+// `tuple`, which cannot be part of a cycle: the cyclic collector need not look at it. Its passes over the objects of
+// 100,000 tensors would take long.
+inline pybind11::object untracked(pybind11::object tuple) {
+  if (PyTuple_GET_SIZE(tuple.ptr()) != 0) PyObject_GC_UnTrack(tuple.ptr());  // () is everybody's
+  return tuple;
+}
+
 }  // namespace sdio

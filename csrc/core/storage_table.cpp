@@ -43,12 +43,6 @@ void make_stand_in_type() {
 
 bool is_stand_in(PyObject* obj) { return Py_TYPE(obj) == stand_in_type; }
 
-// For tuples that cannot be part of a cycle: the cyclic collector need not look at them.
-py::object untracked(py::object tuple) {
-  PyObject_GC_UnTrack(tuple.ptr());
-  return tuple;
-}
-
 PyObject* new_reference(py::object&& object) { return object.release().ptr(); }
 PyObject* new_reference(const py::handle& object) { return Py_NewRef(object.ptr()); }
 

@@ -55,12 +55,6 @@ const void* as_pointer(const py::object& number) {
   return value;
 }
 
-// For tuples of numbers: the cyclic collector need not look at them.
-py::object untracked(py::object tuple) {
-  if (PyTuple_GET_SIZE(tuple.ptr()) != 0) PyObject_GC_UnTrack(tuple.ptr());  // () is everybody's
-  return tuple;
-}
-
 // torch.Size is a tuple, but pickled as one of its own kind.
 py::object exact_tuple(const py::object& sequence) {
   if (PyTuple_CheckExact(sequence.ptr())) return sequence;

@@ -189,8 +189,7 @@ py::object tuple_of(const int64_t* values, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     PyTuple_SET_ITEM(tuple.ptr(), static_cast<Py_ssize_t>(i), owned(PyLong_FromLongLong(values[i])).release().ptr());
   }
-  if (count != 0) PyObject_GC_UnTrack(tuple.ptr());  // () is everybody's
-  return tuple;
+  return untracked(std::move(tuple));
 }
 
 class TorchThroughTable final : public Torch {

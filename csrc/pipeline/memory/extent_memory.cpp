@@ -5,10 +5,11 @@
 
 #include <new>
 
+#include "pipeline/memory/huge_pages.h"
+
 namespace sdio {
 namespace {
 
-constexpr uint64_t kHugePageNbytes = 2u << 20;
 #ifdef __linux__
 constexpr int kMadvPopulateWrite = 23;  // as in linux/mman.h of 5.14, which the headers of the build may not have yet
 #endif

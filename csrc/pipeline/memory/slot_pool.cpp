@@ -8,12 +8,11 @@
 #include <new>
 #include <utility>
 
+#include "pipeline/memory/huge_pages.h"
 #include "pipeline/memory/process_slots.h"
 
 namespace sdio {
 namespace {
-
-constexpr size_t kHugePageNbytes = 2u << 20;
 
 class HugePageMemory final : public SlotMemory {
  public:
