@@ -21,7 +21,9 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = _Parser(prog="statedict-io", description="Inspects, verifies and converts checkpoints.")
+    parser = _Parser(
+        prog="statedict-io", description="Inspects, verifies and converts checkpoints, and tells what is installed."
+    )
     parser.add_argument("--version", action="version", version=f"statedict-io {VERSION}, torch {torch.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -59,15 +61,15 @@ def main(argv: list[str] | None = None) -> int:
     )
     convert_.set_defaults(run=lambda a: convert.run(a.source, a.destination, trust=a.trust, in_place=a.in_place))
 
-    bench = commands.add_parser("bench", help="time torch.save and statedict_io here, side by side")
-    bench.add_argument(
+    bench_ = commands.add_parser("bench", help="time torch.save and statedict_io here, side by side")
+    bench_.add_argument(
         "--size", type=_nbytes, default=_nbytes("1GiB"), help="of the state dict, such as 512MiB (default 1GiB)"
     )
-    bench.add_argument("--device", default="cpu", help="where the tensors are (default cpu)")
-    bench.add_argument("--dir", default=".", help="where the files go: measures that file system (default .)")
-    bench.add_argument("--rounds", type=int, default=5, help="measured rounds, after one warm-up (default 5)")
-    bench.add_argument("--plot", metavar="OUT.png", help="also draw the result")
-    bench.set_defaults(run=_bench)
+    bench_.add_argument("--device", default="cpu", help="where the tensors are (default cpu)")
+    bench_.add_argument("--dir", default=".", help="where the files go: measures that file system (default .)")
+    bench_.add_argument("--rounds", type=int, default=5, help="measured rounds, after one warm-up (default 5)")
+    bench_.add_argument("--plot", metavar="OUT.png", help="also draw the result")
+    bench_.set_defaults(run=lambda a: bench.run(a.size, a.device, a.dir, a.rounds, a.plot))
 
     arguments = parser.parse_args(argv)
     try:
@@ -89,11 +91,6 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         super().error(escaped(message, sys.stderr.encoding))
-
-
-def _bench(arguments: argparse.Namespace) -> None:
-    a = arguments
-    bench.run(a.size, a.device, a.dir, a.rounds, a.plot)
 
 
 def _nbytes(text: str) -> int:

@@ -32,9 +32,9 @@ struct RecordPlacement {
 class ArchiveLayout {
  public:
   // `records` in file order; the serialization id is appended as the last record [F: Serialization id].
-  // Throws std::invalid_argument for an empty archive name, a zero alignment, a name of 64 KiB or more, a repeated
-  // name, or sizes whose sum leaves 63 bits; std::length_error where miniz refuses a central directory of 4 GiB or
-  // more.
+  // Throws std::invalid_argument for an empty archive name, an alignment of zero or above 2^32 - 1, a name of 64 KiB or
+  // more, a repeated name, or sizes whose sum exceeds 2^62 - 1; std::length_error where miniz refuses a central
+  // directory of 4 GiB or more.
   ArchiveLayout(std::string archive_name, std::vector<RecordSpec> records, uint64_t alignment);
 
   const std::string& archive_name() const { return archive_name_; }

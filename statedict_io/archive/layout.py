@@ -1,4 +1,5 @@
-"""The layout of archives for the Python backend: csrc/archive line by line, docs/format.md section by section."""
+"""The layout of archives for the Python backend: the same bytes as csrc/archive, docs/format.md section by section.
+Names and sizes are checked only there: those of the Python backend come from paths and from storages."""
 
 from __future__ import annotations
 

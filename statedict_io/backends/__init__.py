@@ -1,4 +1,4 @@
-"""Chooses what writes an archive; the only place that does."""
+"""Chooses what writes and what reads an archive; the only place that does."""
 
 from __future__ import annotations
 

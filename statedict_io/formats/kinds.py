@@ -93,7 +93,7 @@ def is_legacy(start: bytes) -> bool:
 
 
 def of_start(start: bytes, path: str) -> FileKind | None:
-    """The kind of a file by its beginning; None for a zip archive, and where it may be a damaged one.
+    """The kind of a file by its beginning; None for a zip archive, sound or perhaps damaged.
 
     Args:
         start: the file's first ``START_NBYTES`` bytes, or all of it.

@@ -69,8 +69,8 @@ def load(
         mmap: map the file instead of reading it.
         verify: check the CRC-32 of every record, those that are not asked for too. Records without one (saved with CRCs
             off) pass.
-        backend: what reads the file: ``"auto"`` the compiled extension where it can be used, else torch alone;
-            ``"native"`` insists on the extension, ``"python"`` does without it.
+        backend: what reads the file: ``"auto"`` the compiled extension where it can be used, else the Python
+            backend; ``"native"`` insists on the extension, ``"python"`` does without it.
         progress: ``True`` for a bar on stderr (needs ``tqdm``), or a callable taking (bytes_done, bytes_total).
         pickle_module, pickle_load_args: as for ``torch.load``.
 

@@ -24,10 +24,11 @@ from . import leftovers
 from .targets import FileTarget
 from .temporary_names import TemporaryNames
 
-_MAX_NAMES = 100  # tried: one that is taken is rarer than a file system that says so of all
+_MAX_NAMES = 100  # then it is no chance: the file system says of every name that it is taken
 # A directory that takes no new names, or not such as ours.
 _MAY_REFUSE_NAMES = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EINVAL, *NOT_IMPLEMENTED}
-# Nor lets go of an old one: it is another's in a sticky directory, a mount point, or the file system cannot.
+# Errors of a rename also tell that the old file belongs to another user (in a sticky directory), is a mount point, or
+# that the file system cannot rename.
 _MAY_REFUSE_RENAME = {*_MAY_REFUSE_NAMES, errno.EBUSY, errno.EXDEV}
 
 
@@ -142,7 +143,7 @@ class Replacement:
                 "which writes into the file itself"
             )
             error.args = (error.errno, error.strerror)
-        elif at_the_end or self.target.existing is not None:  # a new file cannot be created under its own name either
+        elif at_the_end or self.target.existing is not None:  # for a new file atomic=False would not help
             error.strerror = (
                 f"{error.strerror}: the file cannot be replaced here; atomic=False (on the command line: --in-place) "
                 "writes into the file itself"

@@ -53,11 +53,11 @@ def save(
             (``str``), which appears whole or not at all; or an object with ``write`` and ``flush``, written to from
             where it stands.
         pickle_module: pickles what is not tensor bytes: :mod:`pickle`, or another with a ``Pickler``, as ``dill``.
-        pickle_protocol: its protocol, 2 to 5.
+        pickle_protocol: its protocol, as for ``torch.save``.
         durable: on return the file's bytes and name are on the device. ``False`` leaves that to the kernel, as
             ``torch.save`` does; the replacement is atomic either way. A file object is not flushed to the device: the
             caller has to. How durable a finished upload is, is up to the store.
-        backend: ``"auto"`` uses the compiled extension where it can be used, else writes with torch alone; ``"native"``
+        backend: ``"auto"`` uses the compiled extension where it can be used, else the Python backend; ``"native"``
             insists on the extension, ``"python"`` does without it.
         progress: ``True`` for a bar on stderr (needs ``tqdm``), or a callable taking (bytes_done, bytes_total), called
             in the calling thread.

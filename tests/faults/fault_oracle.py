@@ -37,7 +37,7 @@ ERRORS = {
 }  # fmt: skip
 ERRORS["posix_fallocate"] = ERRORS["fallocate"]
 OTHERS = (errno.EIO, errno.EACCES, errno.ESTALE)
-MOST_TELLING = 3  # errors of each call in the default suite, and EINTR
+MOST_TELLING = 3  # errors of each call in the default suite, and EINTR and EINVAL where it can give them
 PERMILLES = (0, 1, 500, 999)  # of a write that stops short
 RETRIED = {"open", "openat", "read", "write", "pwrite", "pwritev", "fsync", "ftruncate", "fallocate", "posix_fallocate",
            "fchmod", "fchown"}  # fmt: skip
@@ -133,7 +133,7 @@ def steps_of(events, target, *, overwrite):
 SAVED, REFUSED = "saved", "refused"
 
 
-def allowed(step, fault, *, stock, direct):
+def allowed(step, fault, *, stock):
     """The outcomes that are right: SAVED, REFUSED or both. `REFUSED` is an OSError with the fault's errno."""
     call, error, stage = fault.call, fault.error, step.stage
     if stage in ("try lock", "clean"):
@@ -148,8 +148,8 @@ def allowed(step, fault, *, stock, direct):
     if error == errno.EINTR and call in RETRIED:
         return {SAVED}
     if stage == "resolve":
-        # fstatat: of the target. faccessat: a doubt, that an open settles. pthread_create: an asynchronous save's
-        # thread, without which the call writes.
+        # fstatat: of the target. faccessat: if it fails, the later open decides. pthread_create: of an asynchronous
+        # save's thread, without which the call writes.
         return {SAVED} if call in ("faccessat", "pthread_create") else {REFUSED}
     if call in ("fallocate", "posix_fallocate") and error in REFUSES_PREALLOCATION:
         return {SAVED}

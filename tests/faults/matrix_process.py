@@ -45,7 +45,6 @@ class Laboratory:
         self.holder = None
         self.copied = copied  # from a private file of torch's
         self.new = {"weight": torch.full((nbytes,), 2, dtype=torch.uint8)}
-        self.direct = way.startswith("native") and durable and nbytes == LARGE
         self.old_file = self.directory / "old"
         self.old_file.write_bytes(b"the old checkpoint" * 100)
         self.old_file.chmod(0o640)
@@ -121,7 +120,7 @@ class Laboratory:
         faulthandler.cancel_dump_traceback_later()
         if not control.fired:
             return "the call was not made again"
-        decides, right = decisive(steps, step, fault, stock=self.way == "stock", direct=self.direct)
+        decides, right = decisive(steps, step, fault, stock=self.way == "stock")
         return self.judge(decides, right, fault, error, before)
 
     def judge(self, step, right, fault, error, before):

@@ -46,7 +46,7 @@ def test_odd_alignments_of_direct_io(preload, tmp_path):
     asked = {
         int(alignment): was for alignment, was in json.loads(run_module(preload, "alignment_process", tmp_path)).items()
     }
-    # Not refused by the file, a power of two, and no larger than what is written at once.
+    # Not used: 0, what is no power of two, and more than is written at once.
     assert {alignment for alignment, was in asked.items() if was} == {1, 512, 4096, 8192, 65536, 1 << 20}
 
 

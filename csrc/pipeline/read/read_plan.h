@@ -5,8 +5,8 @@
 // through slots, from which they are copied. Extents are cut into spans, the units that workers take.
 //
 // The plan knows no offsets of payloads: those are known only once the local header has been read, never from a rule.
-// Between its header and the next structure of the file a payload can begin at one of a few places; what lies in it
-// wherever it begins is its sure part, all but some hundred bytes.
+// A payload can begin anywhere between its header and its latest possible begin. Its sure part reaches from there to
+// its earliest possible end: bytes that are payload wherever it begins, all but some hundred.
 #pragma once
 
 #include <cstddef>

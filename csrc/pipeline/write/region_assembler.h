@@ -28,7 +28,7 @@ namespace sdio {
 
 class RegionAssembler {
  public:
-  // Copied into the slot so that it holds the whole range, or only the small pieces, the large ones staying where they
+  // kAll: the slot gets the whole range. kSmall: it gets the small pieces, and large ones are written from where they
   // are.
   enum class Gather { kAll, kSmall };
 
