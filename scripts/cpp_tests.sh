@@ -3,8 +3,9 @@
 #
 #   scripts/cpp_tests.sh BUILD_DIR [CMAKE_ARGUMENT...]
 #
-# The layers that need torch are tested too where TORCH_DIR is set to a torch package directory. Without GoogleTest it
-# says that the tests are skipped and succeeds, unless CI=true. With BUILD_ONLY=1 it only builds them.
+# Optimised as what ships, with line numbers, unless the arguments say otherwise. The layers that need torch are tested
+# too where TORCH_DIR is set to a torch package directory. Without GoogleTest it says that the tests are skipped and
+# succeeds, unless CI=true. With BUILD_ONLY=1 it only builds them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -20,7 +21,8 @@ if [[ -n "${TORCH_DIR:-}" ]] && compgen -G 'tests/cpp/torch*_test.cpp' >/dev/nul
     torch=("-DTORCH_DIR=$TORCH_DIR")
 fi
 
-cmake -S . -B "$build_dir" "${generator[@]}" "${torch[@]}" -DSDIO_BUILD_TESTS=ON "$@"
+cmake -S . -B "$build_dir" "${generator[@]}" "${torch[@]}" -DSDIO_BUILD_TESTS=ON \
+    -DCMAKE_BUILD_TYPE=Release "-DCMAKE_CXX_FLAGS_RELEASE=-O3 -DNDEBUG -g1" "$@"
 if ! ctest --test-dir "$build_dir" --show-only | grep -q 'Total Tests: [1-9]'; then
     echo "C++ TESTS SKIPPED: GoogleTest was not found (on Debian and Ubuntu: apt-get install libgtest-dev)" >&2
     [[ "${CI:-}" != true ]]

@@ -38,8 +38,9 @@ cmake -S . -B "$build_dir" "${generator[@]}" "-DTORCH_DIR=$TORCH_DIR" "-DPython_
 release=$("$python" -c 'import torch; print("{}_{}".format(*torch.__version__.split(".")[:2]))')
 cmake --build "$build_dir" --target _core "_torch_$release"
 
-rm -rf "$tree/statedict_io" "$tree/tests" "$reports"
-mkdir -p "$tree" "$reports"
+rm -rf "$tree/statedict_io" "$tree/tests" "$tree/build" "$reports"
+mkdir -p "$tree/build" "$reports" build/device_standin
+ln -sfn "$PWD/build/device_standin" "$tree/build/device_standin"
 cp -r statedict_io tests pyproject.toml docs csrc "$tree"
 rm -f "$tree"/statedict_io/_core*.so "$tree"/statedict_io/_torch_*.so
 cp "$build_dir"/_core*.so "$build_dir"/_torch_*.so "$tree/statedict_io"

@@ -1,5 +1,6 @@
 // Copies of storages in the memory of the devices they are on: the snapshot of an asynchronous save that is over as
 // soon as the device gets to it.
+#include <ATen/ops/cat.h>
 #include <c10/core/Event.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 

@@ -1,5 +1,6 @@
 // Storages on accelerators that are copied into pinned slots, with LibTorch's device-generic streams, events and
 // copies: no CUDA header, no CUDA library. The storages are held until source_delete().
+#include <ATen/ops/cat.h>
 #include <c10/core/Device.h>
 #include <c10/core/Event.h>
 #include <c10/core/StreamGuard.h>

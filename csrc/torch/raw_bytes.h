@@ -1,8 +1,9 @@
 // Storages as handles, ranges of them and of host memory as byte tensors, and the dispatch under which they are copied.
 #pragma once
 
-#include <ATen/Functions.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/core/Storage.h>
 #include <c10/core/StorageImpl.h>

@@ -1,7 +1,9 @@
 // Tensors of LibTorch on a stand-in for an accelerator (tests/device_standin/standin.cpp), through the functions of a
 // _torch module and the pipeline into a file and back: in a process without Python, so that every sanitizer and
 // Valgrind can watch it.
-#include <ATen/Functions.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
 #include <c10/core/Device.h>
 #include <c10/core/DeviceType.h>
 #include <c10/core/Storage.h>

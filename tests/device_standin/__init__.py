@@ -33,8 +33,7 @@ def build():
     package = pathlib.Path(torch.__file__).parent
     command = [compiler(), "-std=c++17" if torch.__version__ < "2.14" else "-std=c++20", "-O1", "-fPIC", "-shared"]
     command += [f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"]
-    command += ["-isystem", str(package / "include"), str(_SOURCE)]
-    command += ["-L", str(package / "lib"), "-ltorch_cpu", "-lc10", "-pthread"]
+    command += ["-isystem", str(package / "include"), "-L", str(package / "lib"), "-pthread"]
     key = hashlib.sha256("\0".join([torch.__version__, *command, _SOURCE.read_text()]).encode()).hexdigest()[:16]
     library = _BUILD / f"standin-{key}.so"
     if not library.exists():
@@ -42,9 +41,10 @@ def build():
         # Several processes may build at once: each has its own file until it is whole.
         with tempfile.TemporaryDirectory(dir=_BUILD) as directory:
             built = pathlib.Path(directory, library.name)
-            done = subprocess.run([*command, "-o", str(built)], capture_output=True, text=True)
+            whole = [*command, str(_SOURCE), "-ltorch_cpu", "-lc10", "-o", str(built)]
+            done = subprocess.run(whole, capture_output=True, text=True)
             if done.returncode != 0:
-                raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-10_000:]}")
+                raise RuntimeError(f"{' '.join(whole)}\n{done.stderr[-10_000:]}")
             os.replace(built, library)
     return library
 
