@@ -1,5 +1,5 @@
 """The corpus through ``torch.save`` and ``torch.load`` while these names are statedict_io's; run by
-test_swapped_names.py, a fresh process for each form of the swap.
+test_swapped_names.py, a process of its own for each form of the swap.
 
 swapped_corpus_process.py SWAP BACKEND DIRECTORY [NAME...]
 SWAP: a statement that binds the names; `save` and `load` are ours.

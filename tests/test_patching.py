@@ -7,12 +7,11 @@ import os
 import pathlib
 import pickle
 import stat
-import subprocess
-import sys
 import threading
 
 import pytest
 import torch
+import warm_process
 from oracle import assert_same_bytes
 from patched_saves import ORIGINAL, is_replaced_by, nothing_stays_patched, sample_state  # noqa: F401 - a fixture
 
@@ -279,15 +278,7 @@ def test_somebody_who_binds_again_and_again(tmp_path, state):
 
 @pytest.mark.parametrize("scenario", ["fork", "spawn", "lock_held_at_fork", "ddp", "interpreter_exit"])
 def test_other_processes(tmp_path, scenario):
-    environment = {**os.environ, "PYTHONPATH": str(PROCESS.parents[1])}
-    ended = subprocess.run(
-        [sys.executable, str(PROCESS), scenario, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=environment,
-        start_new_session=True,
-    )
+    ended = warm_process.run(PROCESS, scenario, tmp_path, timeout=120)
     assert ended.returncode == 0, ended.stderr
     names = sorted(path.name for path in (tmp_path / "ref").iterdir())
     assert names and names == sorted(path.name for path in (tmp_path / "ours").iterdir())

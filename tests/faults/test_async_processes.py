@@ -4,11 +4,10 @@ import os
 import pathlib
 import re
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
+import warm_process
 
 import statedict_io as sio
 from faults.temporary_files import age_temporaries
@@ -17,9 +16,7 @@ PROCESS = pathlib.Path(__file__).with_name("async_process.py")
 
 
 def run(scenario, path, backend):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PROCESS.parents[2]), str(PROCESS.parents[1])])}
-    command = [sys.executable, str(PROCESS), scenario, str(path), backend]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, start_new_session=True)
+    return warm_process.run(PROCESS, scenario, path, backend, timeout=60)
 
 
 @pytest.mark.parametrize(

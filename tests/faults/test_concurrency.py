@@ -1,18 +1,19 @@
 """Threads and processes that save at once, on one path and on many; forks; the end of the interpreter."""
 
 import os
-import subprocess
-import sys
+import pathlib
 import threading
 import zipfile
 
 import pytest
 import torch
+import warm_process
 
 import statedict_io as sio
 from faults.concurrency_process import stamp_of, stamped
-from faults.preload import environment, run_module
 from faults.temporary_files import age_temporaries
+
+PROCESS = pathlib.Path(__file__).with_name("concurrency_process.py")
 
 
 def in_threads(actions):
@@ -77,7 +78,8 @@ def test_threads_on_many_paths(backend, tmp_path):
     ],
 )
 def test_processes(what, backend, tmp_path):
-    run_module(None, "concurrency_process", what, tmp_path, backend, timeout=50)
+    done = warm_process.run(PROCESS, what, tmp_path, backend, timeout=100)
+    assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
     assert not [name for name in os.listdir(tmp_path) if not name.endswith(".pt")]
     if what == "exit_with_a_thread_saving":
         assert stamp_of(tmp_path / "model.pt") == 1
@@ -85,15 +87,7 @@ def test_processes(what, backend, tmp_path):
 
 def test_exit_in_the_middle_of_a_daemon_threads_save(backend, tmp_path):
     """No abort, no hang; what is left is a whole file, and perhaps a temporary that the next save removes."""
-    command = [
-        sys.executable,
-        "-m",
-        "faults.concurrency_process",
-        "exit_with_a_daemon_thread_saving",
-        tmp_path,
-        backend,
-    ]
-    done = subprocess.run(command, env=environment(None), capture_output=True, text=True, timeout=100, check=False)
+    done = warm_process.run(PROCESS, "exit_with_a_daemon_thread_saving", tmp_path, backend, timeout=100)
     assert done.stdout == "exits\n"
     assert done.returncode == 0, done.stderr
     assert stamp_of(tmp_path / "model.pt") in (0, 1)

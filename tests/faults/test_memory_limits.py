@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+import warm_process
 
 import statedict_io as sio
 
@@ -20,11 +21,13 @@ def run(*arguments, group=None):
     """(exit status, output) of memory_process.py."""
 
     def enter():
-        if group is not None:
-            (group / "cgroup.procs").write_text(str(os.getpid()))
+        (group / "cgroup.procs").write_text(str(os.getpid()))
 
-    command = [sys.executable, PROCESS, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, preexec_fn=enter)
+    if group is None:
+        done = warm_process.run(PROCESS, *arguments, timeout=600)
+    else:
+        command = [sys.executable, PROCESS, *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, preexec_fn=enter)
     return done.returncode, done.stdout + done.stderr
 
 

@@ -2,12 +2,11 @@
 
 import os
 import pathlib
-import subprocess
-import sys
 import threading
 
 import pytest
 import torch
+import warm_process
 
 import statedict_io as sio
 
@@ -27,9 +26,7 @@ SAVES = ["save", "fastsave", "patched", "async", "result", "full", "with"]
 
 
 def run(place, entry, path, other, backend):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PROCESS.parents[2]), str(PROCESS.parents[1])])}
-    command = [sys.executable, str(PROCESS), place, entry, str(path), str(other), backend]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
+    ended = warm_process.run(PROCESS, place, entry, path, other, backend, timeout=60)
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr == ""
 
