@@ -1,5 +1,6 @@
 # Everything runs in a virtual environment that is made on first use; a machine needs only Python and a C++ compiler.
 #
+#   make quick       builds, the C++ tests and the core of the Python tests: a minute and a half; for while you work
 #   make demo        train a small model, save it both ways, compare bytes and times
 #   make test        the C++ tests (where GoogleTest is installed) and the Python tests
 #   make test-long   the same, with the tests that take minutes
@@ -10,6 +11,7 @@
 #   make sanitize    tests under MODE=address | thread | valgrind (C++) | python-address
 #   make fuzz        mutated archives for the reader; FUZZ_ARGS=SECONDS or '--runs 1000000'
 #   make bench       statedict_io against torch.save and others, here; BENCH_ARGS='--size 4GiB' and so on
+#   make environment what lint, docs and test install, in one step
 #   make clean       remove what was built; `make distclean` removes the environment too
 
 PYTHON ?= python3
@@ -17,7 +19,7 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 MODE ?= address
 # Many tests wait for the disk, or for processes that they start.
-TEST_PROCESSES ?= 2
+TEST_PROCESSES ?= 3
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 WHEELS_ARGS ?=
@@ -39,12 +41,26 @@ cpp_sources = $(shell find csrc tests benchmarks -name '*.cpp' -o -name '*.h')
 torch_dir = $(shell $(bin)/python -c 'import importlib.util; print(*importlib.util.find_spec("torch").submodule_search_locations)')
 editable_install := $(bin)/python -m pip install --quiet --no-build-isolation --editable
 
-.PHONY: demo test test-long test-cpp test-aarch64 docs wheels lint format sanitize fuzz bench clean distclean
+.PHONY: quick environment demo test test-long test-cpp test-aarch64 docs wheels lint format sanitize fuzz bench clean distclean
 
 # A test that would skip for want of Lightning, transformers or accelerate fails.
 test test-long: export STATEDICT_IO_REQUIRE_INTEGRATIONS := 1
 
-demo: $(VENV)/.installed
+environment:
+	$(MAKE) $(VENV)/.torch
+	$(editable_install) '.[test-integrations,dev,docs]'
+	touch $(addprefix $(VENV)/,.core .installed .integrations .linters .docs)
+
+# Of each part of the package what tells most in a second, and nothing that starts processes by the dozen.
+quick_tests := $(addprefix tests/,test_layers.py test_stub.py test_byte_identity.py test_load_as_torch.py test_checkpoint.py \
+    test_targets.py test_in_place.py test_kinds.py test_refused_values.py test_verification.py test_native_reader.py \
+    test_torch_module.py test_extension.py test_writers.py test_progress.py test_directories.py dcp/test_planning.py \
+    dcp/test_flattening.py faults/test_surroundings.py)
+
+quick: test-cpp $(VENV)/.core
+	$(bin)/python -m pytest -q -n 2 --dist loadfile $(PYTEST_ARGS) $(quick_tests)
+
+demo: $(VENV)/.core
 	$(bin)/python examples/demo.py
 
 test: test-cpp $(VENV)/.integrations
@@ -77,7 +93,7 @@ format: $(VENV)/.linters
 	$(bin)/ruff format .
 	$(bin)/clang-format -i $(cpp_sources)
 
-sanitize: $(VENV)/$(if $(filter python-%,$(MODE)),.installed,.torch)
+sanitize: $(VENV)/$(if $(filter python-%,$(MODE)),.core,.torch)
 	TORCH_DIR='$(torch_dir)' scripts/sanitize.sh $(MODE)
 
 fuzz: $(VENV)/.torch
@@ -88,7 +104,7 @@ bench: $(VENV)/.bench
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	rm -f statedict_io/_core*.so statedict_io/_torch_*.so $(VENV)/.installed
+	rm -f statedict_io/_core*.so statedict_io/_torch_*.so $(VENV)/.core
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean
@@ -101,7 +117,12 @@ $(VENV)/.torch:
 	$(bin)/python -m pip install --quiet '$(TORCH)' 'setuptools>=77' 'cmake>=3.24' ninja 'pybind11>=3.0'
 	touch $@
 
-$(VENV)/.installed: $(VENV)/.torch pyproject.toml $(native_sources)
+$(VENV)/.core: $(VENV)/.torch pyproject.toml $(native_sources)
+	$(editable_install) '.[test-core]'
+	touch $@
+
+# An S3 server and what it needs: some sixty packages.
+$(VENV)/.installed: pyproject.toml | $(VENV)/.core
 	$(editable_install) '.[test]'
 	touch $@
 
