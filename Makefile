@@ -1,6 +1,6 @@
 # Everything runs in a virtual environment that is made on first use; a machine needs only Python and a C++ compiler.
 #
-#   make quick       builds, the C++ tests and the core of the Python tests: a minute and a half; for while you work
+#   make quick       builds, the C++ tests and the core of the Python tests, for while you work
 #   make demo        train a small model, save it both ways, compare bytes and times
 #   make test        the C++ tests (where GoogleTest is installed) and the Python tests
 #   make test-long   the same, with the tests that take minutes
