@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from .backends import release_buffers
 from .errors import (
+    CheckpointDirectoryInUseError,
+    CheckpointDirectoryWarning,
     CorruptCheckpointError,
     FileKindError,
     NativeUnavailableError,
@@ -28,6 +30,9 @@ from .writing.saving import fastsave, save
 
 if TYPE_CHECKING:
     from .backends.info import BackendInfo, backend_info
+    from .checkpoints.checkpoint_directory import CheckpointDirectory
+    from .checkpoints.entry import SavedCheckpoint, SkippedCheckpoint
+    from .checkpoints.trainable import trainable_state_dict
     from .reading.lazy.checkpoint import Checkpoint, TensorInfo, open_checkpoint
     from .reading.loading import load
     from .reading.verification import RecordReport, VerifyReport, verify
@@ -38,12 +43,17 @@ __version__ = VERSION
 __all__ = [
     "BackendInfo",
     "Checkpoint",
+    "CheckpointDirectory",
+    "CheckpointDirectoryInUseError",
+    "CheckpointDirectoryWarning",
     "CorruptCheckpointError",
     "FileKindError",
     "NativeUnavailableError",
     "Patch",
     "PendingSave",
     "RecordReport",
+    "SavedCheckpoint",
+    "SkippedCheckpoint",
     "SlowerWarning",
     "SnapshotLimitError",
     "StateDictIOError",
@@ -57,6 +67,7 @@ __all__ = [
     "release_buffers",
     "save",
     "save_async",
+    "trainable_state_dict",
     "verify",
     "wait_all",
 ]
@@ -65,14 +76,18 @@ __all__ = [
 _LATER = {
     "BackendInfo": "backends.info",
     "Checkpoint": "reading.lazy.checkpoint",
+    "CheckpointDirectory": "checkpoints.checkpoint_directory",
     "Patch": "writing.patching",
     "RecordReport": "reading.verification",
+    "SavedCheckpoint": "checkpoints.entry",
+    "SkippedCheckpoint": "checkpoints.entry",
     "TensorInfo": "reading.lazy.checkpoint",
     "VerifyReport": "reading.verification",
     "backend_info": "backends.info",
     "load": "reading.loading",
     "open_checkpoint": "reading.lazy.checkpoint",
     "patch_torch": "writing.patching",
+    "trainable_state_dict": "checkpoints.trainable",
     "verify": "reading.verification",
 }
 

@@ -11,7 +11,7 @@ from typing import NoReturn
 import torch
 
 from .backends.info import backend_info
-from .commands import bench, convert, inspect, verify
+from .commands import bench, convert, inspect, listing, prune, verify
 from .commands.printing import complain, say
 from .errors import StateDictIOError
 from .untrusted.escaping import escaped
@@ -21,9 +21,8 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = _Parser(
-        prog="statedict-io", description="Inspects, verifies and converts checkpoints, and tells what is installed."
-    )
+    about = "Inspects, verifies, converts, lists and prunes checkpoints, and tells what is installed."
+    parser = _Parser(prog="statedict-io", description=about)
     parser.add_argument("--version", action="version", version=f"statedict-io {VERSION}, torch {torch.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -61,6 +60,40 @@ def main(argv: list[str] | None = None) -> int:
     )
     convert_.set_defaults(run=lambda a: convert.run(a.source, a.destination, trust=a.trust, in_place=a.in_place))
 
+    list_ = commands.add_parser(
+        "list", help="list the checkpoints of a directory; exit code 0 all sound, 1 one is damaged, 2 it cannot be read"
+    )
+    _add_directory(list_)
+    list_.add_argument(
+        "--verify",
+        choices=["crc", "structure", "none"],
+        default="structure",
+        help="read every byte, or the ends of each file (default), or nothing",
+    )
+    list_.add_argument("--json", action="store_true", help="for machines")
+    list_.set_defaults(run=lambda a: listing.run(a.directory, a.pattern, verify=a.verify, as_json=a.json))
+
+    prune_ = commands.add_parser(
+        "prune", help="delete the checkpoints that no --keep option keeps; never the newest sound one"
+    )
+    _add_directory(prune_)
+    prune_.add_argument("--keep-last", type=int, metavar="N", help="the newest")
+    prune_.add_argument("--keep-every", type=int, metavar="N", help="steps that are multiples of N")
+    prune_.add_argument("--keep-best", type=int, metavar="N", help="those with the best metric")
+    prune_.add_argument("--best", choices=["min", "max"], help="which metric is the best")
+    prune_.add_argument("--dry-run", action="store_true", help="only say what would go")
+    prune_.set_defaults(
+        run=lambda a: prune.run(
+            a.directory,
+            a.pattern,
+            keep_last=a.keep_last,
+            keep_every=a.keep_every,
+            keep_best=a.keep_best,
+            best=a.best,
+            dry_run=a.dry_run,
+        )
+    )
+
     bench_ = commands.add_parser("bench", help="time torch.save and statedict_io here, side by side")
     bench_.add_argument(
         "--size", type=_nbytes, default=_nbytes("1GiB"), help="of the state dict, such as 512MiB (default 1GiB)"
@@ -79,6 +112,13 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as e:  # a hostile file can make an unpickler raise anything
         complain(f"{type(e).__name__}: {e}")
     return 2
+
+
+def _add_directory(command: argparse.ArgumentParser) -> None:
+    command.add_argument("directory", metavar="DIR")
+    command.add_argument(
+        "--pattern", metavar="NAME", default=None, help="of the files' names (default step-{step:08d}.pt)"
+    )
 
 
 def _info() -> None:

@@ -64,6 +64,14 @@ class NativeUnavailableError(StateDictIOError):
     """``backend="native"`` was asked for and the compiled extension cannot be used; says why and what to do."""
 
 
+class CheckpointDirectoryInUseError(StateDictIOError):
+    """Another process, or another object of this one, saves into the directory."""
+
+
+class CheckpointDirectoryWarning(UserWarning):
+    """What a :class:`CheckpointDirectory` could not do, or has found damaged; the run goes on."""
+
+
 class SlowerWarning(UserWarning):
     """What runs is slower than what was installed for; says what, why and what to do. Once a process, at the first save
     or load that it concerns, and not where a call asks for ``backend="python"`` or nothing compiled is installed."""

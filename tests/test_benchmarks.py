@@ -38,6 +38,18 @@ def test_asynchronous(tmp_path):
 
 
 @pytest.mark.timeout(200)
+def test_directories(tmp_path):
+    out = tmp_path / "out.json"
+    command = [sys.executable, "-m", "benchmarks.directories", "--smoke", "--dir", str(tmp_path), "--out", str(out)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180)
+    assert run.returncode == 0, run.stderr
+    document = json.loads(out.read_text())
+    assert len(document["saves"]) == 4 and document["latest"]["files"] == 20
+    assert "latest() of 20 checkpoints" in run.stdout
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.timeout(200)
 def test_saving(tmp_path):
     _, document = smoke("saving", tmp_path, "--parts", "llama", "gil")
     assert [of_run["part"] for of_run in document["runs"]] == ["llama", "gil"]

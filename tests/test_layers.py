@@ -40,9 +40,10 @@ INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', re.M)
 # A module of the top level is a room of its own.
 IMPORTS = {
     "__main__": "backends commands errors untrusted version",
-    "__init__": "backends errors reading reading/lazy version writing",
-    "commands": "conversion dcp errors installed progress reading reading/lazy system untrusted writing",
+    "__init__": "backends checkpoints errors reading reading/lazy version writing",
+    "commands": "checkpoints conversion dcp errors installed progress reading reading/lazy system untrusted writing",
     "integrations": "reading writing",
+    "checkpoints": "dcp errors reading remote system writing",
     "dcp": "archive backends errors installed names pickles progress reading/lazy remote system untrusted writing",
     "conversion": "backends errors formats installed pickles progress reading/lazy system untrusted writing",
     "reading/lazy": "errors formats names pickles reading untrusted",

@@ -41,12 +41,23 @@ def let_go(fd: int) -> None:
 
 def is_held(fd: int) -> bool | None:
     """Whether another open file has the lock; None where that cannot be told."""
+    locked = try_lock(fd, shared=True)  # shared: for that NFS takes a file that is open for reading
+    return None if locked is None else not locked
+
+
+def try_lock(fd: int, *, shared: bool) -> bool | None:
+    """Locks an open file until it is closed, if no other open file has it locked; False: one has; None: that cannot be
+    done.
+
+    Args:
+        shared: others may lock it so too. Otherwise ``fd`` has to be open for writing: NFS wants that.
+    """
     if fcntl is None:
         return None
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: for that NFS takes a file that is open for reading
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
-        return True
+        return False
     except OSError:
         return None
-    return False
+    return True

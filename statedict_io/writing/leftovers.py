@@ -42,6 +42,25 @@ def remove_leftovers(directory: Directory, names: TemporaryNames, own: str) -> N
                 directory.remove_file(name)
 
 
+def remove_unlocked(directory: Directory, name: str) -> None:
+    """Removes a temporary however young it is, unless its writer lives; for who knows that nobody is between making one
+    and locking it. Never an error."""
+    with contextlib.suppress(OSError):
+        if _is_held(directory, name) is not True:
+            directory.remove_file(name)
+
+
+def remove_if_left_over(directory: Directory, name: str, fresh: str) -> None:
+    """Removes a temporary of any target, as :func:`remove_leftovers` does. Never an error.
+
+    Args:
+        fresh: a file that has just been written.
+    """
+    with contextlib.suppress(OSError):
+        if _is_left_over(directory, name, _last_write(directory, fresh), True):
+            directory.remove_file(name)
+
+
 def renew(fd: int) -> None:
     """Makes a temporary as young as one that has just been made: while it is closed and not yet renamed, no lock
     protects it."""

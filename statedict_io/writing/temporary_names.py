@@ -19,6 +19,8 @@ _FOR_TORCH = re.compile(r"[0-9a-f]{12}-sdio-tmp")
 # Of earlier versions, which locked nothing: <CRC-32 of the name>.<host, boot, pid namespace, pid, start>.<number>
 _OLD = re.compile(r"[0-9a-f]{8}\.[0-9a-f]+(-[0-9a-f]+){4}\.[0-9a-f]+-[0-9a-f]+\.sdio-tmp")
 
+_ANY = re.compile(r"\.(.+)\.[0-9a-f]{12}\.sdio-tmp|(.+)\.[0-9a-f]{12}-sdio-tmp", re.DOTALL)
+
 
 class TemporaryNames:
     """Those of one target. Targets whose long names begin alike share them, and so do those whose archives have one
@@ -50,6 +52,13 @@ class TemporaryNames:
 
     def _matches(self, pattern: re.Pattern[str], name: str) -> bool:
         return name.startswith(self._prefix) and pattern.fullmatch(name, len(self._prefix)) is not None
+
+
+def target_of(name: str) -> str | None:
+    """The name, cut where it is long, of the target of a temporary, or of its archive, if torch was to open it; None of
+    what is no temporary."""
+    found = _ANY.fullmatch(name)
+    return None if found is None else found[1] or found[2]
 
 
 @functools.lru_cache(maxsize=64)  # many saves go to one path

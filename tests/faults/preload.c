@@ -24,7 +24,7 @@
   X(open) X(openat) X(close) X(read) X(pread) X(write) X(writev) X(pwrite) X(pwritev) X(fsync) X(fdatasync) X(sync)         \
   X(ftruncate) X(fallocate) X(posix_fallocate) X(stat) X(lstat) X(fstat) X(fstatat) X(statx) X(access) X(faccessat)         \
   X(readlink) X(readlinkat) X(rename) X(renameat) X(unlink) X(unlinkat) X(mkdir) X(mkdirat) X(rmdir) X(fchmod) X(fchmodat)  \
-  X(fchown) X(fcntl) X(flock) X(lseek) X(opendir) X(fdopendir) X(readdir) X(closedir) X(pthread_create)
+  X(fchown) X(fcntl) X(flock) X(lseek) X(opendir) X(fdopendir) X(readdir) X(closedir) X(pthread_create) X(symlink)
 
 enum {
 #define X(name) ID_##name,
@@ -315,6 +315,7 @@ DEFINE(unlinkat, unlinkat, int, (int fd, F0, int f), (fd, path, f), fd, path, -1
 // Not the library's: a sanitizer's runtime makes a directory before it can look up a symbol.
 EXPORTED int mkdir(F0, mode_t m) { PASS(mkdir, int, syscall(SYS_mkdirat, AT_FDCWD, path, m), -1, path, -1, NULL, 0, m); }
 DEFINE(mkdirat, mkdirat, int, (int fd, F0, mode_t m), (fd, path, m), fd, path, -1, NULL, 0, m)
+DEFINE(symlink, symlink, int, (F0, const char* at), (path, at), -1, at, -1, path, 0, 0)
 DEFINE(rmdir, rmdir, int, (F0), (path), -1, path, -1, NULL, 0, 0)
 
 static int real_statx(int fd, const char* path, int flags, unsigned mask, struct statx* facts) {

@@ -37,8 +37,10 @@ def environment(library):
 
 
 def run_module(library, module, *arguments, timeout=280, wrapper=(), **options):
-    """Runs a ``*_process`` of this directory under the library; returns what it printed, or fails with all it said."""
-    command = [*wrapper, sys.executable, "-m", f"faults.{module}", *map(str, arguments)]
+    """Runs a ``*_process`` of this directory, or one named with its package, under the library; returns what it
+    printed, or fails with all it said."""
+    module = module if "." in module else f"faults.{module}"
+    command = [*wrapper, sys.executable, "-m", module, *map(str, arguments)]
     done = subprocess.run(
         command, env=environment(library), capture_output=True, text=True, timeout=timeout, check=False, **options
     )
