@@ -18,7 +18,7 @@ RUNNER = pathlib.Path(__file__).with_name("forked_runs.py")
 SEED = 0
 
 CASES = {
-    "resume": {"needs": [], "die": 35, "steps": 60},
+    "train": {"needs": [], "die": 35, "steps": 60},
     "lightning_trainer": {"needs": ["lightning"], "die": 22, "steps": 30},
     "transformers_trainer": {"needs": ["transformers", "accelerate"], "die": 13, "steps": 20},
     "accelerate_loop": {"needs": ["accelerate"], "die": 23, "steps": 30},

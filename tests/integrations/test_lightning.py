@@ -276,3 +276,18 @@ def test_says_what_to_install():
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
     assert ended.returncode == 1
     assert "ImportError" in ended.stderr and "pip install 'statedict-io[lightning]'" in ended.stderr
+
+
+def test_a_checkpoint_directory_finds_the_newest_sound_one_of_model_checkpoint(FastCheckpointIO, tmp_path):
+    """The row of docs/integrations.md."""
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    callback = ModelCheckpoint(tmp_path, filename="{step:08d}", auto_insert_metric_name=False)
+    for step in (10, 20, 30):
+        path = callback.format_checkpoint_name({"step": torch.tensor(step), "epoch": torch.tensor(0)})
+        FastCheckpointIO().save_checkpoint(checkpoint(step), path)
+    os.truncate(path, 1000)
+    ckpts = sio.CheckpointDirectory(tmp_path, pattern="{step:08d}.ckpt")
+    with pytest.warns(sio.CheckpointDirectoryWarning, match=r"00000030\.ckpt"):
+        found = ckpts.latest()
+    assert found.step == 20 and found.path == str(tmp_path / "00000020.ckpt")

@@ -1,11 +1,12 @@
 """A training loop that can be killed at any moment and goes on as if it had not been.
 
-    python examples/resume.py --die-at-step 35   # dies by SIGKILL, as a machine that is taken away
-    python examples/resume.py                    # resumes; the losses are those of a run that was never killed
+    python examples/train.py --die-at-step 35   # dies by SIGKILL, as a machine that is taken away
+    python examples/train.py                    # resumes; the losses are those of a run that was never killed
 
-What it takes: the checkpoint holds everything that the next step depends on (weights, AdamW's moments, the schedule,
-the order of the data and the place in it, the random numbers of dropout), and it is always whole: `save_async` copies
-the state, writes a new file while training goes on, and puts it in the place of the old one by a rename.
+What it takes: a checkpoint holds everything that the next step depends on (weights, AdamW's moments, the schedule, the
+order of the data and the place in it, the random numbers of dropout), and the newest sound one is found again.
+`CheckpointDirectory` does the latter. SIGTERM, which a scheduler sends some time before it kills, ends the loop with a
+save.
 """
 
 from __future__ import annotations
@@ -54,8 +55,19 @@ class ShuffledBatches:
         self._position = state["position"]
 
 
+class RandomNumbers:
+    """The generators that dropout and augmentation draw from."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"torch": torch.get_rng_state(), "python": random.getstate()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        torch.set_rng_state(state["torch"])
+        random.setstate(state["python"])
+
+
 def main(arguments: list[str] | None = None) -> None:
-    options = parse(arguments, __doc__, checkpoint=Path("checkpoint.pt"), steps=60, save_every=10)
+    options = parse(arguments, __doc__, checkpoints=Path("checkpoints"), steps=60, save_every=10)
 
     torch.manual_seed(0)
     random.seed(0)
@@ -65,19 +77,23 @@ def main(arguments: list[str] | None = None) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
     batches = ShuffledBatches(seed=1)
-    stateful = {"model": model, "optimizer": optimizer, "schedule": schedule, "batches": batches}
-    step = 0
+    parts = {
+        "model": model,
+        "optimizer": optimizer,
+        "schedule": schedule,
+        "batches": batches,
+        "random_numbers": RandomNumbers(),
+    }
 
-    if options.checkpoint.exists():
-        state = sio.load(options.checkpoint, verify=True)
-        for name, part in stateful.items():
-            part.load_state_dict(state[name])
-        torch.set_rng_state(state["torch_rng"])
-        random.setstate(state["python_rng"])
-        step = state["step"]
+    def state() -> dict[str, Any]:
+        return {name: part.state_dict() for name, part in parts.items()}
+
+    ckpts = sio.CheckpointDirectory(options.checkpoints, keep_last=2, keep_best=1, best="min")
+    ckpts.save_on_signal(signal.SIGTERM)
+    step = ckpts.restore(**parts) or 0
+    if step:
         print(f"resumed after step {step}", flush=True)
 
-    pending = None
     for indices in batches:
         if step == options.steps:
             break
@@ -90,13 +106,13 @@ def main(arguments: list[str] | None = None) -> None:
         step += 1
         print(f"step {step} loss {loss.item()!r}", flush=True)
         if step % options.save_every == 0:
-            state = {name: part.state_dict() for name, part in stateful.items()}
-            state |= {"step": step, "torch_rng": torch.get_rng_state(), "python_rng": random.getstate()}
-            pending = sio.save_async(state, options.checkpoint)  # raises if the one before failed
+            ckpts.save_async(state(), step, metric=loss.item())  # raises if one before failed
+        if ckpts.should_stop:
+            ckpts.save(state(), step, metric=loss.item())
+            break
         if step == options.die_at_step:
             os.kill(os.getpid(), signal.SIGKILL)
-    if pending is not None:
-        pending.result()
+    ckpts.close()
     print_weights(model)
 
 
