@@ -152,6 +152,16 @@ def test_convert_there_and_back(model, tmp_path, capsys):
     assert sio.verify(tmp_path / "back.pt").ok
 
 
+@pytest.mark.parametrize("destination", ["out.safetensors", "directory/"])
+def test_convert_takes_no_damage_into_a_format_without_checksums(model, tmp_path, capsys, destination):
+    bad = damaged(model)
+    before = sorted(os.listdir(tmp_path))
+    assert main(["convert", str(bad), os.path.join(tmp_path, destination)]) == 2
+    err = capsys.readouterr().err
+    assert "damaged.pt" in err and "data/0" in err and "layers.0.weight" in err
+    assert sorted(os.listdir(tmp_path)) == before
+
+
 def test_convert_all_layouts_and_dtypes(tmp_path, capsys):
     safetensors = pytest.importorskip("safetensors.torch")
     from statedict_io.formats.safetensors_format import NAMES

@@ -9,6 +9,7 @@ from ..formats import safetensors_format
 from ..progress import ProgressCallback
 from ..reading.lazy.checkpoint import Checkpoint
 from ..reading.lazy.strided_reads import memory_of
+from ..reading.verification import check_all
 from ..system.descriptors import write_all_at
 from ..untrusted.limits import listed
 from ..untrusted.written_out import check_written_out, untied
@@ -31,6 +32,14 @@ def to_safetensors(
     safetensors_format.check_header(header, checkpoint.path)
     total = sum(info.nbytes for info in infos.values())
     check_written_out(checkpoint.path, total, checkpoint.records.file_nbytes)
+    file_nbytes = checkpoint.records.file_nbytes
+
+    def report(done: int) -> None:
+        """Of reading everything once and writing it."""
+        if progress is not None:
+            progress(done, file_nbytes + total)
+
+    check_all(checkpoint.records, lambda done, _: report(min(done, file_nbytes)))
 
     def write(file: OpenFile) -> None:
         done = 0
@@ -40,8 +49,7 @@ def to_safetensors(
                 plain = block.resolve_conj().resolve_neg().contiguous()
                 write_all_at(file.fd, memory_of(plain), len(header) + done)
                 done += plain.numel() * plain.element_size()
-                if progress is not None:
-                    progress(done, total)
+                report(file_nbytes + done)
 
     write_file(target, write, durable=True, atomic=atomic)
     shared = untied((name, checkpoint.record(name)) for name in checkpoint)

@@ -34,6 +34,7 @@ from torch.distributed.checkpoint.planner import (
 from ..installed.stock import torch_load
 from ..pickles.refusals import refusal
 from ..progress import Progress
+from ..reading.verification import check_all
 from ..untrusted.written_out import check_written_out, untied
 from .directory_replacement import DirectoryReplacement
 from .stored_metadata import CURE, DirectoryReader
@@ -117,6 +118,7 @@ def file_to_dcp(
     """
     stored = StoredState(os.fspath(path), weights_only=weights_only, backend=backend, cure=CURE)
     try:
+        check_all(stored.file.records)
         items = []
         nbytes = 0
         for name, value in stored.values.items():

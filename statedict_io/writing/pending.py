@@ -391,7 +391,7 @@ def raise_uncollected(save: PendingSave) -> None:
     if hasattr(failed._error, "add_note"):
         failed._error.add_note(
             f"This is the error of an earlier save_async to {failed.path!r}, which nobody had asked for. "
-            "The save that raised it was not started."
+            "The call that raised it has not started a save: call again."
         )
     raise failed._error
 
