@@ -21,7 +21,7 @@ from faults.preload import AFTER, BEFORE, Preload
 
 import statedict_io as sio
 
-KEEP_LAST, KEEP_BEST = 2, 1
+KEEP_LAST, KEEP_BEST = 1, 1  # each save displaces what the link `latest` leads to
 SMALL, LARGE = 1000, 3 << 20
 FILES_KEPT = KEEP_LAST + KEEP_BEST
 

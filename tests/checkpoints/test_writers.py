@@ -5,6 +5,7 @@ import errno
 import os
 import signal
 import threading
+import time
 
 import pytest
 import torch
@@ -176,6 +177,30 @@ def test_a_forked_child_neither_holds_nor_lets_go_what_its_parent_holds(tmp_path
         other = sio.CheckpointDirectory(tmp_path, keep_last=1)
         other.save(state(3), 3)
     assert [each.step for each in ckpts] == [3]
+
+
+def test_an_orphaned_worker_does_not_keep_its_parents_lock(tmp_path, state):
+    stop = tmp_path / "stop"
+
+    def parent(ready):
+        ckpts = sio.CheckpointDirectory(tmp_path / "run")
+        ckpts.save(state(1), 1)
+        found = ckpts.latest()
+        with found.lease():
+            if os.fork() == 0:
+                while tmp_path.exists() and not stop.exists():
+                    time.sleep(0.01)
+                os._exit(0)
+            ready()
+
+    try:
+        with beside(parent) as child:
+            os.kill(child, signal.SIGKILL)
+        with sio.CheckpointDirectory(tmp_path / "run", keep_last=1) as ckpts:
+            ckpts.save(state(2), 2)
+            assert [found.step for found in ckpts] == [2]
+    finally:
+        stop.touch()
 
 
 def test_a_child_forked_amid_saves_and_deletions_does_not_hang(tmp_path, state, monkeypatch):
