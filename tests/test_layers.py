@@ -44,7 +44,8 @@ IMPORTS = {
     "commands": "checkpoints conversion dcp errors installed progress reading reading/lazy system untrusted writing",
     "integrations": "reading writing",
     "checkpoints": "dcp errors reading remote system writing",
-    "dcp": "archive backends errors installed names pickles progress reading reading/lazy remote system untrusted writing",
+    "dcp": "archive backends errors installed names pickles progress reading reading/lazy remote system untrusted"
+    " writing",
     "conversion": "backends errors formats installed pickles progress reading reading/lazy system untrusted writing",
     "reading/lazy": "errors formats names pickles reading untrusted",
     "reading": "archive backends errors formats installed names pickles progress remote system untrusted",

@@ -6,6 +6,7 @@ import errno
 import functools
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -71,7 +72,7 @@ class SavedCheckpoint:
 
     @property
     def protected(self) -> bool:
-        """Whether no rule deletes it: see :meth:`CheckpointDirectory.protect`."""
+        """Whether no rule deletes it, as after :meth:`CheckpointDirectory.protect`."""
         return self._facts.protected
 
     @property
@@ -128,7 +129,7 @@ class SavedCheckpoint:
         with self.lease():
             return load(self.path, map_location, **options)
 
-    def lease(self) -> Lease:
+    def lease(self) -> AbstractContextManager[object]:
         """A context manager: in its block no ``CheckpointDirectory`` deletes the checkpoint, neither of this process
         nor, where the file system has locks, of another.
 
