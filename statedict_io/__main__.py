@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
     bench_.add_argument("--dir", default=".", help="where the files go: measures that file system (default .)")
     bench_.add_argument("--rounds", type=int, default=5, help="measured rounds, after one warm-up (default 5)")
     bench_.add_argument("--plot", metavar="OUT.png", help="also draw the result")
-    bench_.set_defaults(run=lambda a: bench.run(a.size, a.device, a.dir, a.rounds, a.plot))
+    bench_.set_defaults(run=_bench)
 
     arguments = parser.parse_args(argv)
     try:
@@ -112,6 +112,11 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as e:  # a hostile file can make an unpickler raise anything
         complain(f"{type(e).__name__}: {e}")
     return 2
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    a = arguments
+    bench.run(a.size, a.device, a.dir, a.rounds, a.plot)
 
 
 def _add_directory(command: argparse.ArgumentParser) -> None:

@@ -2,6 +2,8 @@
 
 #include <atomic>
 #include <stdexcept>
+#include <utility>
+#include <vector>
 
 namespace sdio {
 namespace {
@@ -16,6 +18,10 @@ const Torch& torch() {
   return *implementation;
 }
 
-void use(const Torch& implementation) { in_use = &implementation; }
+void use(std::unique_ptr<const Torch> implementation) {
+  static auto& kept = *new std::vector<std::unique_ptr<const Torch>>;
+  kept.push_back(std::move(implementation));
+  in_use = kept.back().get();
+}
 
 }  // namespace sdio

@@ -144,7 +144,7 @@ class Torch {
 // The implementation in use. Throws std::runtime_error before there is one.
 const Torch& torch();
 // Objects made under another one go on with that: it lives as long as the process.
-void use(const Torch& implementation);
+void use(std::unique_ptr<const Torch> implementation);
 
 inline Storage::Storage(const Storage& other)
     : torch_(other.torch_),

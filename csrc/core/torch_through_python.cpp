@@ -197,6 +197,8 @@ class TorchThroughPython final : public Torch {
 
 }  // namespace
 
-const Torch& torch_through_python(py::object access) { return *new TorchThroughPython(std::move(access)); }
+std::unique_ptr<const Torch> torch_through_python(py::object access) {
+  return std::make_unique<TorchThroughPython>(std::move(access));
+}
 
 }  // namespace sdio

@@ -303,7 +303,7 @@ class TorchThroughTable final : public Torch {
 
 }  // namespace
 
-const Torch& torch_through_table(const py::object& capsule) {
+std::unique_ptr<const Torch> torch_through_table(const py::object& capsule) {
   const auto* const functions =
       static_cast<const Functions*>(PyCapsule_GetPointer(capsule.ptr(), SDIO_TORCH_FUNCTIONS_CAPSULE));
   if (functions == nullptr) throw py::error_already_set();
@@ -311,7 +311,7 @@ const Torch& torch_through_table(const py::object& capsule) {
     throw std::invalid_argument("its table of functions is of version " + std::to_string(functions->version) +
                                 ", statedict_io._core needs version " + std::to_string(SDIO_TORCH_FUNCTIONS_VERSION));
   }
-  const Torch& torch = *new TorchThroughTable(*functions);
+  auto torch = std::make_unique<TorchThroughTable>(*functions);
   set_step_recorder(new TableSteps(*functions));
   return torch;
 }
