@@ -31,6 +31,21 @@ class AllSignalsBlocked {
   sigset_t previous_;
 };
 
+// Held while threads are started, and during every fork(). glibc starts a thread on the stack of one that has ended,
+// and first frees what that had allocated; a process that is forked at that moment frees it once more when it starts a
+// thread itself.
+std::mutex* starting = nullptr;
+
+std::mutex& lock_of_starting() {
+  static const bool is_ready = [] {
+    starting = new std::mutex;
+    pthread_atfork([] { starting->lock(); }, [] { starting->unlock(); }, [] { starting->unlock(); });
+    return true;
+  }();
+  static_cast<void>(is_ready);
+  return *starting;
+}
+
 }  // namespace
 
 void WorkerThreads::run(size_t num_threads, const std::function<void()>& work, const std::function<void()>& watch) {
@@ -42,6 +57,7 @@ void WorkerThreads::run(size_t num_threads, const std::function<void()>& work, c
       record();
       work();
     };
+    const std::lock_guard<std::mutex> no_fork(lock_of_starting());
     const AllSignalsBlocked in_workers;
     for (size_t i = 0; i < num_threads; ++i) {
       threads.emplace_back([this, recorded_work] {
