@@ -90,8 +90,14 @@ def progress(path, action, backend, save):
 
 def admission(path, action, backend, save):
     sio.save_async(state(0), f"{path}.slow", backend=backend, max_bytes_per_second=20 * MIB)
-    signal.signal(signal.SIGALRM, lambda *_: action())
-    signal.setitimer(signal.ITIMER_REAL, 0.05)
+
+    def act(*_):
+        if pending._running.calls:  # else the alarm came before the outer save had begun: the next one will not
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            action()
+
+    signal.signal(signal.SIGALRM, act)
+    signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
     save(state(1), path, backend=backend, max_in_flight=1)
 
 
