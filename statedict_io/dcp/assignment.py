@@ -44,45 +44,54 @@ def assign_ranges(shards: Sequence[Shard], num_ranks: int) -> list[list[Range]]:
             ranges[index].append(Range(shard.holders[0], 0, 0))
     # Few holders first: the others have more ways to even it out.
     for holders, members in sorted(replicated.items(), key=lambda group: (len(group[0]), group[0])):
-        _pour(shards, holders, members, loads, ranges)
+        _deal(shards, holders, members, loads, ranges)
     return ranges
 
 
-def _pour(
+def _deal(
     shards: Sequence[Shard],
     holders: tuple[int, ...],
     members: list[int],
     loads: list[int],
     ranges: list[list[Range]],
 ) -> None:
-    """Cuts the shards, laid end to end, at the quotas that bring the holders' loads to one level."""
+    """Deals out the shards that ``holders`` alone hold, in the order of ``members``.
+
+    The first holder takes ranges until it has its quota, then the next goes on where that one stopped. The quotas
+    bring the holders' loads to one level. A range rarely ends just where a quota does: what it leaves over, or has too
+    much, is added to the next holder's quota, and the last takes all that is left.
+    """
     total = sum(shards[index].numel * shards[index].itemsize for index in members)
     quotas = _quotas([loads[rank] for rank in holders], total)
-    position = 0
+    turn = 0  # of which holder
     for index in members:
-        shard = shards[index]
-        begin = 0
+        shard, begin = shards[index], 0
         while begin < shard.numel:
-            nbytes = (shard.numel - begin) * shard.itemsize
-            last = position == len(holders) - 1
-            if last or nbytes <= quotas[position]:
-                end = shard.numel
-            elif nbytes <= _CUT_FROM_NBYTES:
-                end = shard.numel if nbytes <= 2 * quotas[position] else begin
-            else:
-                start = shard.file_offset + begin * shard.itemsize
-                cut = (start + quotas[position]) // _BLOCK_NBYTES * _BLOCK_NBYTES
-                end = begin + max(cut - start, 0) // shard.itemsize
+            is_last = turn == len(holders) - 1
+            end = shard.numel if is_last else _end_of_range(shard, begin, quotas[turn])
             if end > begin:
-                rank = holders[position]
-                ranges[index].append(Range(rank, begin, end))
-                written = (end - begin) * shard.itemsize
-                loads[rank] += written
-                quotas[position] -= written
+                ranges[index].append(Range(holders[turn], begin, end))
+                nbytes = (end - begin) * shard.itemsize
+                loads[holders[turn]] += nbytes
+                quotas[turn] -= nbytes
                 begin = end
-            if (begin < shard.numel or quotas[position] <= 0) and not last:
-                quotas[position + 1] += quotas[position]  # what a cut at a block left over, or took too much
-                position += 1
+            has_enough = begin < shard.numel or quotas[turn] <= 0
+            if has_enough and not is_last:
+                quotas[turn + 1] += quotas[turn]
+                turn += 1
+
+
+def _end_of_range(shard: Shard, begin: int, quota: int) -> int:
+    """Where a range ends that begins at element ``begin`` and should have ``quota`` bytes; at ``begin`` where it is
+    better to take none."""
+    nbytes = (shard.numel - begin) * shard.itemsize
+    if nbytes <= quota:
+        return shard.numel
+    if nbytes <= _CUT_FROM_NBYTES:  # all or nothing, whichever is nearer to the quota
+        return shard.numel if nbytes <= 2 * quota else begin
+    start = shard.file_offset + begin * shard.itemsize
+    cut = (start + quota) // _BLOCK_NBYTES * _BLOCK_NBYTES
+    return begin + max(cut - start, 0) // shard.itemsize
 
 
 def _quotas(loads: list[int], total: int) -> list[int]:
