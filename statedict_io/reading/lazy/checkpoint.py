@@ -1,8 +1,7 @@
 """``open_checkpoint``: a checkpoint of which only what is asked for is read.
 
-It unpickles as ``load`` does, but leaves what the stream refers to as a ``DeferredTensor``, made when it is asked for.
-Where something wants a tensor at once (a parameter, a sparse tensor, a function that the user allowed) it starts again
-and makes all of them, without data. Sparse tensors are validated, where torch does that, when they get their data.
+What is known of the tensors comes from an outline of the file (:mod:`.outlines`), made once; data is read when it is
+asked for.
 """
 
 from __future__ import annotations
@@ -10,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 import torch
 
-from ...errors import CorruptCheckpointError, StateDictIOError
+from ...errors import StateDictIOError
 from ...names.tensor_names import HiddenTensors, OtherNames, flat_tensors
 from ...pickles.refusals import refusal
 from ...pickles.set_aside import Refused
@@ -25,11 +24,8 @@ from ...pickles.unpickling import DeferredTensor
 from ...untrusted.on_demand import OnDemand
 from ..records import StoredRecords
 from .lazy_file import LazyFile
+from .outlines import WANTS_DATA, Outline
 from .placeholders import DataFeed, is_saved_without_data, lacks_data
-
-# What unpickling raises where a kind that is made of tensors, parameters among them, meets one that is deferred. Not
-# OSError: the disk's, or the TimeoutError of a signal's handler.
-_WANTS_A_TENSOR = (AttributeError, LookupError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError)
 
 _CURE = (
     "pass weights_only=False (`statedict-io convert --trust`), or allow what it needs with "
@@ -67,32 +63,12 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     def _named(self) -> tuple[dict[str, Any], OtherNames, HiddenTensors]:
         try:
-            outline = self._file.unpickle_most(self._outline) if self._weights_only else self._outline()
+            self._outline = Outline(self._file, weights_only=self._weights_only)
         except pickle.UnpicklingError as e:
             if not self._weights_only:
                 raise
             raise refusal(self.path, e, _CURE) from None
-        return self._flat(outline)
-
-    def _outline(self, *, sets_aside: bool = False) -> Any:
-        """What was saved, with placeholders for tensors."""
-        self._sets_aside = sets_aside
-        self._lazy = True
-        # Most names are never asked for, and a placeholder costs as much as the rest of opening.
-        with contextlib.suppress(*_WANTS_A_TENSOR):
-            return self._unpickle(sets_aside, defers=True)
-        try:
-            return self._unpickle(sets_aside)
-        except CorruptCheckpointError:
-            raise
-        except (NotImplementedError, RuntimeError, ValueError, TypeError):
-            # Some kinds of tensors cannot be rebuilt without their data: quantized and nested ones, DTensor.
-            self._lazy = False
-        # Here the error is gone, and with it what its frames had unpickled.
-        return self._unpickle(sets_aside, feed=DataFeed(self._file.records))
-
-    def _unpickle(self, sets_aside: bool, **options: Any) -> Any:
-        return self._file.unpickle(weights_only=self._weights_only, sets_aside=sets_aside, **options)
+        return self._flat(self._outline.root)
 
     def _flat(self, root: Any) -> tuple[dict[str, Any], OtherNames, HiddenTensors]:
         try:
@@ -148,7 +124,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             KeyError: there is no tensor of that name.
         """
         found = self._placeholder(name)
-        offset = self._file.offset_of(found) if self._lazy else None
+        offset = self._file.offset_of(found) if self._outline.is_lazy else None
         # What a strided nested tensor has instead of a shape is its data.
         shape = torch.Size([found.size(0)]) if found.is_nested else found.shape
         return TensorInfo(shape, found.dtype, offset, found.numel() * found.element_size())
@@ -240,32 +216,27 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     def _record_of(self, tensor: torch.Tensor) -> int | None:
         """The one record that a plain tensor lies in."""
-        return self._file.record_of(tensor) if self._lazy else None
+        return self._file.record_of(tensor) if self._outline.is_lazy else None
 
     def _rebuilt(self, name: str) -> torch.Tensor:
         """A tensor of a kind that consists of several storages, or is made with its data."""
-        if not self._lazy:
-            return self._placeholder(name)
         found = self._placeholder(name)
-        if is_saved_without_data(found):
+        if not self._outline.is_lazy or is_saved_without_data(found):
             return found
-        plain = {self._record_of(self._placeholder(other)) for other in self._tensors}
-        without_data = frozenset(index for index in plain if index is not None)
-        try:
-            again = self._with_data(name, without_data)
-        except (NotImplementedError, RuntimeError, ValueError, TypeError):
-            if not without_data:
-                raise
-        else:
-            if not (without_data and lacks_data(again)):
-                return again
-        # Parts of it lie in records that plain tensors have, too.
+        # Most of a file are plain tensors: their records are left out if that can be.
+        of_plain = {self._record_of(self._placeholder(other)) for other in self._tensors} - {None}
+        if of_plain:
+            with contextlib.suppress(*WANTS_DATA):
+                again = self._with_data(name, without_data=of_plain)
+                if not lacks_data(again):
+                    return again
+        # Parts of it lie in such records, too, or there are none.
         return self._with_data(name)
 
-    def _with_data(self, name: str, without_data: frozenset[int] = frozenset()) -> torch.Tensor:
-        """A tensor of the structure as it is with data, except for that of some records."""
+    def _with_data(self, name: str, without_data: Collection[int | None] = ()) -> torch.Tensor:
+        """The tensor of that name in a structure that is made with data, except for that of some records."""
         feed = DataFeed(self._file.records, without_data)
-        again, _, _ = self._flat(self._unpickle(self._sets_aside, feed=feed))
+        again, _, _ = self._flat(self._outline.made_with(feed))
         return again[name]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 
 from ..records import StoredRecords
@@ -37,7 +39,7 @@ class PlaceholderFeed:
 class DataFeed:
     """Storages read when they are asked for, those of the records ``without_data`` excepted."""
 
-    def __init__(self, records: StoredRecords, without_data: frozenset[int] = frozenset()) -> None:
+    def __init__(self, records: StoredRecords, without_data: Collection[int | None] = ()) -> None:
         self._records = records
         self._without_data = without_data
 
