@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
+import functools
 import threading
 import uuid
 import weakref
 from collections.abc import Callable, Sequence
-from types import FrameType
 from typing import Any
 
 import torch
@@ -23,22 +21,21 @@ from ..writing.places import OpenFile
 from ..writing.replacement import Replacement
 from ..writing.targets import FileTarget
 from .archive_frame import ArchiveFrame
+from .call_watch import when_call_has_ended
 from .global_plan import GlobalState
 from .range_writer import Written
 from .structure import nested, pickle_structure
 
-_WATCH_SECONDS = 0.02
-
-_saves: weakref.WeakValueDictionary[str, SharedSave] = weakref.WeakValueDictionary()
+_saves: weakref.WeakValueDictionary[str, SharedSave] = weakref.WeakValueDictionary()  #: of this process, by key
 
 
 class SharedSave:
     """A temporary with its blocks reserved and a place in it for every byte. :meth:`finish` makes it the target;
     otherwise it vanishes.
 
-    DCP tells a storage when a save has succeeded, never that it has failed. A rank that fails here sends notice with
-    its exception (:func:`failure_notice`). For all other failures, such as a rank that is killed, a thread looks
-    whether DCP's call still runs.
+    DCP tells a storage when a save has succeeded, never that it has failed. Of a rank that fails in its writer the
+    coordinator hears by a :class:`FailureNotice`; after all other failures, such as a rank that is killed, the
+    temporary vanishes when DCP's call has ended (:mod:`.call_watch`).
 
     Args:
         target: what to replace.
@@ -81,7 +78,8 @@ class SharedSave:
             self._file.__exit__(type(e), e, None)
             raise
         _saves[self.key] = self
-        _end_with_call(self._file, self._over)
+        # Where the call cannot be watched, the temporary lives until the writer does another save or is gone.
+        when_call_has_ended(functools.partial(_abandon, self._file, self._over), unless=self._over)
 
     @property
     def paths(self) -> list[str]:
@@ -143,20 +141,18 @@ class SharedSave:
         return self._frame(pickled.data_pkl, pickled.storages)
 
 
-def failure_notice(key: str) -> object:
-    """What abandons the save ``key`` when it arrives, pickled, in the coordinator's process."""
-    return _Notice(key)
+class FailureNotice:
+    """Travels with a rank's exception, and abandons the save ``key`` when it arrives: when DCP unpickles the exception
+    in the coordinator's process."""
 
-
-class _Notice:
     def __init__(self, key: str) -> None:
         self._key = key
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _arrived, (self._key,)
+        return _abandon_save, (self._key,)
 
 
-def _arrived(key: str) -> None:
+def _abandon_save(key: str) -> None:
     save = _saves.get(key)
     if save is not None:
         save.abandon()
@@ -166,28 +162,3 @@ def _abandon(file: OpenFile, over: threading.Event) -> None:
     over.set()
     file.abandon()
     file.target.close()
-
-
-def _end_with_call(file: OpenFile, over: threading.Event) -> None:
-    """Abandons ``file`` when DCP's call, which this thread is in, has ended, unless ``over`` is set first."""
-    outermost = None
-    frame: FrameType | None = sys._getframe()
-    while frame is not None:
-        if str(frame.f_globals.get("__name__")).startswith("torch.distributed.checkpoint"):
-            outermost = frame
-        frame = frame.f_back
-    if outermost is None:  # called by somebody else, who has to let go of the writer
-        return
-    caller = threading.get_ident()
-
-    def watch() -> None:
-        while not over.wait(_WATCH_SECONDS):
-            frame = sys._current_frames().get(caller)
-            while frame is not None and frame is not outermost:
-                frame = frame.f_back
-            if frame is None:
-                _abandon(file, over)
-
-    # Without a thread to be had, the temporary lives until the writer does another save or is gone.
-    with contextlib.suppress(RuntimeError):
-        threading.Thread(target=watch, name="statedict_io.dcp", daemon=True).start()

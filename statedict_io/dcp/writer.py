@@ -30,7 +30,7 @@ from ..writing.targets import FileTarget, Target, resolve
 from .global_plan import GlobalState, LocalItems
 from .range_writer import RangeWriter, WorkOrder, Written
 from .refused_values import warn_of_refused
-from .shared_save import SharedSave, failure_notice
+from .shared_save import FailureNotice, SharedSave
 
 
 class SingleFileWriter(StorageWriter):  # type: ignore[misc]
@@ -168,7 +168,7 @@ class SingleFileWriter(StorageWriter):  # type: ignore[misc]
             with _naming(order):
                 written = self._write(plan, order, planner)
         except BaseException as e:
-            e.__dict__["statedict_io_notice"] = failure_notice(order.key)
+            e.__dict__["statedict_io_notice"] = FailureNotice(order.key)
             raise
         self.bytes_written = written.nbytes
         future: Future[list[WriteResult]] = Future()
