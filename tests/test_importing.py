@@ -42,8 +42,8 @@ FOR_LOADING = modules_named("""
 """)
 OF_PYTHON_BACKEND = modules_named("""
     archive.crc32 archive.directory archive.inflate archive.layout archive.names_hash archive.record_entry
-    archive.serialization_id backends.arenas backends.file_range backends.python backends.python_reader
-    backends.record_rows backends.strips backends.tasks pickles.lean_pickle
+    archive.serialization_id backends.arenas backends.file_range backends.payloads backends.python
+    backends.python_reader backends.record_rows backends.strips backends.tasks pickles.lean_pickle
 """)
 
 

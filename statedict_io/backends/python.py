@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 
@@ -26,16 +25,11 @@ from ..system.descriptors import sync, write_all_at
 from ..system.pacing import WritePace
 from . import arenas
 from . import strips as strips_module
-from .file_range import FileRange
+from .payloads import CHUNK_NBYTES, SMALL_NBYTES, Chunk, Value, nbytes_of, payload_of
 from .protocol import Records, Strip
-from .python_reader import FileSource, PythonReader, storage_memory
+from .python_reader import FileSource, PythonReader
 
-_CHUNK_NBYTES = 1 << 20
-_GATHER_BELOW_NBYTES = 64 << 10
 _FLUSH_NBYTES = 16 << 20  # the device is kept busy while the rest is written
-
-#: a record's content; an int is the size of a hole
-_Value: TypeAlias = "bytes | memoryview | torch.UntypedStorage | FileRange | int"
 
 
 class PythonArchive:
@@ -48,8 +42,8 @@ class PythonArchive:
             (f"data/{key}", storage.nbytes() if records.skip_data else storage)
             for key, storage in enumerate(records.table.storages)
         ]
-        self._records: list[tuple[str, _Value]] = [*records.head, *data, *records.tail]
-        sizes = [(record_name, _nbytes(value)) for record_name, value in self._records]
+        self._records: list[tuple[str, Value]] = [*records.head, *data, *records.tail]
+        sizes = [(record_name, nbytes_of(value)) for record_name, value in self._records]
         self._layout = ArchiveLayout(archive_name, sizes, alignment)
         self._compute_crc32 = compute_crc32
 
@@ -88,7 +82,7 @@ class PythonArchive:
     def snapshot_nbytes(self, *, on_devices: bool) -> int:
         del on_devices
         on_host = arenas.arena_nbytes(sum(storage.nbytes() for _, storage in self._storages_on_host()))
-        return on_host + sum(_nbytes(value) for _, value in self._records if _is_on_device(value))
+        return on_host + sum(nbytes_of(value) for _, value in self._records if _is_on_device(value))
 
     def snapshot(self, *, on_devices: bool, max_nbytes: int) -> PythonSnapshot:
         del on_devices
@@ -126,117 +120,51 @@ class PythonArchive:
         self._records = records
         return arena
 
-    def _chunks(
-        self, progress: ProgressCallback | None, *, calls_back: bool
-    ) -> Iterator[bytes | bytearray | memoryview | int]:
-        """The file from front to back; an int is a hole of that many bytes.
-
-        ``calls_back``: a caller's code runs in ``progress`` or between two chunks.
-        """
-        crcs = []
-        serialization_id = SerializationId()
-        small = bytearray()  # headers, descriptors and small payloads, to be handed out together
-        values = [value for _, value in self._records]
-        for record, value in zip(self._layout.records, [*values, None], strict=True):
-            if value is None:
-                value = serialization_id.digits([r.name for r in self._layout.records[:-1]])
-            else:
-                serialization_id.fold_write_start(f"{self._layout.archive_name}/{record.name}".encode())
-            small += record.header
-            if isinstance(value, int):
-                crc = 0
-                yield small
-                small = bytearray()
-                yield value
-            elif isinstance(value, FileRange):
-                crc = 0
-                done = 0
-                yield small
-                small = bytearray()
-                for piece in value.pieces(_CHUNK_NBYTES):
-                    if done == 0:
-                        serialization_id.fold_write_start(piece)
-                    if self._compute_crc32:
-                        crc = zlib.crc32(piece, crc)
-                    yield piece
-                    done += len(piece)
-                    if progress is not None:
-                        progress(record.payload_offset + done, self.nbytes)
-            else:
-                payload = _Payload(value, record.name, record.nbytes)
-                serialization_id.fold_write_start(payload.memory)
-                if record.nbytes < _GATHER_BELOW_NBYTES:
-                    small += payload.memory
-                    crc = zlib.crc32(payload.memory) if self._compute_crc32 else 0
-                else:
-                    yield small
-                    small = bytearray()
-                    crc = 0
-                    # A caller's code may free what a thread is reading.
-                    checked_nbytes = _CHUNK_NBYTES if calls_back else record.nbytes
-                    for start in range(0, record.nbytes, checked_nbytes):
-                        piece = payload.memory[start : start + checked_nbytes]
-                        crc_of_piece = self._start_crc(piece, crc)
-                        try:
-                            for at in range(0, len(piece), _CHUNK_NBYTES):
-                                yield piece[at : at + _CHUNK_NBYTES]
-                        finally:  # also when a write failed: no thread outlives the save
-                            crc = crc_of_piece()
-                        payload.check_unchanged()
-                        if progress is not None:
-                            progress(record.payload_offset + start + len(piece), self.nbytes)
-                            payload.check_unchanged()
-            crcs.append(crc)
-            if record.nbytes:
-                small += record.descriptor(crc)
-                serialization_id.fold_crc(crc)
-            if len(small) >= _CHUNK_NBYTES:
-                yield small
-                small = bytearray()
-        yield small + self._layout.directory(crcs)
+    def _chunks(self, progress: ProgressCallback | None, *, calls_back: bool) -> Iterator[Chunk]:
+        """The file from front to back, in parts that are worth a write each."""
+        gathered = bytearray()  # headers, descriptors and small payloads
+        for piece in self._pieces(progress, calls_back=calls_back):
+            if isinstance(piece, int) or len(piece) >= SMALL_NBYTES:
+                if gathered:
+                    yield gathered
+                    gathered = bytearray()
+                yield piece
+                continue
+            gathered += piece
+            if len(gathered) >= CHUNK_NBYTES:
+                yield gathered
+                gathered = bytearray()
+        if gathered:
+            yield gathered
         if progress is not None:
             progress(self.nbytes, self.nbytes)
 
-    def _start_crc(self, piece: memoryview, crc: int) -> Callable[[], int]:
-        """Begins to extend ``crc`` by ``piece``, by a large one beside its writing; the result waits for it."""
-        if not self._compute_crc32:
-            return lambda: 0
-        crcs: list[int] = []
-        thread = threading.Thread(target=lambda: crcs.append(zlib.crc32(piece, crc)))
-        try:
-            thread.start()
-        except RuntimeError:  # no more threads, or the interpreter is exiting
-            return lambda: zlib.crc32(piece, crc)
+    def _pieces(self, progress: ProgressCallback | None, *, calls_back: bool) -> Iterator[Chunk]:
+        """The file from front to back, record by record: header, payload, descriptor; then the directory.
 
-        def wait() -> int:
-            thread.join()
-            return crcs[0]
+        ``calls_back``: as for :meth:`~statedict_io.backends.payloads.Payload.chunks`.
+        """
+        crcs = []
+        serialization_id = SerializationId()
+        *records, last = self._layout.records
+        for record, (_, value) in zip(records, self._records, strict=True):
+            serialization_id.fold_write_start(f"{self._layout.archive_name}/{record.name}".encode())
+            payload = payload_of(value, record.name, record.nbytes, compute_crc32=self._compute_crc32)
+            yield record.header
+            yield from payload.chunks(self._reporting(progress, record.payload_offset), calls_back=calls_back)
+            yield record.descriptor(payload.crc)
+            serialization_id.fold_write_start(payload.start)
+            if record.nbytes:
+                serialization_id.fold_crc(payload.crc)
+            crcs.append(payload.crc)
+        digits = serialization_id.digits([record.name for record in records])
+        crcs.append(zlib.crc32(digits) if self._compute_crc32 else 0)
+        yield last.header + digits + last.descriptor(crcs[-1])
+        yield self._layout.directory(crcs)
 
-        return wait
-
-
-class _Payload:
-    """A record's bytes in host memory, for as long as nobody resizes or moves the storage that they are of."""
-
-    def __init__(self, value: bytes | memoryview | torch.UntypedStorage, record: str, nbytes: int) -> None:
-        self._record = record
-        self._nbytes = nbytes
-        self._storage: torch.UntypedStorage | None = None
-        if isinstance(value, torch.UntypedStorage):
-            self._storage = value if value.device.type == "cpu" else value.cpu()
-            self.memory = storage_memory(self._storage)
-            self._address = self._storage.data_ptr()
-            self.check_unchanged()
-        else:
-            self.memory = memoryview(value)
-
-    def check_unchanged(self) -> None:
-        storage = self._storage
-        if storage is not None and (storage.nbytes() != self._nbytes or storage.data_ptr() != self._address):
-            raise RuntimeError(
-                f"the storage of record {self._record} was resized or moved while it was being saved: "
-                f"it had {self._nbytes} bytes, now it has {storage.nbytes()}"
-            )
+    def _reporting(self, progress: ProgressCallback | None, offset: int) -> Callable[[int], None] | None:
+        """``progress`` of the file, for a payload at ``offset``."""
+        return None if progress is None else lambda done: progress(offset + done, self.nbytes)
 
 
 class PythonSnapshot:
@@ -319,11 +247,5 @@ class PythonBackend:
 BACKEND = PythonBackend()
 
 
-def _nbytes(value: _Value) -> int:
-    if isinstance(value, int):
-        return value
-    return len(value) if isinstance(value, (bytes, memoryview)) else value.nbytes()
-
-
-def _is_on_device(value: _Value) -> bool:
+def _is_on_device(value: Value) -> bool:
     return isinstance(value, torch.UntypedStorage) and value.device.type != "cpu"
