@@ -8,7 +8,7 @@ import pytest
 from async_states import MIB, random_bytes
 
 import statedict_io as sio
-from statedict_io.writing import pending as pending_module
+from statedict_io.writing.in_flight import register
 
 SLOW = 10 * MIB  # bytes per second
 
@@ -20,7 +20,7 @@ def nothing_stays_behind():
     with contextlib.suppress(Exception):
         sio.wait_all(60)
     left = []
-    while (save := pending_module._register.take_uncollected()) is not None:
+    while (save := register.take_uncollected()) is not None:
         left.append(save)
     assert left == [], "a test left errors that nobody collected"
 

@@ -13,7 +13,7 @@ from async_states import MIB, chance_of, disturb, random_bytes, random_state
 from oracle import assert_loads_alike, assert_same_bytes, first_difference, names_in, two_directories
 
 import statedict_io as sio
-from statedict_io.writing import pending as pending_module
+from statedict_io.writing.in_flight import register
 
 # ---- the state at the call
 
@@ -87,7 +87,7 @@ def test_skip_data_takes_no_memory_for_holes(tmp_path, backend):
     with torch.serialization.skip_data():
         torch.save(state, ref / "model.pt")
         pending = sio.save_async(state, ours / "model.pt", backend=backend, max_snapshot_nbytes=24 * MIB)
-        assert pending._nbytes <= 24 * MIB
+        assert pending._save.nbytes <= 24 * MIB
     pending.result()
     assert_same_bytes(ref / "model.pt", ours / "model.pt")
 
@@ -153,7 +153,7 @@ def test_refused_in_the_call(tmp_path, backend):
             sio.save_async(obj, path, **{"backend": backend, **options})
     assert old.read_bytes() == b"old"
     assert names_in(tmp_path) == ["model.pt"]
-    assert pending_module._register.in_flight == []
+    assert register.in_flight == []
 
 
 # ---- what PendingSave says
@@ -209,7 +209,7 @@ def test_disk_full(tmp_path, backend):
 
 def test_an_error_that_nobody_asked_for_is_raised_by_the_next_save_to_the_path(tmp_path, backend):
     path = tmp_path / "model.pt"
-    error = failed_save(path, backend)._error
+    error = failed_save(path, backend)._save.error
     gc.collect()
     sio.save_async({"w": 1}, tmp_path / "other.pt", backend=backend).result()
     link = tmp_path / "link.pt"

@@ -11,7 +11,7 @@ from async_states import MIB, chance_of, random_bytes
 from oracle import assert_same_bytes, names_in, two_directories
 
 import statedict_io as sio
-from statedict_io.writing import pending as pending_module
+from statedict_io.writing.in_flight import register
 
 # ---- order
 
@@ -151,7 +151,7 @@ def test_signals_at_any_moment_of_the_call_leave_nothing_in_flight(tmp_path, bac
         signal.signal(signal.SIGALRM, before)
     assert 0 < rung < rounds
     sio.wait_all(60)
-    assert pending_module._register.in_flight == []
+    assert register.in_flight == []
     assert path.read_bytes() == expected and names_in(tmp_path) == ["model.pt"]
 
 

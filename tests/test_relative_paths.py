@@ -280,7 +280,7 @@ def test_saves_through_different_names_of_a_directory_keep_their_order(backend, 
                                    max_bytes_per_second=100 << 20, max_in_flight=20)
                     for i, path in enumerate(paths)
                 ]  # fmt: skip
-                assert len({save._file for save in slow}) == 1
+                assert len({save._save.file for save in slow}) == 1
                 sio.save({"weight": torch.full((3,), 77)}, last, backend=backend)
                 assert all(save.done() for save in slow)
                 assert torch.equal(torch.load(real / "model.pt")["weight"], torch.full((3,), 77))

@@ -196,7 +196,7 @@ class CheckpointDirectory:
         ended = [saved for saved in self._unasked if saved.done()]
         self._unasked = [saved for saved in self._unasked if saved not in ended]
         for saved in ended:
-            pending.raise_uncollected(saved)
+            pending.raise_if_failed(saved)
         durable = bool(options.get("durable", True))
         return self._writer.announce(step, metric, durable=durable), durable
 

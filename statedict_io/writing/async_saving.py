@@ -19,7 +19,8 @@ from ..progress import Progress
 from ..system import host_memory
 from ..system.device_room import DeviceRoom
 from . import pending, saving
-from .pending import Limits, PendingSave
+from .in_flight import Call, Limits, SaveInFlight, register
+from .pending import PendingSave
 from .stock_saves import StockContent
 from .suffixes import check_suffix
 from .targets import ObjectTarget, Target, URLTarget
@@ -92,7 +93,7 @@ def save_async(
     if max_bytes_per_second is not None and not max_bytes_per_second > 0:
         raise ValueError(f"max_bytes_per_second must be above 0, got {max_bytes_per_second!r}")
     room = DeviceRoom(max_device_snapshot_nbytes, device_margin_nbytes)
-    with pending.Call() as call:
+    with Call() as call:
         planned = saving.plan(
             obj,
             path,
@@ -106,7 +107,7 @@ def save_async(
         # A URL without its password.
         shown = planned.target.given if isinstance(planned.target, URLTarget) else os.fspath(path)
         assert not isinstance(planned.target, ObjectTarget), "it was given as a path"
-        save = PendingSave(shown, planned.target.identity, call)
+        save = SaveInFlight(shown, planned.target.identity, call)
         write = functools.partial(
             _write,
             save,
@@ -117,11 +118,11 @@ def save_async(
             bytes_per_second=max_bytes_per_second,
         )
         _start(save, planned, write, limits, room, durable=durable, atomic=atomic, wait_snapshot=wait_snapshot)
-        return save
+        return PendingSave(save)
 
 
 def _start(
-    save: PendingSave,
+    save: SaveInFlight,
     planned: saving.PlannedSave,
     write: Callable[..., None],
     limits: Limits,
@@ -133,11 +134,11 @@ def _start(
 ) -> None:
     """Returns with the snapshot taken and ``write`` in a thread, or with everything written where neither can be."""
     try:
-        pending.raise_uncollected(save)
+        pending.raise_uncollected(save.file)
         content = planned.content
         if isinstance(content, StockContent):  # torch's own code reads the tensors while it writes
-            pending.admit(save, 0, {}, limits)
-            pending.wait_for_predecessor(save)
+            register.admit(save, 0, {}, limits)
+            register.wait_for_predecessor(save)
             saving.write(content, planned.target, durable, None, atomic=atomic)
             planned.target.close()
             pending.finish(save, None)
@@ -151,7 +152,7 @@ def _start(
         _start_thread(write, snapshot, f"save_async {save.path}")
     except BaseException:
         # A signal's exception can come up when the thread is already there: it is the thread that ends the save then.
-        if pending.claim(save):
+        if save.claim():
             planned.target.close()
             pending.finish(save, None)
         raise
@@ -169,33 +170,33 @@ def _start_thread(write: Callable[..., None], snapshot: Snapshot, name: str) -> 
     write(snapshot, in_call=True)
 
 
-def _take_snapshot(save: PendingSave, archive: Archive, limits: Limits, room: DeviceRoom) -> Snapshot | None:
+def _take_snapshot(save: SaveInFlight, archive: Archive, limits: Limits, room: DeviceRoom) -> Snapshot | None:
     """None, and ``save`` in flight without, where the state is larger than all snapshots may be, or no memory is to be
     had: it has to be written in the call."""
     devices = archive.device_nbytes
-    on_devices = bool(devices) and room.is_there_for(devices, pending.device_nbytes_in_flight)
+    on_devices = bool(devices) and room.is_there_for(devices, register.device_nbytes)
     nbytes = archive.snapshot_nbytes(on_devices=on_devices)
     if nbytes > limits.max_snapshot_nbytes and limits.when_full == "wait":
-        pending.admit(save, 0, {}, limits)
+        register.admit(save, 0, {}, limits)
         return None
-    pending.admit(save, nbytes, devices if on_devices else {}, limits)
+    register.admit(save, nbytes, devices if on_devices else {}, limits)
     try:
         snapshot = archive.snapshot(on_devices=on_devices, max_nbytes=limits.max_snapshot_nbytes)
         if snapshot is None:  # a device had less room than it seemed
             nbytes = archive.snapshot_nbytes(on_devices=False)
             # It cannot wait for memory here: a later save to the path may hold it, and wait for this one.
-            if pending.resize(save, nbytes, limits):
+            if register.resize(save, nbytes, limits):
                 snapshot = archive.snapshot(on_devices=False, max_nbytes=limits.max_snapshot_nbytes)
     except MemoryError:  # the host had less, and the writing needs some
         snapshot = None
         backends.release_buffers()
-        pending.resize(save, 0, limits)
-    save._snapshot = snapshot
+        register.resize(save, 0, limits)
+    save.snapshot = snapshot
     return snapshot
 
 
 def _write(
-    save: PendingSave,
+    save: SaveInFlight,
     source: Archive | Snapshot,
     *,
     target: Target,
@@ -206,12 +207,12 @@ def _write(
     in_call: bool = False,
 ) -> None:
     """Ends ``save``, with the error that came up if there was one."""
-    if not pending.claim(save):
+    if not save.claim():
         return
     error: BaseException | None = None
     try:
-        with contextlib.nullcontext() if in_call else save._call:
-            pending.wait_for_predecessor(save)
+        with contextlib.nullcontext() if in_call else save.call:
+            register.wait_for_predecessor(save)
             save.wait_snapshot()
             saving.write(source, target, durable, progress, bytes_per_second, atomic=atomic)
     except BaseException as e:

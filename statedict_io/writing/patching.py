@@ -22,7 +22,8 @@ from .. import backends
 from .. import progress as progress_module
 from ..progress import Progress
 from ..system.processes import in_forked_child
-from . import pending, saving
+from . import saving
+from .in_flight import Call
 
 _MODULES = (torch, torch.serialization)  # whose name ``save`` is
 
@@ -111,7 +112,7 @@ class Patch:
         call.apply_defaults()
         if not call.arguments["_use_new_zipfile_serialization"] and not _is_path(call.arguments["f"]):
             return original(*args, **kwargs)
-        with pending.Call():
+        with Call():
             planned = saving.plan(*call.args, backend=self._backend, progress=self._progress)
             refusal = saving.write_planned(planned, durable=self._durable, progress=self._progress, atomic=self._atomic)
         if refusal is not None:

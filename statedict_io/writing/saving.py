@@ -21,7 +21,7 @@ from ..progress import Progress
 from ..system.descriptors import sync
 from ..system.full_writes import full_writer
 from ..system.pacing import paced
-from . import pending
+from .in_flight import Call, current_call, register
 from .places import write_content, write_file
 from .stock_saves import StockContent, StockLegacy, StockZip
 from .suffixes import check_suffix
@@ -85,7 +85,7 @@ def save(
         100
     """
     check_suffix(f)
-    with pending.Call():
+    with Call():
         planned = plan(
             obj,
             f,
@@ -136,14 +136,14 @@ def plan(
     progress: Progress,
 ) -> PlannedSave:
     """Everything that can be refused without touching the target; arguments and errors are those of :func:`save`.
-    Called inside a :class:`~statedict_io.writing.pending.Call`, as is what writes."""
+    Called inside a :class:`~statedict_io.writing.in_flight.Call`, as is what writes."""
     if pickle_module is not pickle and hasattr(torch.serialization, "_check_dill_version"):
         torch.serialization._check_dill_version(pickle_module)
     progress_module.check(progress)
     chosen = backends.choose(backend)
     target = resolve(f, names_archive=use_new_zipfile_serialization)
     if isinstance(target, (FileTarget, URLTarget)):
-        pending.current_call().file = lambda: target.identity
+        current_call().file = lambda: target.identity
     try:
         content = _content(
             obj,
@@ -200,8 +200,8 @@ def write_planned(planned: PlannedSave, *, durable: bool, progress: Progress, at
         atomic: as of :func:`~statedict_io.writing.places.write_file`, whose result this returns.
     """
     try:
-        if isinstance(planned.target, (FileTarget, URLTarget)) and pending.any_in_flight():
-            pending.wait_for_earlier(pending.current_call(), planned.target.identity)
+        if isinstance(planned.target, (FileTarget, URLTarget)) and register.in_flight:
+            register.wait_for_earlier(current_call(), planned.target.identity)
         return write(planned.content, planned.target, durable, progress, atomic=atomic)
     finally:
         planned.target.close()
@@ -218,7 +218,7 @@ def write(
 ) -> OSError | None:
     """Writes what was planned, and commits it, unless a call that began later has committed the same file meanwhile.
     Arguments and result as of :func:`write_planned`."""
-    call = pending.current_call()
+    call = current_call()
     refusal = None
     with progress_module.reporting(progress, target.archive_name) as callback:
         if isinstance(target, FileTarget):

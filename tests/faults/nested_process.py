@@ -12,7 +12,7 @@ import time
 import torch
 
 import statedict_io as sio
-from statedict_io.writing import async_saving, pending
+from statedict_io.writing import async_saving, in_flight
 
 MIB = 1 << 20
 
@@ -92,7 +92,7 @@ def admission(path, action, backend, save):
     sio.save_async(state(0), f"{path}.slow", backend=backend, max_bytes_per_second=20 * MIB)
 
     def act(*_):
-        if pending._running.calls:  # else the alarm came before the outer save had begun: the next one will not
+        if in_flight._running.calls:  # else the alarm came before the outer save had begun: the next one will not
             signal.setitimer(signal.ITIMER_REAL, 0)
             action()
 
@@ -139,5 +139,5 @@ if __name__ == "__main__":
     globals()[place](path, action, backend, save)
     sio.wait_all()
     assert action.done
-    assert pending._register.in_flight == []
+    assert in_flight.register.in_flight == []
     print("done", time.process_time())
