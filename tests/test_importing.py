@@ -34,11 +34,12 @@ IMPORTED = {"statedict_io"} | modules_named("""
 OF_TORCH = {"torch.utils.serialization", "torch.utils.serialization.config"}
 FOR_CORE = modules_named("backends.torch_access") | {"statedict_io._core.testing"}
 FOR_LOADING = modules_named("""
-    archive.crc32 archive.directory archive.inflate archive.record_entry backends.native_reader backends.python_reader
-    backends.record_rows backends.tasks formats.kinds pickles.allowed_globals pickles.hash_bounds pickles.lean_pickle
-    pickles.persistent_ids pickles.set_aside pickles.sparse_validation pickles.tensor_call_pattern
-    pickles.traced_pickle pickles.unpickling reading.loading reading.map_location reading.object_source
-    reading.opened_again reading.readahead reading.records reading.trial untrusted.escaping untrusted.limits
+    archive.crc32 archive.directory archive.inflate archive.record_entry backends.native_reader
+    backends.python_reader backends.record_rows backends.tasks formats.kinds pickles.allowed_globals
+    pickles.hash_bounds pickles.lean_pickle pickles.persistent_ids pickles.set_aside pickles.sparse_validation
+    pickles.tensor_call_pattern pickles.traced_pickle pickles.unpickling reading.load_errors reading.load_steps
+    reading.loading reading.map_location reading.object_source reading.opened_again reading.readahead
+    reading.records reading.trial untrusted.escaping untrusted.limits
 """)
 OF_PYTHON_BACKEND = modules_named("""
     archive.crc32 archive.directory archive.inflate archive.layout archive.names_hash archive.record_entry

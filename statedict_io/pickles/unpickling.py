@@ -17,6 +17,7 @@ a step, gets a shorter stream (lean_pickle).
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import operator
 import sys
@@ -186,8 +187,41 @@ def _start_anew() -> None:
 in_forked_child(_start_anew)
 
 
-#: called with the opened file; what it returns is a ZipReader or torch's own reader, in a context manager
-OpenReader = Callable[[Any], contextlib.AbstractContextManager[Any]]
+class LoadSteps:
+    """What one ``torch.load`` does beside torch's own steps; to be derived from. Its methods are called in this order:
+
+    =================================================  ==========================================================
+    the file is an archive, read by a ZipReader        :meth:`open_archive`, torch's ``_load``, :meth:`after_archive`
+    an archive that torch reads by itself              :meth:`open_archive`, :meth:`before_stock`, torch's ``_load``
+    no archive                                         :meth:`before_legacy`, torch's ``_legacy_load``
+    =================================================  ==========================================================
+    """
+
+    name = "the file"  #: what errors call it
+
+    def open_archive(self, file: Any) -> contextlib.AbstractContextManager[Any]:
+        """A :class:`ZipReader`, or torch's own reader, for the opened file."""
+        raise NotImplementedError
+
+    def after_archive(self) -> None:
+        """What a ZipReader has read has been unpickled; it is still open."""
+
+    def before_stock(self) -> None:
+        """torch has mapped the file, if it is to be mapped."""
+
+    def before_legacy(self, file: Any) -> None:
+        """``file`` is open, and at its beginning."""
+
+
+class ReadBy(LoadSteps):
+    """Whatever the file is: ``reader`` reads it."""
+
+    def __init__(self, reader: ZipReader) -> None:
+        self._reader = reader
+
+    def open_archive(self, file: Any) -> contextlib.AbstractContextManager[Any]:
+        del file
+        return contextlib.nullcontext(self._reader)
 
 
 def can_rebind() -> bool:
@@ -200,53 +234,15 @@ def can_rebind() -> bool:
     )
 
 
-def torch_load(
-    open_reader: OpenReader,
-    after: Callable[[], None] = lambda: None,
-    *,
-    before_stock: Callable[[], None] = lambda: None,
-    before_legacy: Callable[[Any], None] = lambda _: None,
-    name: str = "the file",
-) -> Callable[..., Any]:
-    """``torch.load`` with steps of it exchanged; to be called directly, once, by the function that the user called: its
-    warnings point there.
-
-    Args:
-        open_reader: opens archives.
-        after: runs when an archive read through a :class:`ZipReader` has been unpickled, before it is closed.
-        before_stock: runs before an archive read by torch's own reader is unpickled, when torch has mapped it if it is
-            to be mapped.
-        before_legacy: is called with the opened file before one that is no archive is unpickled.
-        name: what errors call the file.
-    """
+def torch_load(steps: LoadSteps) -> Callable[..., Any]:
+    """``torch.load`` with the steps of one load; to be called directly, once, by the function that the user called: its
+    warnings point there."""
     module = vars(torch.serialization)
-    torch_unpickle, torch_unpickle_legacy = module["_load"], module["_legacy_load"]
-
-    def unpickle_legacy(file: Any, *arguments: Any, **options: Any) -> Any:
-        before_legacy(file)
-        return torch_unpickle_legacy(file, *arguments, **options)
-
-    def unpickle(zip_file: Any, map_location: Any, pickle_module: Any, **options: Any) -> Any:
-        if not isinstance(zip_file, ZipReader):
-            before_stock()
-            if pickle_module is torch._weights_only_unpickler:
-                check_pickle(zip_file.get_record("data.pkl"), name)
-            return torch_unpickle(zip_file, map_location, pickle_module, **options)
-        with _collector_paused:
-            persistent_ids = _persistent_ids(zip_file, map_location, pickle_module)
-            if persistent_ids is not None:
-                pickle_module = with_persistent_ids(pickle_module, sets_aside=zip_file.sets_aside)
-                options["persistent_ids"] = persistent_ids
-            load = without_placeholders(torch_unpickle) if zip_file.placeholders else torch_unpickle
-            result = load(zip_file, map_location, pickle_module, **options)
-        after()
-        return result
-
     names = {
         **module,
-        "_open_zipfile_reader": open_reader,
-        "_load": unpickle,
-        "_legacy_load": unpickle_legacy,
+        "_open_zipfile_reader": steps.open_archive,
+        "_load": functools.partial(_unpickle_archive, steps),
+        "_legacy_load": functools.partial(_unpickle_legacy, steps),
         "warnings": _WarningsAbove,
         # Where Python keeps what it has warned of already.
         "__warningregistry__": module.setdefault("__warningregistry__", {}),
@@ -255,6 +251,32 @@ def torch_load(
     rebound = types.FunctionType(load.__code__, names, load.__name__, load.__defaults__)
     rebound.__kwdefaults__ = load.__kwdefaults__
     return rebound
+
+
+def _unpickle_archive(steps: LoadSteps, reader: Any, map_location: Any, pickle_module: Any, **options: Any) -> Any:
+    """In place of ``torch.serialization._load``."""
+    load = torch.serialization._load
+    if not isinstance(reader, ZipReader):
+        steps.before_stock()
+        if pickle_module is torch._weights_only_unpickler:
+            check_pickle(reader.get_record("data.pkl"), steps.name)
+        return load(reader, map_location, pickle_module, **options)
+    with _collector_paused:
+        persistent_ids = _persistent_ids(reader, map_location, pickle_module)
+        if persistent_ids is not None:
+            pickle_module = with_persistent_ids(pickle_module, sets_aside=reader.sets_aside)
+            options["persistent_ids"] = persistent_ids
+        if reader.placeholders:
+            load = without_placeholders(load)
+        result = load(reader, map_location, pickle_module, **options)
+    steps.after_archive()
+    return result
+
+
+def _unpickle_legacy(steps: LoadSteps, file: Any, *args: Any, **options: Any) -> Any:
+    """In place of ``torch.serialization._legacy_load``."""
+    steps.before_legacy(file)
+    return torch.serialization._legacy_load(file, *args, **options)
 
 
 class _CollectorPause:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from ..installed import stock
 from ..installed.proofs import LOADING, proof
 from ..pickles.lean_pickle import LeanPickling
-from ..pickles.unpickling import ZipReader, torch_load
+from ..pickles.unpickling import ReadBy, ZipReader, torch_load
 from .object_source import ObjectSource
 from .readahead import ReadAhead
 from .records import StoredRecords
@@ -33,16 +32,13 @@ def loads_like_torch(lean_pickle: LeanPickling) -> bool:
     file = io.BytesIO()
     stock.torch_save(sample, file)
     for options in ({"weights_only": True}, {"weights_only": False}, {"map_location": lambda s, _: s}):
-
-        def open_reader(_: Any) -> Any:
-            records = StoredRecords(PythonReader(ObjectSource(io.BytesIO(file.getvalue())), "sample"), "sample")
-            feed = ReadAhead(records, stay=True, verify=True, progress=None)
-            return contextlib.nullcontext(ZipReader(records, feed, lean_pickle=lean_pickle))
-
+        records = StoredRecords(PythonReader(ObjectSource(io.BytesIO(file.getvalue())), "sample"), "sample")
+        feed = ReadAhead(records, stay=True, verify=True, progress=None)
+        reader = ZipReader(records, feed, lean_pickle=lean_pickle)
         file.seek(0)
         expected = stock.torch_load(file, **options)
         file.seek(0)
-        found = torch_load(open_reader)(file, **options)
+        found = torch_load(ReadBy(reader))(file, **options)
         if not _alike(expected, found):
             return False
     return True
