@@ -10,7 +10,7 @@ import contextlib
 import functools
 import pickle
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 
 class StateDictIOError(Exception):
@@ -37,6 +37,27 @@ class UnknownKindError(FileKindError, CorruptCheckpointError):
 
 class LoadedKindError(FileKindError, RuntimeError, pickle.UnpicklingError):
     """What :func:`statedict_io.load` raises there: also the errors that ``torch.load`` raises for such files."""
+
+
+@functools.cache
+def _also(base: Any, other: Any) -> type[Exception]:
+    methods: dict[str, Any] = {
+        # Of both, whatever the other one wants to be made with, and shows.
+        "__init__": lambda self, *args: None,
+        "__str__": lambda self: str(self.args[0]),
+        "__reduce__": lambda self: (as_raised, (base, other, self.args[0])),
+        "__module__": __name__,
+    }
+    try:
+        return type(base.__name__, (base, other), methods)
+    except TypeError:  # not to be derived from together with another
+        return cast(type[Exception], base)
+
+
+def as_raised(base: Any, other: Any, message: str) -> Exception:
+    """An error of ours that can be caught wherever one of the type that torch raises there can."""
+    kind = base if issubclass(base, other) else _also(base, other)
+    return cast(Exception, kind(message))
 
 
 def corrupt(path: str, problem: str, records: Iterable[str] = ()) -> CorruptCheckpointError:
@@ -89,7 +110,7 @@ def _reduce_refusal(self: Any) -> tuple[Any, ...]:
 def _refusal_type(base: Any) -> type[OSError]:
     # The OSError first: its constructor is the one that sets errno.
     methods: dict[str, Any] = {
-        "__str__": lambda self: self.torch_message,
+        "__str__": lambda self: f"{self.torch_message}: {self.filename!r}",
         "__reduce__": _reduce_refusal,
         "__module__": __name__,
     }
@@ -99,9 +120,8 @@ def _refusal_type(base: Any) -> type[OSError]:
 def refused_target(error: OSError, path: str, torch_message: str) -> OSError:
     """The error for a path that the system will not open.
 
-    ``torch.save`` raises a bare :class:`RuntimeError` there. This one is that (with torch's words), and also the
-    :class:`OSError`
-    subclass that fits, with ``errno`` and ``filename``.
+    ``torch.save`` raises a bare :class:`RuntimeError` there. This one is that (with torch's words, and the path), and
+    also the :class:`OSError` subclass that fits, with ``errno`` and ``filename``.
     """
     base: Any = type(error)
     refusal = _refusal_type(base)(error.errno, error.strerror, path)

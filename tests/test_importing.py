@@ -24,7 +24,7 @@ def modules_named(names):
 # What saves into a file: a signal handler may be the first who does.
 IMPORTED = {"statedict_io"} | modules_named("""
     backends.extension backends.installation backends.native backends.protocol backends.reproduction backends.slower
-    errors installed.proofs installed.stock installed.torch_format pickles.pickling progress remote.urls
+    errors installed.proofs installed.stock installed.torch_format options pickles.pickling progress remote.urls
     system.descriptors system.device_room system.directories system.full_writes system.host_memory system.locks
     system.pacing system.processes version writing.async_saving writing.in_flight writing.in_place writing.leftovers
     writing.pending writing.places writing.replacement writing.saving writing.stock_saves writing.suffixes

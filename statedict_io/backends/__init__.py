@@ -8,6 +8,7 @@ from types import ModuleType
 
 import torch
 
+from .. import options
 from ..errors import NativeUnavailableError
 from ..installed import proofs
 from ..installed.proofs import Verdict
@@ -18,7 +19,7 @@ from .protocol import Backend
 NATIVE = NativeBackend.name
 PYTHON = "python"  #: the name of the backend that needs nothing compiled
 _OLD_NAME = "torch"  # of that one, still taken
-_WISHES = ("auto", NATIVE, PYTHON, _OLD_NAME)
+_WISHES = ("auto", NATIVE, PYTHON)
 
 
 def choose(wish: str) -> Backend | None:
@@ -76,8 +77,8 @@ def _native_backend(core: ModuleType) -> NativeBackend:
 
 
 def _wants_compiled(wish: str) -> bool:
-    if wish not in _WISHES:
-        raise ValueError(f"backend must be 'auto', 'native' or 'python', got {wish!r}")
+    if wish != _OLD_NAME:
+        options.check_choice("backend", wish, _WISHES)
     return wish not in (PYTHON, _OLD_NAME)
 
 

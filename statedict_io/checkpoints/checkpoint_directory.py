@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from ..errors import CheckpointDirectoryWarning, CorruptCheckpointError
+from ..options import check_flags
 from ..system.processes import in_forked_child
 from ..writing import async_saving, pending, saving
 from ..writing.pending import PendingSave
@@ -197,8 +198,9 @@ class CheckpointDirectory:
         self._unasked = [saved for saved in self._unasked if saved not in ended]
         for saved in ended:
             pending.raise_if_failed(saved)
-        durable = bool(options.get("durable", True))
-        return self._writer.announce(step, metric, durable=durable), durable
+        durable = options.get("durable", True)
+        check_flags(durable=durable)
+        return self._writer.announce(step, metric, durable=bool(durable)), bool(durable)
 
     def _follow(self, saved: PendingSave, announced: Announced, durable: bool, digest: str | None) -> None:
         """Does what comes after the commit, in a thread that the interpreter's exit waits for."""

@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
 from ..errors import StateDictIOError
+from ..options import check_flags
 from . import agreement
 from .stored_state import StoredState
 
@@ -48,6 +49,7 @@ class SingleFileReader(StorageReader):  # type: ignore[misc]
 
     def __init__(self, path: str | os.PathLike[str], *, weights_only: bool = True, backend: str = "auto") -> None:
         super().__init__()
+        check_flags(weights_only=weights_only)
         self.path = os.fspath(path)
         self.weights_only = weights_only
         self.backend = backend

@@ -21,6 +21,7 @@ from .. import backends
 from ..errors import StateDictIOError
 from ..installed import torch_format
 from ..installed.stock import torch_load
+from ..options import check_flags
 from ..progress import Progress, reporting
 from ..remote.stores import locate
 from ..remote.urls import is_url
@@ -76,6 +77,7 @@ class SingleFileWriter(StorageWriter):  # type: ignore[misc]
     ) -> None:
         del thread_count
         super().__init__()
+        check_flags(durable=durable, overwrite=overwrite, atomic=atomic)
         check_suffix(path)
         self.path = os.fspath(path)
         self.overwrite = overwrite

@@ -69,8 +69,8 @@ LFS_POINTER = FileKind("a pointer of git LFS, not the file itself", "fetch the f
 WEB_PAGE = FileKind("a web page", "the download gave an error or a login page: look at it, and download the file again")
 JSON = FileKind("JSON text", "if it is the index of a checkpoint in shards, read the files that it names")
 UNKNOWN = FileKind(
-    "not of a kind that statedict_io knows",
-    "if it should be a checkpoint, its beginning is damaged: copy it again from where it came from",
+    "not a checkpoint",
+    "if it should be one, its beginning is damaged: copy it again from where it came from",
 )
 
 _STARTS = {
@@ -118,6 +118,19 @@ def of_start(start: bytes, path: str) -> FileKind | None:
     if re.match(rb"<(!doctype|html|\?xml|head|body)\b", text, re.IGNORECASE):
         return WEB_PAGE
     return JSON if text[:1] in (b"{", b"[") else UNKNOWN
+
+
+def described(kind: FileKind, start: bytes) -> str:
+    """``kind``, and where that says nothing how the file begins."""
+    return str(kind) if kind is not UNKNOWN else f"is {kind.what}: its first bytes are {start[:16]!r}; {kind.cure}"
+
+
+def damaged_start(start: bytes) -> str:
+    """What is wrong with a file in which :func:`of_start` finds a zip archive that may be damaged, and which does not
+    begin like one."""
+    if not start:
+        return "the file is empty"
+    return "the file begins with zero bytes" if not start.strip(b"\0") else f"the file ends after {len(start)} bytes"
 
 
 def is_safetensors(start: bytes) -> bool:

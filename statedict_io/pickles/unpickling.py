@@ -212,6 +212,9 @@ class LoadSteps:
     def before_legacy(self, file: Any) -> None:
         """``file`` is open, and at its beginning."""
 
+    def after_failed_legacy(self, file: Any) -> None:
+        """``file`` is still open, and where torch's unpickler has stopped."""
+
 
 class ReadBy(LoadSteps):
     """Whatever the file is: ``reader`` reads it."""
@@ -276,7 +279,11 @@ def _unpickle_archive(steps: LoadSteps, reader: Any, map_location: Any, pickle_m
 def _unpickle_legacy(steps: LoadSteps, file: Any, *args: Any, **options: Any) -> Any:
     """In place of ``torch.serialization._legacy_load``."""
     steps.before_legacy(file)
-    return torch.serialization._legacy_load(file, *args, **options)
+    try:
+        return torch.serialization._legacy_load(file, *args, **options)
+    except Exception:
+        steps.after_failed_legacy(file)
+        raise
 
 
 class _CollectorPause:

@@ -60,7 +60,8 @@ class ArchiveSteps(LoadSteps):
     """The steps of one load. Which reader it is that :meth:`open_archive` opens decides which steps follow."""
 
     def __init__(self, request: LoadRequest) -> None:
-        self._request = request
+        self.request = request
+        self.stopped_at_end = False  #: whether the unpickler has failed at the end of a file that is no archive
         self.name = os.fsdecode(request.name) if isinstance(request.name, (str, os.PathLike)) else "the file"
         # Of an archive that is read here:
         self._records: StoredRecords | None = None
@@ -76,7 +77,7 @@ class ArchiveSteps(LoadSteps):
         return contextlib.nullcontext(self._open_here(records))
 
     def _open_here(self, records: StoredRecords) -> ZipReader:
-        request = self._request
+        request = self.request
         check_kind(records)
         _check_made_by_torch(records)
         self._records = records
@@ -97,17 +98,17 @@ class ArchiveSteps(LoadSteps):
 
     def _reader(self, records: StoredRecords, feed: StorageFeed, meta: bool = False) -> ZipReader:
         # Without data there is nothing to swap.
-        return ZipReader(records, feed, lean_pickle=self._request.backend.lean_pickle, assume_own_byteorder=meta)
+        return ZipReader(records, feed, lean_pickle=self.request.backend.lean_pickle, assume_own_byteorder=meta)
 
     def after_archive(self) -> None:
         """What was not read has to be sound too."""
-        if self._request.verify and self._records is not None:
+        if self.request.verify and self._records is not None:
             unread = self._records.storages() if self._feed is None else self._feed.unread()
             _check(self._records, unread)
 
     def _open_for_torch(self, file: Any, records: StoredRecords | None) -> contextlib.AbstractContextManager[Any]:
-        self._unchecked = records if self._request.verify else None
-        if records is not None and self._request.is_mapped and not _is_torchscript(records):
+        self._unchecked = records if self.request.verify else None
+        if records is not None and self.request.is_mapped and not _is_torchscript(records):
             return self._open_to_map(file)
         self._check_all()
         return torch.serialization._open_zipfile_reader(file)
@@ -116,7 +117,7 @@ class ArchiveSteps(LoadSteps):
     def _open_to_map(self, file: Any) -> Iterator[Any]:
         with (
             torch.serialization._open_zipfile_reader(file) as reader,
-            opened_again(file, self._request.f) as self._settle,
+            opened_again(file, self.request.f) as self._settle,
         ):
             yield reader
 
@@ -127,13 +128,17 @@ class ArchiveSteps(LoadSteps):
 
     def before_legacy(self, file: Any) -> None:
         """Raises :class:`ValueError` where the file is to be verified, and has nothing to do that by."""
-        if not self._request.verify:
+        if not self.request.verify:
             return
         start = file.tell()
         legacy = kinds.is_legacy(file.read(kinds.START_NBYTES))
         file.seek(start)
         if legacy:
-            raise ValueError(without_checksums(self._request.name, "in torch's legacy format", " and save it again"))
+            raise ValueError(without_checksums(self.request.name, "in torch's legacy format", " and save it again"))
+
+    def after_failed_legacy(self, file: Any) -> None:
+        if self.request.is_path or self.request.source is not None:
+            self.stopped_at_end = not file.read(1)
 
     @contextlib.contextmanager
     def verified(self) -> Iterator[Any]:
@@ -142,38 +147,38 @@ class ArchiveSteps(LoadSteps):
         Raises:
             Replaced: as :meth:`before_stock`, at the end.
         """
-        if not self._request.verify:
-            yield self._request.f
+        if not self.request.verify:
+            yield self.request.f
             return
-        with torch.serialization._open_file_like(self._request.f, "rb") as file:
+        with torch.serialization._open_file_like(self.request.f, "rb") as file:
             start = file.tell()
             self.before_legacy(file)
             self._unchecked = self._open_records(file)
             self._check_all()
             file.seek(start)
-            if not self._request.is_path:
-                yield self._request.f
-            elif not self._request.is_mapped:
+            if not self.request.is_path:
+                yield self.request.f
+            elif not self.request.is_mapped:
                 yield file
             else:
-                with opened_again(file, self._request.f):
-                    yield self._request.f
+                with opened_again(file, self.request.f):
+                    yield self.request.f
 
     def _check_all(self) -> None:
         """Checks the archive that torch reads, if that has not been done and is wanted."""
         records, self._unchecked = self._unchecked, None
         if records is not None:
-            _check(records, range(len(records.entries)), self._request.progress)
+            _check(records, range(len(records.entries)), self.request.progress)
 
     def _open_records(self, file: Any) -> StoredRecords | None:
         """None where nobody needs them."""
-        if self._request.source is not None:
-            return of_ranges(self._request.source, self._request.backend)
-        if self._request.is_path:
-            name = os.fsdecode(self._request.name)
+        if self.request.source is not None:
+            return of_ranges(self.request.source, self.request.backend)
+        if self.request.is_path:
+            name = os.fsdecode(self.request.name)
             nbytes = os.fstat(file.fileno()).st_size
-            return StoredRecords(archive_at(file.fileno(), name, self._request.backend), name, file_nbytes=nbytes)
-        if not self._request.verify:
+            return StoredRecords(archive_at(file.fileno(), name, self.request.backend), name, file_nbytes=nbytes)
+        if not self.request.verify:
             return None
         from ..backends.python_reader import PythonReader
 
@@ -185,8 +190,8 @@ class ArchiveSteps(LoadSteps):
 
     def _is_for_torch(self, records: StoredRecords) -> bool:
         return (
-            not (self._request.is_path or self._request.source is not None)
-            or self._request.is_mapped
+            not (self.request.is_path or self.request.source is not None)
+            or self.request.is_mapped
             or _is_torchscript(records)
             or torch._guards.detect_fake_mode(None) is not None
             or torch_format.skip_data()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 from typing import TYPE_CHECKING, Any
 
 from .. import backends
 from .. import progress as progress_module
 from ..errors import StateDictIOError
 from ..installed import stock
+from ..options import check_flags
 from ..pickles.unpickling import can_rebind, torch_load
 from ..progress import Progress
 from ..remote.urls import is_url
@@ -62,8 +64,9 @@ def load(
     Raises:
         CorruptCheckpointError: the file is not a sound archive, or a checksum does not match; names the record and the
             tensors in it. It is a :class:`RuntimeError` too, which ``torch.load`` raises.
-        FileKindError: it is a file of another kind, and torch.load cannot read it; names the kind. It is also what
-            ``torch.load`` raises there.
+        FileKindError: it is a file of another kind, and torch.load cannot read it; names the kind, or the first bytes.
+            It and a CorruptCheckpointError for an empty or cut-off file are also what ``torch.load`` raises there.
+        TypeError: an option is of a wrong type, or there is no such one; names it.
         ValueError: ``verify=True`` for a file without checksums.
         OSError: what the system reported.
         NativeUnavailableError: ``backend="native"`` and the extension cannot be used.
@@ -74,7 +77,9 @@ def load(
         >>> sio.load("weights.pt", "cpu", verify=True)["w"].shape
         torch.Size([2, 3])
     """
+    check_flags(verify=verify)
     progress_module.check(progress)
+    is_default = pickle_module in (None, pickle)
     chosen = backends.for_reading(backend)
     with contextlib.ExitStack() as exit_stack:
         source: RangedObject | None = None
@@ -104,8 +109,8 @@ def load(
         )
         options: dict[str, Any] = {"weights_only": weights_only, "mmap": mmap, **pickle_load_args}
         for _ in range(_MAX_ATTEMPTS):
-            with contextlib.suppress(Replaced), raising_as_torch(f):
-                steps = ArchiveSteps(request)
+            steps = ArchiveSteps(request)
+            with contextlib.suppress(Replaced), raising_as_torch(steps, pickled_by_default=is_default):
                 if has_our_steps:
                     return torch_load(steps)(f, map_location, pickle_module, **options)
                 with steps.verified() as content:

@@ -236,10 +236,12 @@ def _open_archive(
     start = read_at(0, kinds.START_NBYTES)
     kind = kinds.of_start(start, path)
     if kind is kinds.UNKNOWN and read_at(max(file_nbytes - _ZIP_END_NBYTES, 0), len(_ZIP_END)) != _ZIP_END:
-        raise UnknownKindError(f"{path}: {kind}")
+        raise UnknownKindError(f"{path}: {kinds.described(kind, start)}")
     if kind is not None and kind is not kinds.UNKNOWN:
         raise FileKindError(f"{path}: {kind}")
     if not start.startswith(ZIP_START):
+        if kind is None:
+            raise corrupt(path, kinds.damaged_start(start))
         raise corrupt(path, "does not begin like a file of torch.save (a zip archive)")
     try:
         return open_archive()

@@ -82,6 +82,7 @@ def verify(path: Any, *, backend: str = "auto", progress: Progress = None) -> Ve
         FileKindError: it is not an archive of ``torch.save`` but a file of another kind, such as torch's legacy format
             or safetensors, which record no checksums; names the kind.
         NativeUnavailableError: ``backend="native"`` and the extension cannot be used.
+        TypeError: an option is of a wrong type; names it.
 
     Example:
         >>> sio.save({"w": torch.zeros(3)}, "weights.pt")

@@ -15,6 +15,7 @@ import torch
 
 from .. import backends
 from ..backends.protocol import Archive, Snapshot
+from ..options import check_above_zero, check_at_least, check_choice, check_flags, whole
 from ..progress import Progress
 from ..system import host_memory
 from ..system.device_room import DeviceRoom
@@ -76,6 +77,8 @@ def save_async(
         OSError: the error of an earlier ``save_async`` to ``path`` that was never checked; this save has not been
             started.
         SnapshotLimitError: the limits are met and ``when_full`` is "raise".
+        TypeError, ValueError: an option is of a wrong type, such as ``max_snapshot_nbytes="8GiB"``, or too small; names
+            it.
         Exception: for bad arguments and objects that cannot be pickled, what :func:`save` raises. Errors of writing
             are the :class:`PendingSave`'s.
 
@@ -88,10 +91,10 @@ def save_async(
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"save_async writes to a path, after the call has returned; got {type(path).__name__}")
     check_suffix(path)
+    check_flags(durable=durable, atomic=atomic, wait_snapshot=wait_snapshot)
     limits = _limits(max_in_flight, max_snapshot_nbytes, when_full)
-    _check_at_least(0, max_device_snapshot_nbytes=max_device_snapshot_nbytes, device_margin_nbytes=device_margin_nbytes)
-    if max_bytes_per_second is not None and not max_bytes_per_second > 0:
-        raise ValueError(f"max_bytes_per_second must be above 0, got {max_bytes_per_second!r}")
+    check_at_least(0, max_device_snapshot_nbytes=max_device_snapshot_nbytes, device_margin_nbytes=device_margin_nbytes)
+    check_above_zero(max_bytes_per_second=max_bytes_per_second)
     room = DeviceRoom(max_device_snapshot_nbytes, device_margin_nbytes)
     with Call() as call:
         planned = saving.plan(
@@ -228,18 +231,13 @@ def _write(
 
 
 def _limits(max_in_flight: int, max_snapshot_nbytes: int | None, when_full: Literal["wait", "raise"]) -> Limits:
-    _check_at_least(1, max_in_flight=max_in_flight)
-    _check_at_least(0, max_snapshot_nbytes=max_snapshot_nbytes)
-    if when_full not in ("wait", "raise"):
-        raise ValueError(f"when_full must be 'wait' or 'raise', got {when_full!r}")
+    if max_in_flight is None:
+        raise TypeError("max_in_flight must be a number, got None")
+    check_at_least(1, max_in_flight=max_in_flight)
+    check_at_least(0, max_snapshot_nbytes=max_snapshot_nbytes)
+    check_choice("when_full", when_full, ("wait", "raise"))
     if max_snapshot_nbytes is None:
         snapshots_nbytes = backends.snapshot_memory_nbytes()
         free_nbytes = host_memory.available_nbytes() * 3 // 4  # what else the process does goes on taking memory
         max_snapshot_nbytes = min(host_memory.limit_nbytes() // 2, snapshots_nbytes + free_nbytes)
-    return Limits(max_in_flight, max_snapshot_nbytes, when_full)
-
-
-def _check_at_least(least: int, **options: int | None) -> None:
-    for name, number in options.items():
-        if number is not None and not number >= least:
-            raise ValueError(f"{name} must be at least {least}, got {number!r}")
+    return Limits(whole(max_in_flight), whole(max_snapshot_nbytes), when_full)

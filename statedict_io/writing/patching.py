@@ -20,6 +20,7 @@ import torch.serialization
 
 from .. import backends
 from .. import progress as progress_module
+from ..options import check_flags
 from ..progress import Progress
 from ..system.processes import in_forked_child
 from . import saving
@@ -62,7 +63,9 @@ def patch_torch(
 
     Raises:
         NativeUnavailableError: ``backend="native"`` and the extension cannot be used.
+        TypeError: an option is of a wrong type; names it.
     """
+    check_flags(durable=durable, atomic=atomic)
     progress_module.check(progress)
     backends.choose(backend)
     return Patch(durable, backend, progress, atomic)

@@ -16,6 +16,7 @@ from .. import progress as progress_module
 from ..backends import reproduction
 from ..backends.protocol import Archive, Backend, Content
 from ..installed import torch_format
+from ..options import check_flags
 from ..pickles.pickling import pickle_object, reduces_like_torch
 from ..progress import Progress
 from ..system.descriptors import sync
@@ -76,6 +77,7 @@ def save(
         StateDictIOError: ``atomic=False``, and this process has the file mapped into its memory, as after
             ``torch.load(mmap=True)``: emptying it would take the tensors' data away.
         NativeUnavailableError: ``backend="native"`` and the extension cannot be used.
+        TypeError: an option is of a wrong type, such as ``durable="no"``; names it.
         Exception: for bad arguments and objects that cannot be pickled, what ``torch.save`` raises, before the target
             is touched.
 
@@ -84,6 +86,7 @@ def save(
         >>> torch.load("checkpoint.pt")["step"]
         100
     """
+    check_flags(durable=durable, atomic=atomic)
     check_suffix(f)
     with Call():
         planned = plan(

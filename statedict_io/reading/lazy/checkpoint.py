@@ -18,6 +18,7 @@ import torch
 
 from ...errors import StateDictIOError
 from ...names.tensor_names import HiddenTensors, OtherNames, flat_tensors
+from ...options import check_flags
 from ...pickles.refusals import refusal
 from ...pickles.set_aside import Refused
 from ...pickles.unpickling import DeferredTensor
@@ -51,6 +52,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
     """
 
     def __init__(self, path: Any, *, backend: str = "auto", weights_only: bool = True) -> None:
+        check_flags(weights_only=weights_only)
         self._weights_only = weights_only
         self._file = LazyFile(path, backend=backend, random_access=True, max_overhead=2, keeps_inflated=False)
         try:
@@ -299,6 +301,7 @@ def open_checkpoint(path: Any, *, backend: str = "auto", weights_only: bool = Tr
         FileKindError: it is of another kind, such as torch's legacy format.
         pickle.UnpicklingError: torch's restricted unpickler refuses all of it. Where it refuses single values, the
             rest is there, and they are in ``Checkpoint.refused``.
+        TypeError: an option is of a wrong type; names it.
 
     Example:
         >>> sio.save({"model": {"w": torch.arange(6.0).reshape(3, 2)}}, "checkpoint.pt")
