@@ -281,6 +281,27 @@ TEST(Reading, ALocalHeaderThatLiesIsNamedWhereverItsSpanEnds) {
         EXPECT_NE(std::string(e.what()).find("case/data/" + std::to_string(record)), std::string::npos) << e.what();
       }
       EXPECT_THROW(payload_checksums(directory, source, all_of(made), {2, span_nbytes}, no_watch), CorruptArchive);
+      LateDevice device(sizes_of(made));
+      EXPECT_THROW(load_payloads_onto(directory, source, all_of(made), device, false, {2, span_nbytes}, no_watch),
+                   CorruptArchive);
+      EXPECT_EQ(device.payloads[record], LateDevice({sizes[record]}).payloads[0]) << "copied before it was checked";
+    }
+  }
+}
+
+TEST(Reading, AHeaderMayLieInTwoReads) {
+  for (size_t before_end = 0; before_end < 300; before_end += 11) {  // of the first MiB, which is read at once
+    const Made made = made_by_torch({kMiB - before_end, 200000, 100}, 64);
+    const TemporaryFile file;
+    file.write_all(made.file);
+    PositionalSource source(file.fd(), DirectIo::kOff);
+    const Directory directory = read_directory(source);
+    TestMemory memory;
+    EXPECT_TRUE(load_payloads(directory, source, all_of(made), memory, true, {1, 0}, no_watch).empty());
+    LateDevice device(sizes_of(made));
+    EXPECT_TRUE(load_payloads_onto(directory, source, all_of(made), device, true, {1, 0}, no_watch).empty());
+    for (size_t i = 0; i < made.payloads.size(); ++i) {
+      EXPECT_TRUE(memory.payload(i) == made.payloads[i] && device.payloads[i] == made.payloads[i]) << before_end;
     }
   }
 }
@@ -319,7 +340,7 @@ TEST(Reading, FailureOfAnyReadEndsTheLoadWithItsError) {
         LateDevice device(sizes_of(made));
         if (to == "memory") {
           load_payloads(directory, source, all_of(made), memory, true, {4, kMiB}, no_watch);
-        } else if (to == "a device") {  // others wait for the header that the failed span held
+        } else if (to == "a device") {
           load_payloads_onto(directory, source, all_of(made), device, true, {4, kMiB}, no_watch);
         } else {
           payload_checksums(directory, source, all_of(made), {4, kMiB}, no_watch);
@@ -373,12 +394,6 @@ uint64_t resident_nbytes(const ExtentMemory& extent, uint64_t file_offset) {
   return page_nbytes * static_cast<uint64_t>(std::count_if(pages.begin(), pages.end(), [](auto p) { return p & 1; }));
 }
 
-// Whether the kernel faults memory in when it is asked to: an emulator may say yes and do nothing.
-bool kernel_faults_in() {
-  ExtentMemory extent(0, kMiB);
-  return extent.fault_in(0, kMiB) && resident_nbytes(extent, 0) == extent.nbytes();
-}
-
 bool reads_past_the_page_cache(int fd) {
   try {
     PositionalSource source(fd, DirectIo::kOn);
@@ -390,7 +405,74 @@ bool reads_past_the_page_cache(int fd) {
   }
 }
 
-// Where each direct read waits for all the memory to be there.
+// Remembers its reads of the page cache and past it.
+class RememberingSource final : public PositionalSource {
+ public:
+  struct Read {
+    bool direct;
+    uint64_t begin;
+    uint64_t end;
+  };
+  RememberingSource(int fd, DirectIo direct_io) : PositionalSource(fd, direct_io), fd_(fd) {}
+  std::vector<Read> reads;
+
+ protected:
+  ssize_t call_pread(int fd, char* destination, size_t nbytes, off_t offset) override {
+    const auto begin = static_cast<uint64_t>(offset);
+    reads.push_back({fd != fd_, begin, begin + nbytes});
+    return PositionalSource::call_pread(fd, destination, nbytes, offset);
+  }
+  bool call_is_cached(int, uint64_t, uint64_t) override { return false; }
+
+ private:
+  const int fd_;
+};
+
+TEST(Reading, HeadersComeFirstOfRecordsInSeveralSpansAlone) {
+  std::vector<size_t> sizes(200, 100000);
+  sizes[7] = 5 * kMiB;
+  sizes[8] = 100;
+  const Made made = made_by_torch(sizes, 64);
+  const TemporaryFile file;
+  file.write_all(made.file);
+  for (const bool direct : {false, true}) {
+    if (direct && !reads_past_the_page_cache(file.fd())) GTEST_SKIP() << "no direct I/O on this file system";
+    RememberingSource source(file.fd(), direct ? DirectIo::kAuto : DirectIo::kOff);
+    const Directory directory = read_directory(source);
+    const auto block_nbytes = std::max<uint64_t>(source.alignment(), static_cast<uint64_t>(sysconf(_SC_PAGESIZE)));
+    for (const auto keep : {ReadPlan::Keep::kMemory, ReadPlan::Keep::kNothing}) {
+      const ReadPlan plan(directory, all_of(made), keep, block_nbytes, kMiB);
+      ASSERT_GT(plan.in_several_spans.size(), 10u);
+      ASSERT_LT(plan.in_several_spans.size(), plan.spans.size());
+      source.reads.clear();
+      TestMemory memory;
+      if (keep == ReadPlan::Keep::kMemory) {
+        load_payloads(directory, source, all_of(made), memory, false, {1, kMiB}, no_watch);
+      } else {
+        payload_checksums(directory, source, all_of(made), {1, kMiB}, no_watch);
+      }
+      ASSERT_EQ(source.reads.size(), plan.in_several_spans.size() + plan.spans.size());
+      for (size_t i = 0; i < source.reads.size(); ++i) {
+        const RememberingSource::Read& read = source.reads[i];
+        EXPECT_EQ(read.direct, direct);
+        if (i < plan.in_several_spans.size()) {
+          const uint64_t header = plan.records[plan.in_several_spans[i]].begin;
+          EXPECT_TRUE(read.begin <= header && header < read.end && read.end - read.begin <= 2 * block_nbytes);
+        } else {
+          EXPECT_EQ(read.begin, plan.spans[i - plan.in_several_spans.size()].begin);
+        }
+      }
+    }
+  }
+}
+
+// Whether the kernel faults memory in when it is asked to: an emulator may say yes and do nothing.
+bool kernel_faults_in() {
+  ExtentMemory extent(0, kMiB);
+  return extent.fault_in(0, kMiB) && resident_nbytes(extent, 0) == extent.nbytes();
+}
+
+// Where each direct read of a span waits for all the memory to be there.
 class WaitingSource final : public PositionalSource {
  public:
   explicit WaitingSource(int fd) : PositionalSource(fd, DirectIo::kAuto) {}
@@ -398,6 +480,7 @@ class WaitingSource final : public PositionalSource {
 
  protected:
   ssize_t call_pread(int fd, char* destination, size_t nbytes, off_t offset) override {
+    if (nbytes < kMiB) return PositionalSource::call_pread(fd, destination, nbytes, offset);  // of a header
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
     while (!may_read() && std::chrono::steady_clock::now() < deadline) {
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
@@ -509,21 +592,36 @@ TEST(ReadPlan, CoversEveryRecordOnceAndLittleElse) {
     EXPECT_EQ(requests.size(), requested.size());
     uint64_t total_nbytes = 0;
     std::vector<uint64_t> covered(plan.records.size(), 0);
+    std::vector<size_t> num_spans(plan.records.size(), 0);
+    std::vector<uint64_t> mirrored_up_to(plan.extents.size(), 0);
     for (const PlannedSpan& span : plan.spans) {
       const PlannedExtent& extent = plan.extents.at(span.extent);
       EXPECT_LT(span.begin, span.end);
       EXPECT_EQ(span.begin % 4096, 0u);
-      EXPECT_LE(span.end - span.begin, span_nbytes);
-      EXPECT_GE(span.begin, extent.begin);
+      const bool of_one_small_record =
+          span.end_record - span.first_record == 1 && !plan.records[span.first_record].is_large();
+      EXPECT_LE(span.end - span.begin, of_one_small_record ? kSlotNbytes : span_nbytes);
+      EXPECT_GE(span.begin, extent.mirrored ? std::max(extent.begin, mirrored_up_to[span.extent]) : extent.begin);
       EXPECT_LE(span.end, extent.end);
+      mirrored_up_to[span.extent] = span.end;
       total_nbytes += span.end - span.begin;
-      for (size_t i = span.first_record; i < plan.records.size() && plan.records[i].begin < span.end; ++i) {
-        covered[i] += std::min(span.end, plan.records[i].end) - std::max(span.begin, plan.records[i].begin);
+      for (size_t i = span.first_record; i < span.end_record; ++i) {
+        const PlannedRecord& record = plan.records[i];
+        ASSERT_LT(record.begin, span.end);
+        ASSERT_GT(record.end, span.begin);
+        covered[i] += std::min(span.end, record.end) - std::max(span.begin, record.begin);
+        ++num_spans[i];
+        EXPECT_TRUE(extent.mirrored || record.is_large() || record.end <= span.end) << "a small record is cut";
       }
     }
     EXPECT_EQ(total_nbytes, plan.nbytes);
-    for (size_t i = 0; i < covered.size(); ++i) EXPECT_EQ(covered[i], plan.records[i].end - plan.records[i].begin);
-    EXPECT_LE(total_nbytes, wanted_nbytes + plan.records.size() * (64u << 10) + plan.extents.size() * 4096);
+    std::vector<size_t> in_several_spans;
+    for (size_t i = 0; i < covered.size(); ++i) {
+      EXPECT_EQ(covered[i], plan.records[i].end - plan.records[i].begin);
+      if (num_spans[i] > 1) in_several_spans.push_back(i);
+    }
+    EXPECT_EQ(in_several_spans, plan.in_several_spans);
+    EXPECT_LE(total_nbytes, wanted_nbytes + plan.records.size() * (64u << 10) + plan.spans.size() * 4096);
   }
 }
 

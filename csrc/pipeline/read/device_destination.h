@@ -10,9 +10,8 @@
 
 namespace sdio {
 
-// Bytes [payload_offset, payload_offset + nbytes) of a payload, which lie at `source`: in a slot, but for some hundred
-// bytes now and then, which stay where they are until the read ends. `request` is an index into the list of records
-// that was asked for.
+// Bytes [payload_offset, payload_offset + nbytes) of a payload, which lie at `source`. `request` is an index into the
+// list of records that was asked for.
 struct ArrivedPiece {
   size_t request;
   uint64_t payload_offset;

@@ -3,10 +3,10 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstring>
 #include <thread>
 
 #include "checksum/crc32.h"
+#include "pipeline/memory/extent_memory.h"
 #include "pipeline/memory/slot_pool.h"
 #include "pipeline/threads/profiled_step.h"
 
@@ -26,8 +26,8 @@ ParallelRead::ParallelRead(const Directory& directory, PositionalSource& source,
                            ReadPlan::Keep keep, bool checksum, const ReadOptions& options, size_t default_num_threads)
     : directory_(directory),
       source_(source),
-      span_nbytes_(options.span_nbytes != 0 ? options.span_nbytes : kSlotNbytes),
-      plan_(directory, records, keep, plan_alignment(source), span_nbytes_),
+      plan_(directory, records, keep, plan_alignment(source),
+            options.span_nbytes != 0 ? options.span_nbytes : kSlotNbytes),
       checksum_(checksum),
       num_threads_(num_threads(options, default_num_threads)),
       crcs_(checksum ? records.size() : 0),
@@ -48,10 +48,41 @@ size_t ParallelRead::num_threads(const ReadOptions& options, size_t default_num_
 }
 
 void ParallelRead::run(const ReadWatcher& watch) {
-  WorkerThreads workers([this] { cancel(); });
+  read_headers(watch);
+  WorkerThreads workers;
   workers.run(num_threads_, [&] { work(workers); }, [&] { watch(bytes_done_, plan_.nbytes); });
   all_read();
   watch(plan_.nbytes, plan_.nbytes);
+}
+
+// Of the records that lie in several spans.
+void ParallelRead::read_headers(const ReadWatcher& watch) {
+  const std::vector<size_t>& records = plan_.in_several_spans;
+  if (records.empty()) return;
+  std::atomic<size_t> next{0};
+  WorkerThreads workers;
+  const auto work = [&] {
+    for (size_t i = next++; i < records.size() && workers.go_on(); i = next++) {
+      const ProfiledStep step("statedict_io::read");
+      states_[records[i]].payload_begin = read_payload_begin(plan_.records[records[i]].record);
+    }
+  };
+  workers.run(records.size() > 1 ? std::min(num_threads_, records.size()) : 0, work, [&] { watch(0, plan_.nbytes); });
+}
+
+// Past the page cache, where the spans are read so: a block that is cached for its header could pass for a cached span.
+uint64_t ParallelRead::read_payload_begin(size_t record) {
+  const uint64_t header = directory_[record].header_offset;
+  const uint64_t alignment = plan_alignment(source_);
+  const uint64_t begin = header / alignment * alignment;
+  const uint64_t nbytes = directory_[record].min_payload_offset() - begin;
+  const ExtentMemory memory(begin, nbytes + alignment);  // room for a direct read to the end of its last block
+  if (source_.prefers_direct(begin, nbytes)) {
+    source_.read_aligned(begin, memory.at(begin), nbytes);
+  } else {
+    source_.read(header, memory.at(header), begin + nbytes - header);
+  }
+  return directory_.payload_offset(record, memory.at(header));
 }
 
 std::vector<size_t> ParallelRead::with_wrong_crc() const {
@@ -88,71 +119,43 @@ void ParallelRead::read(const SpanMemory& to, WorkerThreads& workers) {
 // [begin, end) of the span has been read. `first_record` is the first that reaches into it; it becomes that of the next
 // call for this span.
 void ParallelRead::absorb(const SpanMemory& bytes, uint64_t begin, uint64_t end, size_t& first_record) {
-  for (size_t i = first_record; i < plan_.records.size() && plan_.records[i].begin < end; ++i) {
+  for (size_t i = first_record; i < bytes.span.end_record && plan_.records[i].begin < end; ++i) {
     const PlannedRecord& planned = plan_.records[i];
     if (planned.end <= end) first_record = i + 1;
     const uint64_t from = std::max(begin, planned.begin);
     const uint64_t to = std::min(end, planned.end);
-    if (checksum_) add_sure(bytes, i, std::max(from, planned.sure_begin), std::min(to, planned.sure_end));
-    if (planned.crosses) {
-      const uint64_t head_end = std::min(to, planned.sure_begin);
-      keep(bytes, i, from, head_end);
-      keep(bytes, i, std::max(from, planned.sure_end), to);
-      if (from < head_end) kept_head(i, from, head_end);
-    }
-    if (states_[i].nbytes_left.fetch_sub(to - from, std::memory_order_acq_rel) != to - from) continue;
-    finish(payload_of(bytes, i));
-    if (!keeps_head(planned)) states_[i].around_sure.reset();
+    if (find_payload(bytes, i, to) && checksum_ && planned.is_large()) add_crc(bytes, i, from, to);
+    if (states_[i].nbytes_left.fetch_sub(to - from, std::memory_order_acq_rel) == to - from) finish(i, bytes);
   }
   bytes_done_ += end - begin;
 }
 
-void ParallelRead::add_sure(const SpanMemory& bytes, size_t index, uint64_t begin, uint64_t end) {
-  if (begin >= end) return;
+// The span has been read up to `end`. False where that leaves a part of the record's header to be read.
+bool ParallelRead::find_payload(const SpanMemory& bytes, size_t index, uint64_t end) {
+  uint64_t& payload_begin = states_[index].payload_begin;
+  if (payload_begin != 0) return true;
+  const PlannedRecord& planned = plan_.records[index];
+  if (directory_[planned.record].min_payload_offset() > end) return false;
+  payload_begin = directory_.payload_offset(planned.record, bytes.at(planned.begin));
+  return true;
+}
+
+// Adds what [begin, end) has of the payload.
+void ParallelRead::add_crc(const SpanMemory& bytes, size_t index, uint64_t begin, uint64_t end) {
+  RecordState& state = states_[index];
+  const uint64_t payload_end = state.payload_begin + plan_.records[index].nbytes;
+  const uint64_t from = std::max(begin, state.payload_begin);
+  const uint64_t to = std::min(end, payload_end);
+  if (from >= to) return;
   const ProfiledStep step("statedict_io::crc32");
-  const uint32_t crc = crc32(0, bytes.at(begin), end - begin);
-  states_[index].sure_crc.fetch_xor(crc32_shift(crc, plan_.records[index].sure_end - end), std::memory_order_relaxed);
+  state.crc.fetch_xor(crc32_shift(crc32(0, bytes.at(from), to - from), payload_end - to), std::memory_order_relaxed);
 }
 
-// Copies [begin, end) of a record that crosses out of the slot.
-void ParallelRead::keep(const SpanMemory& bytes, size_t index, uint64_t begin, uint64_t end) {
-  if (begin >= end) return;
+void ParallelRead::finish(size_t index, const SpanMemory& last) {
+  if (!checksum_) return;
   const PlannedRecord& planned = plan_.records[index];
-  {
-    const std::lock_guard<std::mutex> lock(keeping_);
-    std::unique_ptr<char[]>& around_sure = states_[index].around_sure;
-    if (!around_sure) {
-      around_sure.reset(new char[planned.sure_begin - planned.begin + planned.end - planned.sure_end]);
-    }
-  }
-  std::memcpy(kept(index, begin), bytes.at(begin), end - begin);
-}
-
-char* ParallelRead::kept(size_t index, uint64_t file_offset) const {
-  const PlannedRecord& planned = plan_.records[index];
-  char* const head = states_[index].around_sure.get();
-  if (file_offset <= planned.sure_begin) return head + (file_offset - planned.begin);
-  char* const tail = head + (planned.sure_begin - planned.begin);
-  return tail + (file_offset - planned.sure_end);
-}
-
-ParallelRead::ReadPayload ParallelRead::payload_of(const SpanMemory& last, size_t index) const {
-  const PlannedRecord& planned = plan_.records[index];
-  const auto at = [&](uint64_t file_offset) {
-    return planned.crosses ? kept(index, file_offset) : last.at(file_offset);
-  };
-  const uint64_t file_offset = directory_.payload_offset(planned.record, at(planned.begin));
-  return {index, planned, last, file_offset, at(file_offset), at(planned.sure_end)};
-}
-
-uint32_t ParallelRead::crc_of(const ReadPayload& payload) const {
-  const PlannedRecord& planned = payload.planned;
-  if (planned.sure_begin == planned.sure_end) return crc32(0, payload.data, planned.nbytes);
-  const uint64_t end = payload.file_offset + planned.nbytes;
-  const uint64_t tail_nbytes = end - planned.sure_end;
-  const uint32_t head = crc32(0, payload.data, planned.sure_begin - payload.file_offset);
-  const uint32_t tail = crc32(0, payload.after_sure, tail_nbytes);
-  return crc32_shift(head, end - planned.sure_begin) ^ crc32_shift(states_[payload.index].sure_crc, tail_nbytes) ^ tail;
+  crcs_[planned.request] =
+      planned.is_large() ? states_[index].crc.load() : crc32(0, last.at(payload_begin(index)), planned.nbytes);
 }
 
 }  // namespace sdio

@@ -1,5 +1,5 @@
-// What all ways of reading payloads have in common: several threads take the spans of a plan, read them, and put
-// together the CRCs of records that lie in more than one.
+// What all ways of reading payloads have in common: two steps, each in several threads. First the headers are read of
+// the records that lie in several spans of the plan, then the spans.
 //
 // There is a derived class for each way: into memory, onto a device, for the CRCs alone. It gives the spans memory to
 // be read to (work), and takes over each payload of which every byte has been read (finish). Both are called in several
@@ -10,7 +10,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <vector>
 
 #include "archive/directory.h"
@@ -45,29 +44,14 @@ class ParallelRead {
     char* at(uint64_t file_offset) const { return memory + static_cast<int64_t>(file_offset - span.begin); }
   };
 
-  // A payload of which every byte has been read, the last of them into `last`.
-  struct ReadPayload {
-    size_t index;  // in plan_.records
-    const PlannedRecord& planned;
-    const SpanMemory& last;
-    uint64_t file_offset;  // where it begins
-    char* data;            // where it begins in memory; all of it lies there, unless it crosses and has a sure part
-    const char* after_sure;
-  };
-
   ParallelRead(const Directory& directory, PositionalSource& source, const std::vector<size_t>& records,
                ReadPlan::Keep keep, bool checksum, const ReadOptions& options, size_t default_num_threads);
 
   // The work of one thread: takes spans until there are none left.
   virtual void work(WorkerThreads& workers) = 0;
-  virtual void finish(const ReadPayload& payload) = 0;
-
-  // Bytes [begin, end) of the head, which is what comes before the sure part, have been kept of a record that crosses.
-  virtual void kept_head(size_t /*index*/, uint64_t /*begin*/, uint64_t /*end*/) {}
-  // Whether what has been kept of a record that crosses is still needed after finish().
-  virtual bool keeps_head(const PlannedRecord& /*planned*/) const { return false; }
-  // When a worker or the watcher has thrown: threads must return from whatever they wait for.
-  virtual void cancel() {}
+  // Takes over the payload of plan_.records[index], or its CRC alone. Every byte has been read, the last of them into
+  // `last`; there are all of them, unless the record is large and `last` a slot.
+  virtual void finish(size_t index, const SpanMemory& last);
   // When all workers have ended without an error.
   virtual void all_read() {}
 
@@ -78,16 +62,14 @@ class ParallelRead {
   }
 
   void read(const SpanMemory& to, WorkerThreads& workers);
-  uint32_t crc_of(const ReadPayload& payload) const;
 
-  // Of a record that crosses, where a byte outside its sure part has been kept.
-  char* kept(size_t index, uint64_t file_offset) const;
+  // In the file, of a record of a span that has been read.
+  uint64_t payload_begin(size_t index) const { return states_[index].payload_begin; }
 
   static uint64_t plan_alignment(const PositionalSource& source);
 
   const Directory& directory_;
   PositionalSource& source_;
-  const uint64_t span_nbytes_;
   const ReadPlan plan_;
   const bool checksum_;
   const size_t num_threads_;  // 0: the caller reads
@@ -98,18 +80,19 @@ class ParallelRead {
   // What is known of a record so far, from whichever threads have read parts of it.
   struct RecordState {
     std::atomic<uint64_t> nbytes_left{0};
-    std::atomic<uint32_t> sure_crc{0};    // of the sure part, from its pieces in any order
-    std::unique_ptr<char[]> around_sure;  // what lies before and after the sure part, of a record that crosses
+    std::atomic<uint32_t> crc{0};  // of a large one, from its pieces in any order
+    // In the file; 0: the header has not been read. Set in the first step, or by the only thread that reads the record.
+    uint64_t payload_begin = 0;
   };
 
   size_t num_threads(const ReadOptions& options, size_t default_num_threads) const;
+  void read_headers(const ReadWatcher& watch);
+  uint64_t read_payload_begin(size_t record);
   void absorb(const SpanMemory& bytes, uint64_t begin, uint64_t end, size_t& first_record);
-  void add_sure(const SpanMemory& bytes, size_t index, uint64_t begin, uint64_t end);
-  void keep(const SpanMemory& bytes, size_t index, uint64_t begin, uint64_t end);
-  ReadPayload payload_of(const SpanMemory& last, size_t index) const;
+  bool find_payload(const SpanMemory& bytes, size_t index, uint64_t end);
+  void add_crc(const SpanMemory& bytes, size_t index, uint64_t begin, uint64_t end);
 
   const std::unique_ptr<RecordState[]> states_;  // of plan_.records
-  std::mutex keeping_;
   std::atomic<uint64_t> bytes_done_{0};
 };
 

@@ -2,17 +2,17 @@
 // device or to checksum them. The three are in read_into_memory.cpp, read_onto_device.cpp and read_checksums.cpp, what
 // they share in parallel_read.h.
 //
-// Workers take spans of 8 MiB (of small records 1 MiB) in file order (read_plan.h). A direct read into a mirrored
-// extent lands where the tensors are: nothing is copied, unless the writer did not align a payload to 16 bytes; then it
-// is moved down over its own header. One worker first faults the mirror in, ahead of the reads of the others. A worker
-// checksums the sure parts of what it has read; who reads the last byte of a record finds its header, adds the edges to
-// the CRC and hands the payload over. Buffered reads are made 1 MiB at a time, so that checksum and copy find the bytes
-// in the cache. Gaps between payloads go back to the system after the read.
+// Records are read in spans of 8 MiB, small ones of 1 MiB (read_plan.h). First the workers read the headers of records
+// that lie in several spans, and then take the spans, in file order: of everything that a span holds it is known where
+// the payload begins. A direct read into a mirrored extent lands where the tensors are: nothing is copied, unless the
+// writer did not align a payload to 16 bytes; then it is moved down over its own header. One worker first faults the
+// mirror in, ahead of the reads of the others. A worker checksums what it has read; who reads the last byte of a record
+// hands the payload over. Buffered reads are made 1 MiB at a time, so that checksum and copy find the bytes in the
+// cache. Gaps between payloads go back to the system after the read.
 //
 // For a device a worker has two slots, reads into one while the other is copied from, and waits for that copy before it
-// reads there again: at most 16 slots, 128 MiB, whatever the size of the largest tensor. A worker whose span lies in
-// the middle of a record waits for the one that has its header. Checksums alone take slots too; of a record that
-// crosses spans only the edges are kept until its last byte is read.
+// reads there again: at most 16 slots, 128 MiB, whatever the size of the largest tensor. Checksums alone take slots
+// too.
 //
 // Each call returns when all is read; one source serves several calls at once. Throws CorruptArchive,
 // UnexpectedEnd, SystemError, std::bad_alloc, std::invalid_argument for records that are compressed or asked for
@@ -36,7 +36,7 @@ struct ReadOptions {
   uint64_t span_nbytes = 0;  // 0: kSlotNbytes; a power of two, at least a page, at most kSlotNbytes
 };
 
-// As Watcher, with the bytes to be read in all, headers included.
+// As Watcher, with the bytes of all spans, headers included.
 using ReadWatcher = std::function<void(uint64_t bytes_done, uint64_t bytes_total)>;
 
 // Puts the payload of records[i] into `memory` as request i. Under `verify` returns the records whose CRC-32 is not the

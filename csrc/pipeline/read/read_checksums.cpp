@@ -23,8 +23,6 @@ class ReadChecksums final : public ParallelRead {
       read({span, slot->data()}, workers);
     });
   }
-
-  void finish(const ReadPayload& payload) override { crcs_[payload.planned.request] = crc_of(payload); }
 };
 
 }  // namespace

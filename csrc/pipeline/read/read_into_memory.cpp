@@ -61,35 +61,34 @@ class ReadIntoMemory final : public ParallelRead {
     }
   }
 
-  void finish(const ReadPayload& payload) override {
-    if (!payload.planned.is_large()) {
-      copy(payload);
+  void finish(size_t index, const SpanMemory& last) override {
+    const PlannedRecord& planned = plan_.records[index];
+    char* const payload = last.at(payload_begin(index));
+    if (!planned.is_large()) {
+      copy(planned, payload);
       return;
     }
-    if (checksum_) crcs_[payload.planned.request] = crc_of(payload);
-    adopt(payload);
+    ParallelRead::finish(index, last);
+    adopted_[index] = aligned(payload, planned.nbytes);
+    memory_.adopt(planned.request, adopted_[index], planned.nbytes, extents_[last.span.extent]);
   }
 
-  void copy(const ReadPayload& payload) {
-    const PlannedRecord& planned = payload.planned;
+  void copy(const PlannedRecord& planned, const char* payload) {
     char* const destination = memory_.allocate(planned.request, planned.nbytes);
     if (planned.nbytes == 0) return;
     if (checksum_) {
-      crcs_[planned.request] = crc32_copy(0, destination, payload.data, planned.nbytes);
+      crcs_[planned.request] = crc32_copy(0, destination, payload, planned.nbytes);
     } else {
-      std::memcpy(destination, payload.data, planned.nbytes);
+      std::memcpy(destination, payload, planned.nbytes);
     }
   }
 
-  // Leaves the payload where it is. Writers other than torch do not align it; then it is moved down over its own
-  // header.
-  void adopt(const ReadPayload& payload) {
-    const PlannedRecord& planned = payload.planned;
-    const uintptr_t misalignment = reinterpret_cast<uintptr_t>(payload.data) % kPayloadAlignment;
-    char* const aligned = payload.data - misalignment;
-    if (misalignment != 0) std::memmove(aligned, payload.data, planned.nbytes);
-    adopted_[payload.index] = aligned;
-    memory_.adopt(planned.request, aligned, planned.nbytes, extents_[payload.last.span.extent]);
+  // Where the payload is. Writers other than torch do not align it; then it is moved down over its own header.
+  static char* aligned(char* payload, uint64_t nbytes) {
+    const uintptr_t misalignment = reinterpret_cast<uintptr_t>(payload) % kPayloadAlignment;
+    char* const begin = payload - misalignment;
+    if (misalignment != 0) std::memmove(begin, payload, nbytes);
+    return begin;
   }
 
   void all_read() override {

@@ -24,16 +24,8 @@ ReadPlan::ReadPlan(const Directory& directory, const std::vector<size_t>& reques
     if (index >= directory.num_records()) throw std::invalid_argument("no record " + std::to_string(index));
     const DirectoryRecord& record = directory[index];
     if (record.compressed) throw std::invalid_argument("record " + std::to_string(index) + " is compressed");
-    PlannedRecord planned = {};
-    planned.record = index;
-    planned.request = request;
-    planned.begin = record.header_offset;
-    planned.end = record.max_payload_offset() + record.nbytes;
-    planned.nbytes = record.nbytes;
-    planned.sure_begin = record.max_payload_offset();
-    planned.sure_end = record.min_payload_offset() + record.nbytes;
-    if (!planned.is_large() || planned.sure_begin > planned.sure_end) planned.sure_end = planned.sure_begin;
-    records.push_back(planned);
+    const uint64_t end = record.max_payload_offset() + record.nbytes;
+    records.push_back({index, request, record.header_offset, end, record.nbytes});
   }
   const auto before = [](const PlannedRecord& a, const PlannedRecord& b) { return a.begin < b.begin; };
   if (!std::is_sorted(records.begin(), records.end(), before)) std::sort(records.begin(), records.end(), before);
@@ -46,37 +38,48 @@ ReadPlan::ReadPlan(const Directory& directory, const std::vector<size_t>& reques
   const auto near = [&](size_t i) { return records[i].begin - records[i - 1].end <= kMaxGapNbytes; };
   for (size_t first = 0; first < records.size();) {
     const bool mirrored = keep == Keep::kMemory && records[first].is_large();
-    size_t last = first;
+    size_t end = first + 1;
     uint64_t small_nbytes = 0;
-    for (size_t i = first + 1; i < records.size() && near(i); ++i) {
+    for (size_t i = end; i < records.size() && near(i); ++i) {
       if (keep == Keep::kNothing || records[i].is_large() == mirrored) {
-        last = i;
+        end = i + 1;
         small_nbytes = 0;
       } else if (!mirrored || (small_nbytes += records[i].end - records[i].begin) > kMaxSmallRunNbytes) {
         break;
       }
     }
     const bool small = keep == Keep::kMemory && !mirrored;
-    add_extent(first, last, mirrored, alignment,
+    add_extent(first, end, mirrored, alignment,
                small ? std::max(alignment, std::min(span_nbytes, kSmallSpanNbytes)) : span_nbytes);
-    first = last + 1;
+    first = end;
   }
 }
 
-void ReadPlan::add_extent(size_t first, size_t last, bool mirrored, uint64_t alignment, uint64_t span_nbytes) {
-  const PlannedExtent extent = {records[first].begin / alignment * alignment, records[last].end, mirrored};
-  size_t record = first;
-  for (uint64_t begin = extent.begin; begin < extent.end;) {
-    const uint64_t end = std::min(extent.end, (begin / span_nbytes + 1) * span_nbytes);
-    while (records[record].end <= begin) ++record;
-    spans.push_back({begin, end, extents.size(), record});
+// A mirror is cut anywhere, as what lies in two spans lies in one piece in memory; in slots only large records are cut.
+void ReadPlan::add_extent(size_t first_record, size_t end_record, bool mirrored, uint64_t alignment,
+                          uint64_t span_nbytes) {
+  uint64_t begin = records[first_record].begin / alignment * alignment;
+  extents.push_back({begin, records[end_record - 1].end, mirrored});
+  const auto add_span = [&](uint64_t end, size_t first, size_t last) {
+    spans.push_back({begin, end, extents.size() - 1, first, last});
     nbytes += end - begin;
-    for (size_t i = record; !mirrored && i <= last && records[i].begin < end; ++i) {
-      if (records[i].end > end) records[i].crosses = true;
+  };
+  for (size_t first = first_record; first < end_record;) {
+    const uint64_t limit = mirrored ? (begin / span_nbytes + 1) * span_nbytes : begin + span_nbytes;
+    size_t next = first;  // the first record that does not end in this span
+    while (next < end_record && records[next].end <= limit) ++next;
+    const bool begins_before = next < end_record && records[next].begin < limit;
+    if (next < end_record && (mirrored || (begins_before && records[next].is_large()))) {
+      if (begins_before && records[next].begin >= begin) in_several_spans.push_back(next);
+      add_span(limit, first, begins_before ? next + 1 : next);
+      begin = limit;
+    } else {
+      next = std::max(next, first + 1);
+      add_span(records[next - 1].end, first, next);
+      if (next < end_record) begin = records[next].begin / alignment * alignment;
     }
-    begin = end;
+    first = next;
   }
-  extents.push_back(extent);
 }
 
 }  // namespace sdio
