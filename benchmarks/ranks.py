@@ -58,10 +58,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = program.Program("ranks", __doc__, rounds=5)
     parser.add_before()
     parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--only", nargs="+", choices=OURS, help="these contenders, and no loads: to compare --before")
     options = parser.options(arguments, size=4 * MIB)
     document = program.document(options, ranks=options.ranks)
-    saves = list(SAVES) + ([BEFORE + name for name in OURS] if options.before is not None else [])
-    samples: dict[str, list[dict[str, float]]] = {name: [] for name in [*saves, *LOADS]}
+    saves = list(options.only or SAVES)
+    loads = {} if options.only else LOADS
+    if options.before is not None:
+        saves += [BEFORE + name for name in saves if name in OURS]
+    samples: dict[str, list[dict[str, float]]] = {name: [] for name in [*saves, *loads]}
     jobs: dict[str, Job] = {}
     with program.scratch(options.dir) as directory:
         try:
@@ -70,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
             for _, order, _ in rounds(saves, options.rounds, options.seconds):
                 for job in jobs.values():
                     job.ranks[0].order("empty")
-                for name in [*order, *LOADS]:
+                for name in [*order, *loads]:
                     job = jobs[BEFORE * name.startswith(BEFORE)]
                     samples[name].append({"s": job.seconds(LOADS.get(name, name.removeprefix(BEFORE)))})
         finally:
@@ -79,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
     found = {name: results.measured(of) for name, of in samples.items()}
     for name, entry in found.items():
         median = entry["median"]["s"]
-        base = found["load_one_file_warm" if name in LOADS else "one_file"]["median"]["s"]
+        base = found["load_one_file_warm" if name in LOADS else saves[0]]["median"]["s"]
         print(f"{name:18} {median:7.3f} s  {options.size / median / 1e9:6.2f} GB/s  {median / base:5.2f}x")
     document["ranks"] = {"payload_bytes": options.size, "contenders": found}
     program.write(document, options)

@@ -110,7 +110,7 @@ def _reduce_refusal(self: Any) -> tuple[Any, ...]:
 def _refusal_type(base: Any) -> type[OSError]:
     # The OSError first: its constructor is the one that sets errno.
     methods: dict[str, Any] = {
-        "__str__": lambda self: f"{self.torch_message}: {self.filename!r}",
+        "__str__": lambda self: f"{self.torch_message.removesuffix('.')}: {self.filename!r}",
         "__reduce__": _reduce_refusal,
         "__module__": __name__,
     }

@@ -97,8 +97,8 @@ def test_memory_is_bounded(action, kept, large, backend):
 
 DEVICE = """
 import gc, torch
-from statedict_io.reading import loading, readahead
-loading.stays_on_cpu = lambda *_: False
+from statedict_io.reading import load_steps, readahead
+load_steps.stays_on_cpu = lambda *_: False
 readahead.WINDOW_NBYTES = 8 << 20
 x = sio.load(path, map_location=lambda s, _: torch.UntypedStorage(s.nbytes(), device="meta"), backend=backend)
 """

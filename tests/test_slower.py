@@ -17,7 +17,7 @@ from statedict_io.backends import extension, native, reproduction, slower
 from statedict_io.backends.extension import Extension, ModuleInfo
 from statedict_io.installed.proofs import Verdict
 from statedict_io.pickles import pickling
-from statedict_io.reading import loading
+from statedict_io.reading import load_steps, loading
 
 FAILED = Verdict(False, problem="it is different")
 UNTRIED = Verdict(False, "MemoryError: none left")
@@ -197,8 +197,8 @@ def test_saving_from_a_device_that_no_torch_module_serves(monkeypatch, no_torch_
 def test_loading_onto_a_device_that_no_torch_module_serves(monkeypatch, no_torch_module, path):
     assert warned_by(sio.load, path) == []
     asked = []
-    monkeypatch.setattr(loading, "only_device", lambda *_: asked.append(torch.device("cuda:0")) or asked[-1])
-    monkeypatch.setattr(loading, "ReadAhead", _Nothing)
+    monkeypatch.setattr(load_steps, "only_device", lambda *_: asked.append(torch.device("cuda:0")) or asked[-1])
+    monkeypatch.setattr(load_steps, "ReadAhead", _Nothing)
     with warnings.catch_warnings(record=True) as caught, pytest.raises(_Reached):
         warnings.simplefilter("always")
         sio.load(path, "cuda:0")
@@ -218,8 +218,8 @@ class _Nothing:
 
 def test_a_device_is_no_reason_where_nothing_compiled_is_installed(monkeypatch, path):
     found(monkeypatch, core=None, core_info=WITHOUT, torch_info=WITHOUT, built_for_torch=None, is_installed=False)
-    monkeypatch.setattr(loading, "only_device", lambda *_: torch.device("cuda:0"))
-    monkeypatch.setattr(loading, "ReadAhead", _Nothing)
+    monkeypatch.setattr(load_steps, "only_device", lambda *_: torch.device("cuda:0"))
+    monkeypatch.setattr(load_steps, "ReadAhead", _Nothing)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(_Reached):

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <thread>
 
+#include "archive/zip_structures.h"
 #include "checksum/crc32.h"
 #include "pipeline/memory/extent_memory.h"
 #include "pipeline/memory/slot_pool.h"
@@ -17,6 +18,8 @@ namespace {
 constexpr uint64_t kBlockNbytes = 1u << 20;
 // Below this, starting threads costs more than it saves.
 constexpr uint64_t kThreadsFromNbytes = 4u << 20;
+// Of a local header and the name behind it, whose length has 16 bits.
+constexpr uint64_t kMaxNameEndNbytes = kLocalHeaderNbytes + 0xffff;
 
 }  // namespace
 
@@ -62,27 +65,27 @@ void ParallelRead::read_headers(const ReadWatcher& watch) {
   std::atomic<size_t> next{0};
   WorkerThreads workers;
   const auto work = [&] {
+    // Room for a direct read of the longest name, from the block in which the header begins to that in which it ends.
+    const ExtentMemory memory(0, kMaxNameEndNbytes + 2 * plan_alignment(source_));
     for (size_t i = next++; i < records.size() && workers.go_on(); i = next++) {
       const ProfiledStep step("statedict_io::read");
-      states_[records[i]].payload_begin = read_payload_begin(plan_.records[records[i]].record);
+      states_[records[i]].payload_begin = read_payload_begin(plan_.records[records[i]].record, memory.at(0));
     }
   };
   workers.run(records.size() > 1 ? std::min(num_threads_, records.size()) : 0, work, [&] { watch(0, plan_.nbytes); });
 }
 
 // Past the page cache, where the spans are read so: a block that is cached for its header could pass for a cached span.
-uint64_t ParallelRead::read_payload_begin(size_t record) {
+uint64_t ParallelRead::read_payload_begin(size_t record, char* memory) {
   const uint64_t header = directory_[record].header_offset;
-  const uint64_t alignment = plan_alignment(source_);
-  const uint64_t begin = header / alignment * alignment;
+  const uint64_t begin = header / plan_alignment(source_) * plan_alignment(source_);
   const uint64_t nbytes = directory_[record].min_payload_offset() - begin;
-  const ExtentMemory memory(begin, nbytes + alignment);  // room for a direct read to the end of its last block
   if (source_.prefers_direct(begin, nbytes)) {
-    source_.read_aligned(begin, memory.at(begin), nbytes);
+    source_.read_aligned(begin, memory, nbytes);
   } else {
-    source_.read(header, memory.at(header), begin + nbytes - header);
+    source_.read(header, memory + (header - begin), begin + nbytes - header);
   }
-  return directory_.payload_offset(record, memory.at(header));
+  return directory_.payload_offset(record, memory + (header - begin));
 }
 
 std::vector<size_t> ParallelRead::with_wrong_crc() const {

@@ -87,7 +87,7 @@ class ParallelRead {
 
   size_t num_threads(const ReadOptions& options, size_t default_num_threads) const;
   void read_headers(const ReadWatcher& watch);
-  uint64_t read_payload_begin(size_t record);
+  uint64_t read_payload_begin(size_t record, char* memory);
   void absorb(const SpanMemory& bytes, uint64_t begin, uint64_t end, size_t& first_record);
   bool find_payload(const SpanMemory& bytes, size_t index, uint64_t end);
   void add_crc(const SpanMemory& bytes, size_t index, uint64_t begin, uint64_t end);
