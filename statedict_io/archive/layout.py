@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _MAX16 = 0xFFFF
 _MAX32 = 0xFFFFFFFF
@@ -16,14 +16,22 @@ DESCRIPTOR_SIGNATURE = b"PK\x07\x08"
 _FLAG_UTF8_NAME = 1 << 11
 _FLAG_HAS_DESCRIPTOR = 1 << 3
 
+_LOCAL_HEADER = struct.Struct("<4sHHHIIQHH")
+_DESCRIPTOR = struct.Struct("<4sIII")
+_DESCRIPTOR_64 = struct.Struct("<4sIQQ")
+_ENTRY = struct.Struct("<4sIHHIIIIHHHIII")
+_END_64 = struct.Struct("<4sQHHQQQQQ")
+_END_64_LOCATOR = struct.Struct("<4sIQI")
+_END = struct.Struct("<4sIHHIIH")
 
-@dataclass(frozen=True)
-class RecordLayout:
+
+class RecordLayout(NamedTuple):
     name: str
     nbytes: int
     header_offset: int
     payload_offset: int
     header: bytes  #: local header, name, extra fields and padding: everything up to the payload
+    entry_nbytes: int  #: of its entry in the central directory
 
     @property
     def end_offset(self) -> int:
@@ -32,8 +40,8 @@ class RecordLayout:
     def descriptor(self, crc: int) -> bytes:
         if self.nbytes == 0:
             return b""
-        sizes = "<QQ" if _zip64_values(self.nbytes, self.header_offset) else "<II"
-        return DESCRIPTOR_SIGNATURE + struct.pack("<I", crc) + struct.pack(sizes, self.nbytes, self.nbytes)
+        descriptor = _DESCRIPTOR_64 if _zip64_values(self.nbytes, self.header_offset) else _DESCRIPTOR
+        return descriptor.pack(DESCRIPTOR_SIGNATURE, crc, self.nbytes, self.nbytes)
 
 
 class ArchiveLayout:
@@ -58,20 +66,26 @@ class ArchiveLayout:
             self.records.append(record)
             cursor = record.end_offset
         self.directory_offset = cursor
-        self.nbytes = cursor + len(self.directory([0] * len(self.records)))
+        self.nbytes = (
+            cursor
+            + sum(record.entry_nbytes for record in self.records)
+            + _END_64.size
+            + _END_64_LOCATOR.size
+            + _END.size
+        )
 
     def _place(self, name: str, nbytes: int, offset: int, alignment: int) -> RecordLayout:
         full_name = f"{self.archive_name}/{name}".encode()
         # miniz does not know the stored size yet when it writes the local header: 0.
         zip64 = _zip64_extra(nbytes, offset, stored_nbytes=0)
-        unpadded = offset + 30 + len(full_name) + len(zip64) + 4
+        unpadded = offset + _LOCAL_HEADER.size + len(full_name) + len(zip64) + 4
         padding = -unpadded % alignment
         extra_nbytes = len(zip64) + 4 + padding
-        header = struct.pack(
-            "<4sHHHIIQHH", b"PK\x03\x04", 0, _flags(nbytes), 0, 0, 0, 0, len(full_name), extra_nbytes & _MAX16
-        )
+        header = _LOCAL_HEADER.pack(b"PK\x03\x04", 0, _flags(nbytes), 0, 0, 0, 0, len(full_name), extra_nbytes & _MAX16)
         padding_field = struct.pack("<2sH", b"FB", padding & _MAX16) + b"Z" * padding
-        return RecordLayout(name, nbytes, offset, unpadded + padding, header + full_name + zip64 + padding_field)
+        entry_nbytes = _ENTRY.size + len(full_name) + len(zip64)
+        header += full_name + zip64 + padding_field
+        return RecordLayout(name, nbytes, offset, unpadded + padding, header, entry_nbytes)
 
     def directory(self, crcs: Sequence[int]) -> bytes:
         """Central directory and end records; ``crcs`` has one a record, the serialization id's included."""
@@ -80,8 +94,7 @@ class ArchiveLayout:
             full_name = f"{self.archive_name}/{record.name}".encode()
             zip64 = _zip64_extra(record.nbytes, record.header_offset, stored_nbytes=record.nbytes)
             nbytes = min(record.nbytes, _MAX32)
-            entries += struct.pack(
-                "<4sIHHIIIIHHHIII",
+            entries += _ENTRY.pack(
                 b"PK\x01\x02",
                 0,
                 _flags(record.nbytes),
@@ -99,12 +112,9 @@ class ArchiveLayout:
             )
             entries += full_name + zip64
         count = len(self.records)
-        end = struct.pack(
-            "<4sQHHQQQQQ", b"PK\x06\x06", 44, 0x031E, 0x002D, 0, count, count, len(entries), self.directory_offset
-        )
-        end += struct.pack("<4sIQI", b"PK\x06\x07", 0, self.directory_offset + len(entries), 1)
-        end += struct.pack(
-            "<4sIHHIIH",
+        end = _END_64.pack(b"PK\x06\x06", 44, 0x031E, 0x002D, 0, count, count, len(entries), self.directory_offset)
+        end += _END_64_LOCATOR.pack(b"PK\x06\x07", 0, self.directory_offset + len(entries), 1)
+        end += _END.pack(
             b"PK\x05\x06",
             0,
             min(count, _MAX16),

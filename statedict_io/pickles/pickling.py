@@ -7,6 +7,7 @@ import copyreg
 import functools
 import io
 import pickle
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -101,13 +102,20 @@ def pickle_object(
         storage_table: StorageTable
 
         def persistent_id(self, obj: Any) -> tuple[Any, ...] | None:
-            return reference_to(self.storage_table, obj)
+            # Called for every object of the stream, some twenty a tensor.
+            return None if type(obj) in _COMMON_TYPES else reference_to(self.storage_table, obj)
 
     stream = io.BytesIO()
     pickler = StoragePickler(stream, protocol=pickle_protocol)
     pickler.storage_table = table
     pickler.dump(obj)
     return PickledObject(stream.getvalue(), table)
+
+
+#: of most objects that are no storages
+_COMMON_TYPES = frozenset(
+    (str, int, bool, tuple, dict, collections.OrderedDict, types.FunctionType, torch.Size, Tensor)
+)
 
 
 def reference_to(table: StorageTable, obj: Any) -> tuple[Any, ...] | None:
