@@ -9,7 +9,7 @@ from typing_extensions import Buffer
 
 testing: ModuleType  #: what only tests call: load_storages_onto, num_slots_allocated, without_unused_puts
 
-class Archive:
+class PlannedArchive:
     """A planned archive; holds the records until it is destroyed.
 
     Args:
@@ -92,7 +92,7 @@ class DeviceWithoutStreams(RuntimeError):
 class CorruptArchive(ValueError):
     """The file's bytes cannot be a sound archive; the message names the record."""
 
-class ArchiveReader:
+class OpenArchive:
     """An open archive; holds its directory. All methods release the GIL, and may be called from several threads.
 
     Args:
@@ -159,7 +159,7 @@ class ArchiveReader:
         """The CRC-32 of the payloads of stored records, in memory that does not grow with them."""
 
 class Snapshot:
-    """An archive whose bytes are its own; made by :meth:`Archive.snapshot`, written as often as it takes."""
+    """An archive whose bytes are its own; made by :meth:`PlannedArchive.snapshot`, written as often as it takes."""
 
     @property
     def nbytes(self) -> int: ...
@@ -177,12 +177,12 @@ class Snapshot:
         progress: Callable[[int, int], Any] | None = None,
         bytes_per_second: float = 0.0,
     ) -> bool:
-        """See :meth:`Archive.write_fd`."""
+        """See :meth:`PlannedArchive.write_fd`."""
 
     def write_stream(
         self, write: Callable[[memoryview], Any], *, progress: Callable[[int, int], Any] | None = None
     ) -> None:
-        """See :meth:`Archive.write_stream`."""
+        """See :meth:`PlannedArchive.write_stream`."""
 
 def crc32(data: Buffer, crc: int = 0) -> int:
     """As ``zlib.crc32``."""

@@ -188,8 +188,8 @@ loader.exec_module(core)
 assert core.crc32(b"abc") == zlib.crc32(b"abc")
 assert "torch" not in sys.modules and importlib.util.find_spec("torch") is None
 try:
-    core.Archive("archive", [], [], [], alignment=64, compute_crc32=True)
-    core.ArchiveReader(0)
+    core.PlannedArchive("archive", [], [], [], alignment=64, compute_crc32=True)
+    core.OpenArchive(0)
 except ValueError:
     print(json.dumps("done"))
 """

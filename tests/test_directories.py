@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from statedict_io.system import directories
-from statedict_io.system.directories import Directory
+from statedict_io.system.directories import OpenDirectory
 
 # What names a file in it, or the directory itself.
 USES = {
@@ -21,7 +21,7 @@ USES = {
     "remove_file": lambda directory: directory.remove_file("model.pt"),
     "empty_file": lambda directory: directory.empty_file("model.pt"),
     "names": lambda directory: directory.names(),
-    "below": lambda directory: Directory("below", below=directory),
+    "below": lambda directory: OpenDirectory("below", below=directory),
     "sync": lambda directory: directory.sync(),
 }
 
@@ -37,10 +37,10 @@ def test_a_closed_directory_reaches_no_other(use, has_descriptors, tmp_path, mon
     (other_path / "model.pt").write_bytes(b"whole")
     (other_path / "link").symlink_to("model.pt")
     monkeypatch.chdir(other_path)
-    closed = Directory(str(tmp_path / "closed"))
+    closed = OpenDirectory(str(tmp_path / "closed"))
     number = closed.fd
     closed.close()
-    other = Directory(os.curdir)
+    other = OpenDirectory(os.curdir)
     assert other.fd == number
     with pytest.raises(OSError) as caught:
         USES[use](closed)
@@ -62,7 +62,7 @@ def test_a_target_is_the_same_after_it_is_closed(sensitive, tmp_path, monkeypatc
 
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(os, "pathconf", pathconf)
-    directory = Directory(str(tmp_path))
+    directory = OpenDirectory(str(tmp_path))
     names = ["Model.pt", "model.pt"]
     before = [directory.identity_of(name) for name in names]
     assert (before[0] != before[1]) is sensitive

@@ -94,7 +94,7 @@ class Copies:
 
 access = {**vars(torch_access), "UntypedStorage": OnDevice, "device_copies": lambda: Copies}
 _core.use_torch_access(types.SimpleNamespace(**access))
-archive = _core.Archive(
+archive = _core.PlannedArchive(
     "archive", [("data.pkl", b"x")], [OnDevice(16)], [], alignment=64, compute_crc32=True, device_types=["cuda"]
 )
 assert archive.device_nbytes == {"cuda:0": 16}
@@ -119,7 +119,7 @@ def copy(pieces, bounce, began=began, sleep=time.sleep):
         sleep(0.5)
 Copies.source = staticmethod(lambda records: types.SimpleNamespace(copy=copy))
 Copies.pinned = staticmethod(lambda nbytes: None)
-archive = _core.Archive(
+archive = _core.PlannedArchive(
     "archive", [], [OnDevice(24 << 20)], [], alignment=64, compute_crc32=True, device_types=["cuda"]
 )
 file = open(sys.argv[1], "wb")

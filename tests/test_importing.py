@@ -34,8 +34,8 @@ IMPORTED = {"statedict_io"} | modules_named("""
 OF_TORCH = {"torch.utils.serialization", "torch.utils.serialization.config"}
 FOR_CORE = modules_named("backends.torch_access") | {"statedict_io._core.testing"}
 FOR_LOADING = modules_named("""
-    archive.crc32 archive.directory archive.inflate archive.record_entry backends.native_reader
-    backends.python_reader backends.record_rows backends.tasks formats.kinds pickles.allowed_globals
+    archive.crc32 archive.directory archive.inflate archive.record_entry backends.native_reading
+    backends.python_reading backends.record_rows backends.tasks formats.kinds pickles.allowed_globals
     pickles.hash_bounds pickles.lean_pickle pickles.persistent_ids pickles.set_aside pickles.sparse_validation
     pickles.tensor_call_pattern pickles.traced_pickle pickles.unpickling reading.load_errors reading.load_steps
     reading.loading reading.map_location reading.object_source reading.opened_again reading.readahead
@@ -44,7 +44,7 @@ FOR_LOADING = modules_named("""
 OF_PYTHON_BACKEND = modules_named("""
     archive.crc32 archive.directory archive.inflate archive.layout archive.names_hash archive.record_entry
     archive.serialization_id backends.arenas backends.file_range backends.payloads backends.python
-    backends.python_reader backends.record_rows backends.strips backends.tasks pickles.lean_pickle
+    backends.python_reading backends.record_rows backends.strips backends.tasks pickles.lean_pickle
 """)
 
 
@@ -117,7 +117,7 @@ def test_a_save_and_a_load_import_what_they_use(tmp_path):
     expected = IMPORTED | (FOR_CORE if sio.backend_info().name == "native" else OF_PYTHON_BACKEND)
     assert of_python(saving) == expected
     assert of_python(saving_again) == set()
-    assert of_python(loading) == FOR_LOADING - saving - ({"statedict_io.backends.native_reader"} - loading)
+    assert of_python(loading) == FOR_LOADING - saving - ({"statedict_io.backends.native_reading"} - loading)
 
 
 def test_the_background_and_the_python_backend_import_nothing_but_their_own(tmp_path):

@@ -10,7 +10,7 @@ import torch
 
 from statedict_io import StateDictIOError
 from statedict_io.names.tensor_search import TensorSearch
-from statedict_io.untrusted.limits import searched_parts
+from statedict_io.untrusted.limits import max_searched_parts
 
 T = torch.ones(2)
 
@@ -93,6 +93,6 @@ def test_there_is_a_limit_for_all_objects_together():
     search = TensorSearch((torch.Tensor,), 1000)
     shared = tuple(range(10_000))
     objects = [{shared, i} for i in range(1000)]
-    with pytest.raises(StateDictIOError, match=re.escape(f"more than {searched_parts(1000)} parts")):
+    with pytest.raises(StateDictIOError, match=re.escape(f"more than {max_searched_parts(1000)} parts")):
         for each in objects:
             search.is_in(each)

@@ -12,7 +12,7 @@ from corpus_case import filled, random_bytes
 from load_comparison import rezipped
 
 import statedict_io as sio
-from statedict_io.names.outline import tensors_by_record
+from statedict_io.names.tensors_of_records import tensors_by_record
 
 
 def checkpoint():

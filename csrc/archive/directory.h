@@ -1,8 +1,8 @@
 // The central directory of an archive: which records there are and where [F: Central directory].
 //
-// Pure: bytes in, records out, no I/O. A Directory is immutable after construction and may be read from any thread. Its
-// constructor refuses hostile archives: all records lie within the file and none overlaps another, so that all payloads
-// together are no larger than the file. It throws CorruptArchive, which names the record.
+// Pure: bytes in, records out, no I/O. A Directory is immutable after construction and may be read from any
+// thread. Its constructor refuses hostile archives: all records lie within the file and none overlaps another, so that
+// all payloads together are no larger than the file. It throws CorruptArchive, which names the record.
 #pragma once
 
 #include <cstddef>

@@ -4,11 +4,11 @@
 #include <string>
 
 #include "checksum/crc32.h"
-#include "core/archive.h"
-#include "core/archive_reader.h"
 #include "core/device_without_streams.h"
 #include "core/memory_object.h"
+#include "core/open_archive.h"
 #include "core/pinned_slots.h"
+#include "core/planned_archive.h"
 #include "core/python_error.h"
 #include "core/released_gil.h"
 #include "core/snapshot.h"
@@ -91,10 +91,10 @@ PYBIND11_MODULE(_core, module) {
 
   make_memory_type();
   bind_snapshot(module);
-  bind_archive(module);
+  bind_planned_archive(module);
   bind_storage_table(module);
   bind_strips(module);
-  bind_archive_reader(module, testing);
+  bind_open_archive(module, testing);
 
   module.def("crc32", &crc32_of_buffer, py::arg("data"), py::arg("crc") = 0);
   module.def("abridged_pickle", &abridged_pickle_of, py::arg("data_pkl"));

@@ -2,8 +2,8 @@
 
 Copies go through side streams that come after the work of the caller's current streams, into and out of pinned memory,
 and are waited for by events; nothing is synchronised device-wide. ``_core`` calls everything here with the GIL,
-:meth:`Source.copy` and :meth:`Destination.copy` from several threads at once; what waits gives the GIL up meanwhile.
-Pieces name addresses: the memory there stays until the copy has ended.
+:meth:`DeviceSource.copy` and :meth:`DeviceDestination.copy` from several threads at once; what waits gives the GIL up
+meanwhile. Pieces name addresses: the memory there stays until the copy has ended.
 
 Modes of the calling thread (inference, default devices, Python dispatch) have no part in a copy.
 """
@@ -45,16 +45,16 @@ def pinned(nbytes: int) -> tuple[object, int] | None:
     return (memory, address) if address % _ALIGNMENT == 0 else None
 
 
-def source(records: Sequence[Record | None]) -> Source:
+def source(records: Sequence[Record | None]) -> DeviceSource:
     """Storages to copy from, after what is queued now on the calling thread's current streams.
 
     Raises:
         RuntimeError: a device has no streams or no events.
     """
-    return Source(records)
+    return DeviceSource(records)
 
 
-class Source:
+class DeviceSource:
     def __init__(self, records: Sequence[Record | None]) -> None:
         self._records = records
         self._side_streams: dict[torch.device, Any] = {}
@@ -107,7 +107,7 @@ class Source:
         return _device_bytes(found[0], found[1] + offset, nbytes)
 
 
-def destination(device: str, sizes: Sequence[int]) -> Destination | None:
+def destination(device: str, sizes: Sequence[int]) -> DeviceDestination | None:
     """New storages on ``device``, of ``sizes`` bytes, to be filled.
 
     Copies come after what is queued now on the calling thread's current stream there.
@@ -117,12 +117,12 @@ def destination(device: str, sizes: Sequence[int]) -> Destination | None:
         other.
     """
     try:
-        return Destination(torch.device(device), sizes)
+        return DeviceDestination(torch.device(device), sizes)
     except (RuntimeError, AssertionError):  # the latter: a torch that was not built for the device
         return None
 
 
-class Destination:
+class DeviceDestination:
     def __init__(self, device: torch.device, sizes: Sequence[int]) -> None:
         with _plainly():
             made = [torch.empty(nbytes, dtype=torch.uint8, device=device) for nbytes in (*sizes, 0)]
@@ -152,7 +152,7 @@ class Destination:
 class Copies:
     """Copies that were queued. Dropped before :meth:`wait`, they are waited for: their memory is used again."""
 
-    def __init__(self, landed: _Landing, filled: Destination) -> None:
+    def __init__(self, landed: _Landing, filled: DeviceDestination) -> None:
         self._landed = landed
         self._filled = filled  # its memory must not be given back meanwhile
 
@@ -163,7 +163,7 @@ class Copies:
         self._landed.settle()
 
 
-def clones(records: Sequence[Record | None]) -> Clones | None:
+def clones(records: Sequence[Record | None]) -> DeviceClones | None:
     """Copies of storages in the memory of their devices, queued on the calling thread's current streams: what it queues
     there afterwards comes after them.
 
@@ -171,12 +171,12 @@ def clones(records: Sequence[Record | None]) -> Clones | None:
         None where a device has no room.
     """
     try:
-        return Clones(records)
+        return DeviceClones(records)
     except torch.OutOfMemoryError:
         return None
 
 
-class Clones:
+class DeviceClones:
     def __init__(self, records: Sequence[Record | None]) -> None:
         #: In the form of the originals; None for those without bytes too.
         self.records: list[Record | None] = [None] * len(records)

@@ -19,7 +19,7 @@ from .protocol import Records, Strip
 
 if TYPE_CHECKING:
     from ..pickles.lean_pickle import LeanPickle
-    from .native_reader import NativeReader
+    from .native_reading import NativeOpenArchive
 
 # Below this a durable save is bound by the fsync, and direct writes only add waiting.
 _DIRECT_FROM_NBYTES = 4 << 20
@@ -28,7 +28,7 @@ _BUFFERED_BELOW_NBYTES = 1 << 30
 
 
 class _NativeContent:
-    """What writes, of the extension: an Archive or a Snapshot."""
+    """What writes, of the extension: a PlannedArchive or a Snapshot."""
 
     in_any_order = True
 
@@ -51,8 +51,8 @@ class _NativeContent:
         self._source.write_stream(write, progress=progress)
 
 
-class NativeArchive(_NativeContent):
-    """See :class:`~statedict_io.backends.protocol.Archive`."""
+class NativePlannedArchive(_NativeContent):
+    """See :class:`~statedict_io.backends.protocol.PlannedArchive`."""
 
     @property
     def device_nbytes(self) -> dict[str, int]:
@@ -97,11 +97,11 @@ class NativeBackend:
     def native_tables(self) -> NativeTables:
         return cast(NativeTables, self._extension)
 
-    def plan(self, archive_name: str, records: Records, *, alignment: int, compute_crc32: bool) -> NativeArchive:
+    def plan(self, archive_name: str, records: Records, *, alignment: int, compute_crc32: bool) -> NativePlannedArchive:
         of_extension = isinstance(records.table, self._extension.StorageTable)
 
         def make(device_types: list[str]) -> Any:
-            return self._extension.Archive(
+            return self._extension.PlannedArchive(
                 archive_name,
                 records.head,
                 records.table if of_extension else records.table.storages,
@@ -113,9 +113,9 @@ class NativeBackend:
             )
 
         try:
-            archive = NativeArchive(make(_device_types()))
+            archive = NativePlannedArchive(make(_device_types()))
         except self._extension.DeviceWithoutStreams:
-            archive = NativeArchive(make([]))
+            archive = NativePlannedArchive(make([]))
         _warn_if_slow(lambda: bool(archive.device_nbytes))
         return archive
 
@@ -156,10 +156,10 @@ class NativeBackend:
                 sync(fd)
         return results
 
-    def open_archive(self, fd: int, path: str) -> NativeReader:
-        from .native_reader import NativeReader
+    def open_archive(self, fd: int, path: str) -> NativeOpenArchive:
+        from .native_reading import NativeOpenArchive
 
-        return NativeReader(self._extension, fd, path)
+        return NativeOpenArchive(self._extension, fd, path)
 
     def lean_pickle(self, data_pkl: bytes) -> LeanPickle:
         from ..pickles.lean_pickle import LeanPickle, TensorCall

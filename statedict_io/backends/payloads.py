@@ -10,7 +10,7 @@ from typing import Protocol, TypeAlias
 import torch
 
 from .file_range import FileRange
-from .python_reader import storage_memory
+from .python_reading import storage_memory
 
 CHUNK_NBYTES = 1 << 20
 SMALL_NBYTES = 64 << 10  #: what has fewer is not worth a write or a thread of its own

@@ -49,7 +49,7 @@ class Content(Protocol):
         """Hands them to ``write`` from front to back. ``write`` must take all of what it is given."""
 
 
-class Archive(Content, Protocol):
+class PlannedArchive(Content, Protocol):
     """A planned archive. Nothing has been written; all sizes are known."""
 
     @property
@@ -102,7 +102,7 @@ class Strip(NamedTuple):
     nbytes_after: int  #: of the record, behind the last row
 
 
-class ArchiveReader(Protocol):
+class OpenArchive(Protocol):
     """An open archive.
 
     The descriptor is the caller's, stays open, and is only read positionally. :meth:`read_range` and
@@ -164,7 +164,7 @@ class Backend(Protocol):
     def native_tables(self) -> NativeTables | None:
         """For :func:`~statedict_io.pickles.pickling.pickle_object`."""
 
-    def plan(self, archive_name: str, records: Records, *, alignment: int, compute_crc32: bool) -> Archive: ...
+    def plan(self, archive_name: str, records: Records, *, alignment: int, compute_crc32: bool) -> PlannedArchive: ...
 
     def write_strips(
         self,
@@ -193,7 +193,7 @@ class Backend(Protocol):
             OSError: with ``errno`` and ``path``.
         """
 
-    def open_archive(self, fd: int, path: str) -> ArchiveReader:
+    def open_archive(self, fd: int, path: str) -> OpenArchive:
         """Reads the central directory of the file behind ``fd``; ``path`` is for messages."""
 
     def lean_pickle(self, data_pkl: bytes) -> LeanPickle:

@@ -27,13 +27,13 @@ from . import arenas
 from . import strips as strips_module
 from .payloads import CHUNK_NBYTES, SMALL_NBYTES, Chunk, Value, nbytes_of, payload_of
 from .protocol import Records, Strip
-from .python_reader import FileSource, PythonReader
+from .python_reading import FileSource, PythonOpenArchive
 
 _FLUSH_NBYTES = 16 << 20  # the device is kept busy while the rest is written
 
 
-class PythonArchive:
-    """See :class:`~statedict_io.backends.protocol.Archive`."""
+class PythonPlannedArchive:
+    """See :class:`~statedict_io.backends.protocol.PlannedArchive`."""
 
     in_any_order = True  # over holes
 
@@ -172,8 +172,8 @@ class PythonSnapshot:
 
     in_any_order = True
 
-    def __init__(self, archive: PythonArchive, max_nbytes: int) -> None:
-        self._archive: PythonArchive | None = archive
+    def __init__(self, archive: PythonPlannedArchive, max_nbytes: int) -> None:
+        self._archive: PythonPlannedArchive | None = archive
         self._arena: mmap.mmap | None = None
         self._arena = archive.copy_storages(max_nbytes)
         self.nbytes = archive.nbytes
@@ -212,8 +212,8 @@ class PythonBackend:
     def native_tables(self) -> None:
         return None
 
-    def plan(self, archive_name: str, records: Records, *, alignment: int, compute_crc32: bool) -> PythonArchive:
-        return PythonArchive(archive_name, records, alignment=alignment, compute_crc32=compute_crc32)
+    def plan(self, archive_name: str, records: Records, *, alignment: int, compute_crc32: bool) -> PythonPlannedArchive:
+        return PythonPlannedArchive(archive_name, records, alignment=alignment, compute_crc32=compute_crc32)
 
     def write_strips(
         self,
@@ -231,8 +231,8 @@ class PythonBackend:
                 sync(fd)
         return results
 
-    def open_archive(self, fd: int, path: str) -> PythonReader:
-        return PythonReader(FileSource(fd, path), path)
+    def open_archive(self, fd: int, path: str) -> PythonOpenArchive:
+        return PythonOpenArchive(FileSource(fd, path), path)
 
     def lean_pickle(self, data_pkl: bytes) -> LeanPickle:
         return LeanPickle.unchanged(data_pkl)  # to find out what could go takes Python as long as to do it

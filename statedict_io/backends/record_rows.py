@@ -17,7 +17,7 @@ class Piece(NamedTuple):
 
 
 def pieces(entry: RecordEntry, offset: int, destination: memoryview, num_rows: int, pitch: int) -> Iterator[Piece]:
-    """As :meth:`~statedict_io.backends.protocol.ArchiveReader.read_range` takes them, each of at most 8 MiB or of one
+    """As :meth:`~statedict_io.backends.protocol.OpenArchive.read_range` takes them, each of at most 8 MiB or of one
     row.
 
     Raises:

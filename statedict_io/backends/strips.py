@@ -18,7 +18,7 @@ from ..archive import crc32
 from ..progress import ProgressCallback
 from ..system.descriptors import NOFOLLOW, open_file, write_all_at
 from .protocol import Strip
-from .python_reader import storage_memory
+from .python_reading import storage_memory
 
 _CHUNK_NBYTES = 1 << 20
 _SYNC_FILE_RANGE_WRITE = 2  # man 2 sync_file_range

@@ -1,4 +1,4 @@
-"""Tasks in the calling thread and on several, for :mod:`~statedict_io.backends.python_reader`.
+"""Tasks in the calling thread and on several, for :mod:`~statedict_io.backends.python_reading`.
 
 The calling thread looks after progress and signals; nothing outlives a call.
 """

@@ -7,13 +7,12 @@ import atexit
 import os
 import threading
 import time
-import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Literal
 
-from ..errors import CheckpointDirectoryWarning, CorruptCheckpointError
+from ..errors import CorruptCheckpointError
 from ..options import check_flags
 from ..system.processes import in_forked_child
 from ..writing import async_saving, pending, saving
@@ -28,7 +27,7 @@ from .restoring import check_parts, restore_parts
 from .retention import Direction, Rules
 from .soundness import checked_level, judged
 from .stop_signals import StopSignals
-from .writer import Announced, Writer
+from .writer import Announced, Writer, warn
 
 _all: weakref.WeakSet[CheckpointDirectory] = weakref.WeakSet()
 
@@ -410,7 +409,7 @@ class CheckpointDirectory:
             taken = "there is no sound one" if found is None else f"step {found.step} is taken"
             reasons = "; ".join(each.reason for each in skipped)
             count = "1 checkpoint is" if len(skipped) == 1 else f"{len(skipped)} checkpoints are"
-            warn(f"{self.path}: {count} passed over, {taken}: {reasons}")
+            warn(f"{self.path}: {count} passed over, {taken}: {reasons}", stacklevel=4)
 
     # --- being stopped
 
@@ -494,10 +493,6 @@ def _is_dcp(storage: object) -> bool:
     if storage not in (None, "dcp"):
         raise ValueError(f"storage must be 'dcp' or None, got {storage!r}")
     return storage == "dcp"
-
-
-def warn(message: str) -> None:
-    warnings.warn(message, CheckpointDirectoryWarning, stacklevel=4)
 
 
 def _start_anew() -> None:

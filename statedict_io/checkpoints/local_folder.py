@@ -9,7 +9,7 @@ import stat
 from typing import IO, Literal
 
 from ..system.descriptors import open_file, sync
-from ..system.directories import Directory
+from ..system.directories import OpenDirectory
 from ..writing import leftovers
 from ..writing.places import OpenFile, write_file
 from ..writing.targets import FileTarget, resolve
@@ -99,7 +99,7 @@ class LocalFolder:
         if not names:
             return
         with contextlib.suppress(OSError):
-            directory = Directory(self.path)
+            directory = OpenDirectory(self.path)
             try:
                 for name in names:
                     if fresh is None:
@@ -123,7 +123,7 @@ def _make_directory(path: str, *, durable: bool) -> None:
     with contextlib.suppress(FileExistsError):  # another process has just made it
         os.mkdir(path)
     if durable:
-        above = Directory(parent)
+        above = OpenDirectory(parent)
         try:
             above.sync()
         finally:

@@ -371,5 +371,5 @@ class Writer:
         self.background.start_anew()
 
 
-def warn(message: str) -> None:
-    warnings.warn(message, CheckpointDirectoryWarning, stacklevel=3)
+def warn(message: str, *, stacklevel: int = 3) -> None:
+    warnings.warn(message, CheckpointDirectoryWarning, stacklevel=stacklevel)

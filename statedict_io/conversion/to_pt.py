@@ -14,7 +14,7 @@ import torch.serialization
 from .. import backends
 from ..backends import reproduction
 from ..backends.file_range import FileRange
-from ..backends.protocol import Archive, Content, Records
+from ..backends.protocol import Content, PlannedArchive, Records
 from ..errors import FileKindError, naming
 from ..formats import kinds, safetensors_format
 from ..installed import torch_format
@@ -70,7 +70,7 @@ def _check_is_safetensors(start: bytes, source: str) -> None:
 
 def _archive(
     obj: dict[str, torch.Tensor], range_of: Callable[[torch.UntypedStorage], FileRange], archive_name: str
-) -> Archive:
+) -> PlannedArchive:
     pickled = pickle_object(obj, pickle, torch.serialization.DEFAULT_PROTOCOL)
     alignment = torch_format.storage_alignment()
     records = reproduction.records(pickled, alignment)

@@ -19,7 +19,7 @@ from ..reading.lazy.lazy_file import FileVersion, LazyFile
 
 
 @dataclasses.dataclass(frozen=True)
-class Opened:
+class OpenedVersion:
     """What a rank has opened; travels as ``LoadPlan.storage_data`` to the coordinator."""
 
     version: FileVersion
@@ -28,7 +28,7 @@ class Opened:
     descriptor_path: str  #: names the open file, for other processes of that machine
 
 
-class Place(NamedTuple):
+class OpenDescriptor(NamedTuple):
     machine: str
     descriptor_path: str
 
@@ -38,32 +38,33 @@ class Choice:
     """What all ranks read; travels as ``LoadPlan.storage_data`` from the coordinator."""
 
     version: FileVersion
-    places: tuple[Place, ...] = ()  #: where it is open, one a machine; empty where all ranks have it
+    descriptors: tuple[OpenDescriptor, ...] = ()  #: where it is open, one a machine; empty where all ranks have it
     keeps_open: bool = False  #: the rank's own is one of them
 
     def ways(self, path: str) -> Iterator[str]:
         """Paths under which another process may open that version, most likely first."""
         yield path
-        yield from (place.descriptor_path for place in self.places if place.machine == _machine())
+        yield from (each.descriptor_path for each in self.descriptors if each.machine == _machine())
 
 
-def described(file: LazyFile) -> Opened:
+def described(file: LazyFile) -> OpenedVersion:
     """``file``, which has to stay open."""
     records = file.records
-    place = f"/proc/{os.getpid()}/fd/{records.descriptor}" if records.descriptor is not None else ""
-    return Opened(file.version, records.mtime_ns or 0, _machine(), place)
+    descriptor_path = f"/proc/{os.getpid()}/fd/{records.descriptor}" if records.descriptor is not None else ""
+    return OpenedVersion(file.version, records.mtime_ns or 0, _machine(), descriptor_path)
 
 
 def with_choices(plans: list[LoadPlan]) -> list[LoadPlan]:
-    """All ranks' plans, which have :class:`Opened`, with what to read: the newest version that any rank has opened. A
-    rank that was too early finds it under the file's path, or, where it has been replaced too, open in another process.
+    """All ranks' plans, which have :class:`OpenedVersion`, with what to read: the newest version that any rank has
+    opened. A rank that was too early finds it under the file's path, or, where it has been replaced too, open in
+    another process.
 
     Raises:
         ValueError: the planner has dropped what a plan had.
     """
     opened = []
     for plan in plans:
-        if not isinstance(plan.storage_data, Opened):
+        if not isinstance(plan.storage_data, OpenedVersion):
             raise ValueError(_DROPPED)
         opened.append(plan.storage_data)
     newest = max(opened, key=lambda each: each.mtime_ns).version
@@ -73,9 +74,9 @@ def with_choices(plans: list[LoadPlan]) -> list[LoadPlan]:
     for rank, each in enumerate(opened):
         if each.version == newest and each.machine and each.descriptor_path:
             holders.setdefault(each.machine, rank)
-    places = tuple(Place(machine, opened[rank].descriptor_path) for machine, rank in holders.items())
+    descriptors = tuple(OpenDescriptor(machine, opened[rank].descriptor_path) for machine, rank in holders.items())
     return [
-        dataclasses.replace(plan, storage_data=Choice(newest, places, rank in holders.values()))
+        dataclasses.replace(plan, storage_data=Choice(newest, descriptors, rank in holders.values()))
         for rank, plan in enumerate(plans)
     ]
 

@@ -14,8 +14,8 @@ from ..untrusted.limits import (
     MAX_KEY_PARTS,
     MAX_NAMED_DEPTH,
     SPARE_NBYTES,
-    named_characters,
-    named_parts,
+    max_named_characters,
+    max_named_parts,
 )
 
 #: (key, part); :data:`SAME_NAME` as the key of a part that has the name of the whole
@@ -50,8 +50,8 @@ class NamedParts:
         self._parts_of = parts_of
         self._wanted = wanted
         self._allows_cycles = allows_cycles
-        self._max_visited = named_parts(nbytes)
-        self._max_characters = named_characters(nbytes)
+        self._max_visited = max_named_parts(nbytes)
+        self._max_characters = max_named_characters(nbytes)
         self._max_prefix_characters = (nbytes + SPARE_NBYTES) // 8  # of up to 4 bytes each
 
     def __iter__(self) -> Iterator[tuple[str, list[Any], Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..errors import StateDictIOError
-from ..untrusted.limits import MAX_SEARCHED_KNOWN, searched_parts
+from ..untrusted.limits import MAX_SEARCHED_KNOWN, max_searched_parts
 
 # None of these leads to a tensor. A storage is pickled with all its bytes, a class or function by its name.
 _ENDS = (
@@ -34,7 +34,7 @@ class TensorSearch:
 
     def __init__(self, kinds: tuple[type, ...], nbytes: int) -> None:
         self._kinds = kinds
-        self._max_visited = searched_parts(nbytes)
+        self._max_visited = max_searched_parts(nbytes)
         self._visited = 0
         self._known: dict[int, bool] = {}
 

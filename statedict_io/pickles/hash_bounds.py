@@ -20,7 +20,7 @@ from ..untrusted.limits import (
     MAX_HASHED_DEPTH,
     MAX_ITERATED_ELEMENTS,
     SPARE_NBYTES,
-    hash_work,
+    max_hash_work,
 )
 from .tensor_call_pattern import LATE_TENSOR_CALL
 from .traced_pickle import STEPS, Call, Global, Reference, TooLarge, TracedPickle
@@ -40,7 +40,7 @@ def check_pickle(stream: bytes, path: str, *, written: Callable[[], bytes] | Non
     """
     try:
         _Checked(stream, written or (lambda: stream)).follow()
-    except _Refused as e:
+    except _BeyondBounds as e:
         raise corrupt(path, f"its pickle has {e}, which nothing that saves checkpoints writes") from None
     except Exception:  # the unpickler will stop there too
         return
@@ -75,7 +75,7 @@ def _is_allowed(name: str) -> bool:
     return python_3_name in torch._weights_only_unpickler._get_allowed_globals()
 
 
-class _Refused(Exception):
+class _BeyondBounds(Exception):
     pass
 
 
@@ -90,7 +90,7 @@ class _Checked(TracedPickle):
         super().__init__(stream)
         self._written = written
         self._are_small: bool | None = None
-        self._work = hash_work(len(stream))
+        self._work = max_hash_work(len(stream))
         self._equal_hashes: dict[int, int] = {}
         self._known_symbols: set[tuple[Any, ...]] = set()
 
@@ -159,7 +159,7 @@ class _Checked(TracedPickle):
         else:
             return
         if num_characters > MAX_GLOBAL_CHARACTERS:
-            raise _Refused(f"a name of a class or function of more than {MAX_GLOBAL_CHARACTERS} characters")
+            raise _BeyondBounds(f"a name of a class or function of more than {MAX_GLOBAL_CHARACTERS} characters")
 
     def goes_through(self, function: Any, arguments: Any) -> None:
         """A tensor of some bytes can have 2**62 elements, which are each made a tensor."""
@@ -181,7 +181,7 @@ class _Checked(TracedPickle):
                 or isinstance(part, Reference)
                 or (is_torchs and part.function.name.startswith("torch."))
             ) and not self._has_small_tensors_only():
-                raise _Refused("a tensor where arguments or a state belong")
+                raise _BeyondBounds("a tensor where arguments or a state belong")
 
     def _has_small_tensors_only(self) -> bool:
         if self._are_small is None:
@@ -193,10 +193,10 @@ class _Checked(TracedPickle):
         while pending:
             value, depth = pending.pop()
             if depth > MAX_HASHED_DEPTH:
-                raise _Refused(f"keys or arguments of more than {MAX_HASHED_DEPTH} levels")
+                raise _BeyondBounds(f"keys or arguments of more than {MAX_HASHED_DEPTH} levels")
             self._work -= len(value) + 1
             if self._work < 0:
-                raise _Refused("keys or arguments that repeat their parts beyond the size of the file")
+                raise _BeyondBounds("keys or arguments that repeat their parts beyond the size of the file")
             for part in value:
                 if isinstance(part, (tuple, list)):
                     pending.append((part, depth + 1))
@@ -207,7 +207,7 @@ class _Checked(TracedPickle):
         found = hash(key)
         self._equal_hashes[found] = self._equal_hashes.get(found, 0) + 1
         if self._equal_hashes[found] > MAX_EQUAL_HASHES:
-            raise _Refused(f"more than {MAX_EQUAL_HASHES} keys with one hash")
+            raise _BeyondBounds(f"more than {MAX_EQUAL_HASHES} keys with one hash")
 
 
 class _Sizes(TracedPickle):
@@ -216,7 +216,7 @@ class _Sizes(TracedPickle):
     def __init__(self, stream: bytes) -> None:
         super().__init__(stream, SPARE_NBYTES // 2)
         self._found = False
-        self._work = hash_work(len(stream))
+        self._work = max_hash_work(len(stream))
 
     def has_large(self) -> bool:
         try:

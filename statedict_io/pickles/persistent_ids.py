@@ -74,7 +74,7 @@ class PersistentIds:
         # Before 2.15 torch makes those without data anew for each tensor.
         self._shares_empty = _shares_storages_without_data()
         self._loaded: dict[str, Any] = {}
-        self.torch_load: Callable[[Any], Any] = _unset  #: ``_load``'s own ``persistent_load``
+        self.stock_persistent_load: Callable[[Any], Any] = _unset  #: ``_load``'s own ``persistent_load``
 
     def load(self, saved_id: Any) -> Any:
         """``persistent_load`` of an unpickler."""
@@ -84,10 +84,10 @@ class PersistentIds:
                 return self._tensor(call)
             return self._defer(call, self._tensor)
         if type(saved_id) is not tuple or len(saved_id) != 5 or saved_id[0] != "storage":
-            return self.torch_load(saved_id)
+            return self.stock_persistent_load(saved_id)
         _, storage_type, key, location, numel = saved_id
         if type(key) is not str:
-            return self.torch_load(saved_id)
+            return self.stock_persistent_load(saved_id)
         return self._storage(storage_type, key, location, numel)
 
     def _tensor(self, call: TensorCall) -> torch.Tensor:
@@ -108,7 +108,7 @@ class PersistentIds:
             typed = torch.storage.TypedStorage(wrap_storage=untyped, dtype=dtype, _internal=True)
             has_data = numel != 0
         else:
-            typed = self.torch_load(("storage", storage_type, key, location, numel))
+            typed = self.stock_persistent_load(("storage", storage_type, key, location, numel))
             has_data = typed._data_ptr() != 0
         if has_data or self._shares_empty:
             self._loaded.setdefault(key, typed)
@@ -155,7 +155,7 @@ class _AsksPersistentIds:
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "persistent_load":
-            self._persistent_ids.torch_load = value
+            self._persistent_ids.stock_persistent_load = value
             value = self._persistent_ids.load
         super().__setattr__(name, value)
 
@@ -177,7 +177,7 @@ class _RestrictedUnpickler(_Unpickler):  # type: ignore[misc]
 
     @persistent_load.setter
     def persistent_load(self, value: Any) -> None:
-        self._persistent_ids.torch_load = value
+        self._persistent_ids.stock_persistent_load = value
 
 
 class _SettingAsideUnpickler(SetsAside, _RestrictedUnpickler):

@@ -1,6 +1,6 @@
 """``data.pkl`` and storages as an object again: the installed ``torch.load``, with another reader behind it.
 
-Nothing here unpickles. :func:`torch_load` runs the code of ``torch.serialization.load`` itself, with the names that
+Nothing here unpickles. :func:`load_through` runs the code of ``torch.serialization.load`` itself, with the names that
 open and unpickle an archive bound to ours for this one call: no module is patched, so other threads and other callers
 of torch are not concerned. The unpickler is torch's (its restricted one with ``weights_only``); what is ours is where
 its storages come from.
@@ -228,7 +228,7 @@ class ReadBy(LoadSteps):
 
 
 def can_rebind() -> bool:
-    """Whether the installed ``torch.load`` has the parts that :func:`torch_load` exchanges."""
+    """Whether the installed ``torch.load`` has the parts that :func:`load_through` exchanges."""
     load = stock.torch_load
     return (
         isinstance(load, types.FunctionType)
@@ -237,7 +237,7 @@ def can_rebind() -> bool:
     )
 
 
-def torch_load(steps: LoadSteps) -> Callable[..., Any]:
+def load_through(steps: LoadSteps) -> Callable[..., Any]:
     """``torch.load`` with the steps of one load; to be called directly, once, by the function that the user called: its
     warnings point there."""
     module = vars(torch.serialization)

@@ -28,9 +28,6 @@ from .records import StoredRecords, archive_at, check_kind, of_ranges
 if TYPE_CHECKING:
     from ..remote.ranges import RangedObject
 
-# Of the releases that have it, what torch.load itself asks.
-_is_meta = getattr(torch.serialization, "_is_meta_location", is_meta)
-
 
 @dataclass(frozen=True)
 class LoadRequest:
@@ -83,7 +80,7 @@ class ArchiveSteps(LoadSteps):
         self._records = records
         if request.verify:
             _check(records, records.others())
-        if _is_meta(request.map_location):
+        if is_meta(request.map_location):
             return self._reader(records, _MetaFeed(), meta=True)
         device = only_device(request.map_location, records)
         backends.warn_if_reading_is_slow(request.wish, device=device)
@@ -180,11 +177,11 @@ class ArchiveSteps(LoadSteps):
             return StoredRecords(archive_at(file.fileno(), name, self.request.backend), name, file_nbytes=nbytes)
         if not self.request.verify:
             return None
-        from ..backends.python_reader import PythonReader
+        from ..backends.python_reading import PythonOpenArchive
 
         source = ObjectSource(file)
         try:
-            return StoredRecords(PythonReader(source, source.name), source.name, file_nbytes=source.nbytes)
+            return StoredRecords(PythonOpenArchive(source, source.name), source.name, file_nbytes=source.nbytes)
         finally:
             file.seek(source.start)
 

@@ -12,7 +12,7 @@ from .. import progress as progress_module
 from ..errors import StateDictIOError
 from ..installed import stock
 from ..options import check_flags
-from ..pickles.unpickling import can_rebind, torch_load
+from ..pickles.unpickling import can_rebind, load_through
 from ..progress import Progress
 from ..remote.urls import is_url
 from .load_errors import raising_as_torch
@@ -112,7 +112,7 @@ def load(
             steps = ArchiveSteps(request)
             with contextlib.suppress(Replaced), raising_as_torch(steps, pickled_by_default=is_default):
                 if has_our_steps:
-                    return torch_load(steps)(f, map_location, pickle_module, **options)
+                    return load_through(steps)(f, map_location, pickle_module, **options)
                 with steps.verified() as content:
                     return stock.torch_load(content, map_location, pickle_module, **options)
         raise StateDictIOError(

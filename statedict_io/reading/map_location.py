@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,8 +12,12 @@ from ..pickles.unpickling import swaps_bytes
 from .records import DATA_PKL, StoredRecords
 
 
-def is_meta(map_location: Any) -> bool:
+def _is_meta(map_location: Any) -> bool:
     return isinstance(map_location, (str, torch.device)) and str(map_location).partition(":")[0] == "meta"
+
+
+#: Of the releases that have it, what torch.load itself asks.
+is_meta: Callable[[Any], bool] = getattr(torch.serialization, "_is_meta_location", _is_meta)
 
 
 def stays_on_cpu(map_location: Any, records: StoredRecords) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import backends
 from ..archive.record_entry import RecordEntry
-from ..backends.protocol import ArchiveReader, Backend
+from ..backends.protocol import Backend, OpenArchive
 from ..errors import CorruptCheckpointError, FileKindError, StateDictIOError, UnknownKindError, corrupt, naming
 from ..formats import kinds
 from ..formats.kinds import ZIP_START
@@ -39,7 +39,7 @@ class StoredRecords:
 
     def __init__(
         self,
-        archive: ArchiveReader,
+        archive: OpenArchive,
         path: str,
         lean_pickle: Callable[[bytes], LeanPickle] = LeanPickle.unchanged,
         *,
@@ -139,7 +139,7 @@ class StoredRecords:
 
     def describe(self, names: tuple[str, ...] | list[str]) -> list[str]:
         """A line a record: its name and its tensors."""
-        from ..names.outline import tensors_by_record
+        from ..names.tensors_of_records import tensors_by_record
 
         tensors: dict[str, list[str]] = {}
         try:
@@ -203,15 +203,15 @@ def of_ranges(source: RangedObject, chosen: Backend) -> StoredRecords:
         source.read_into(memoryview(data), offset)
         return bytes(data)
 
-    from ..backends.python_reader import NETWORK, PythonReader
+    from ..backends.python_reading import NETWORK, PythonOpenArchive
 
-    reader = _open_archive(lambda: PythonReader(source, source.name, NETWORK), read_at, source.nbytes, source.name)
+    reader = _open_archive(lambda: PythonOpenArchive(source, source.name, NETWORK), read_at, source.nbytes, source.name)
     return StoredRecords(
         reader, source.name, chosen.lean_pickle, file_nbytes=source.nbytes, cheap_nbytes=_CHEAP_NBYTES_OF_NETWORK
     )
 
 
-def archive_at(fd: int, path: str, backend: Backend) -> ArchiveReader:
+def archive_at(fd: int, path: str, backend: Backend) -> OpenArchive:
     """The archive in an open file.
 
     Raises:
@@ -226,8 +226,8 @@ def archive_at(fd: int, path: str, backend: Backend) -> ArchiveReader:
 
 
 def _open_archive(
-    open_archive: Callable[[], ArchiveReader], read_at: Callable[[int, int], bytes], file_nbytes: int, path: str
-) -> ArchiveReader:
+    open_archive: Callable[[], OpenArchive], read_at: Callable[[int, int], bytes], file_nbytes: int, path: str
+) -> OpenArchive:
     """``open_archive()``, where the file is an archive.
 
     Args:

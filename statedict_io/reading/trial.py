@@ -10,7 +10,7 @@ import torch
 from ..installed import stock
 from ..installed.proofs import LOADING, proof
 from ..pickles.lean_pickle import LeanPickling
-from ..pickles.unpickling import ReadBy, ZipReader, torch_load
+from ..pickles.unpickling import ReadBy, ZipReader, load_through
 from .object_source import ObjectSource
 from .readahead import ReadAhead
 from .records import StoredRecords
@@ -19,7 +19,7 @@ from .records import StoredRecords
 @proof(LOADING)
 def loads_like_torch(lean_pickle: LeanPickling) -> bool:
     """The proof that the installed torch's loading works with our reader: the same small object both ways."""
-    from ..backends.python_reader import PythonReader
+    from ..backends.python_reading import PythonOpenArchive
 
     base = torch.arange(1.0, 9.0, device="cpu")
     sample = {
@@ -32,13 +32,13 @@ def loads_like_torch(lean_pickle: LeanPickling) -> bool:
     file = io.BytesIO()
     stock.torch_save(sample, file)
     for options in ({"weights_only": True}, {"weights_only": False}, {"map_location": lambda s, _: s}):
-        records = StoredRecords(PythonReader(ObjectSource(io.BytesIO(file.getvalue())), "sample"), "sample")
+        records = StoredRecords(PythonOpenArchive(ObjectSource(io.BytesIO(file.getvalue())), "sample"), "sample")
         feed = ReadAhead(records, stay=True, verify=True, progress=None)
         reader = ZipReader(records, feed, lean_pickle=lean_pickle)
         file.seek(0)
         expected = stock.torch_load(file, **options)
         file.seek(0)
-        found = torch_load(ReadBy(reader))(file, **options)
+        found = load_through(ReadBy(reader))(file, **options)
         if not _alike(expected, found):
             return False
     return True

@@ -35,7 +35,7 @@ class RangedObject:
         self._edges: dict[int, bytes] = {}  # by their offset
 
     def read_into(self, destination: memoryview, offset: int) -> None:
-        """See :class:`~statedict_io.backends.python_reader.Source`.
+        """See :class:`~statedict_io.backends.python_reading.PositionalSource`.
 
         Raises:
             OSError: what the store reported, with the URL.

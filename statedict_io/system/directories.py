@@ -21,7 +21,7 @@ _HAS_DESCRIPTORS = DIRECTORY != 0  # not os.supports_dir_fd, which lacks functio
 _PC_CASE_SENSITIVE = 11  # macOS, sys/unistd.h; os.pathconf_names has it not
 
 
-class Directory:
+class OpenDirectory:
     """Closed by :meth:`close`, or when nothing refers to it any more. Names in it are looked up in the directory that
     it was when it was opened.
 
@@ -40,7 +40,7 @@ class Directory:
     path: str  #: a name for it, good as long as nothing moves; relative where it was given so
     facts: os.stat_result  #: of the moment in which it was opened
 
-    def __init__(self, path: str, below: Directory | None = None, *, follows: bool = True) -> None:
+    def __init__(self, path: str, below: OpenDirectory | None = None, *, follows: bool = True) -> None:
         self.fd = -1
         self._base: str | None = None  # its absolute path, where that stands for it; None too once it is closed
         self.path = path if below is None else os.path.join(below.path, path)

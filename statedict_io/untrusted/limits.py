@@ -49,27 +49,27 @@ MAX_HEADER_METADATA_ENTRIES = 1 << 16
 MAX_HEADER_ENTRY_NBYTES = 1 << 12
 
 
-def hash_work(pickle_nbytes: int) -> int:
+def max_hash_work(pickle_nbytes: int) -> int:
     """Values that may be hashed as parts of keys or handed to calls, for a pickle of that size: each is written with a
     byte at least, and counts once more for every time that it is used again."""
     return (1 << 18) + 8 * pickle_nbytes
 
 
-def named_parts(nbytes: int) -> int:
+def max_named_parts(nbytes: int) -> int:
     """Paths through the containers of a file of that size: a path ends in a value, which takes a byte at least, and
     there are more only where containers are shared."""
     return (1 << 18) + nbytes
 
 
-def named_characters(nbytes: int) -> int:
+def max_named_characters(nbytes: int) -> int:
     """In all names of the parts of a file of that size; each takes time, also where nobody keeps it."""
     return (1 << 20) + 64 * nbytes
 
 
-def searched_parts(nbytes: int) -> int:
+def max_searched_parts(nbytes: int) -> int:
     """Parts of objects in which tensors are searched, for a file of that size: an object takes bytes for each, and is
     searched again where it is met again."""
-    return 4 * named_parts(nbytes)
+    return 4 * max_named_parts(nbytes)
 
 
 def listed(names: Sequence[str], show: Callable[[str], str] = str) -> str:

@@ -39,7 +39,7 @@ class InPlace:
 
     @property
     def paths(self) -> list[str]:
-        """For other processes that write into it: as :meth:`Directory.paths_of`."""
+        """For other processes that write into it: as :meth:`OpenDirectory.paths_of`."""
         return self.target.directory.paths_of(self.target.name)
 
     @property

@@ -13,7 +13,7 @@ import stat
 
 from ..system import locks
 from ..system.descriptors import NOFOLLOW, NONBLOCK
-from ..system.directories import Directory
+from ..system.directories import OpenDirectory
 from .temporary_names import TemporaryNames
 
 #: Younger ones may not be locked yet, or their lock may not be seen by this machine.
@@ -21,7 +21,7 @@ YOUNG_SECONDS = 60
 _UNLOCKED_SECONDS = 24 * 3600
 
 
-def remove_leftovers(directory: Directory, names: TemporaryNames, own: str) -> None:
+def remove_leftovers(directory: OpenDirectory, names: TemporaryNames, own: str) -> None:
     """Removes what earlier saves have left. Never an error: it is in nobody's way.
 
     Args:
@@ -42,7 +42,7 @@ def remove_leftovers(directory: Directory, names: TemporaryNames, own: str) -> N
                 directory.remove_file(name)
 
 
-def remove_unlocked(directory: Directory, name: str) -> None:
+def remove_unlocked(directory: OpenDirectory, name: str) -> None:
     """Removes a temporary however young it is, unless its writer lives; for who knows that nobody is between making one
     and locking it. Never an error."""
     with contextlib.suppress(OSError):
@@ -50,7 +50,7 @@ def remove_unlocked(directory: Directory, name: str) -> None:
             directory.remove_file(name)
 
 
-def remove_if_left_over(directory: Directory, name: str, fresh: str) -> None:
+def remove_if_left_over(directory: OpenDirectory, name: str, fresh: str) -> None:
     """Removes a temporary of any target, as :func:`remove_leftovers` does. Never an error.
 
     Args:
@@ -69,7 +69,7 @@ def renew(fd: int) -> None:
             os.utime(fd)
 
 
-def _is_left_over(directory: Directory, name: str, now: float, is_locked: bool) -> bool:
+def _is_left_over(directory: OpenDirectory, name: str, now: float, is_locked: bool) -> bool:
     age = now - _last_write(directory, name)
     if age < YOUNG_SECONDS:
         return False
@@ -77,7 +77,7 @@ def _is_left_over(directory: Directory, name: str, now: float, is_locked: bool) 
     return age > _UNLOCKED_SECONDS if is_held is None else not is_held
 
 
-def _last_write(directory: Directory, name: str) -> float:
+def _last_write(directory: OpenDirectory, name: str) -> float:
     """
     Raises:
         OSError: it cannot be looked at, or is no file.
@@ -88,7 +88,7 @@ def _last_write(directory: Directory, name: str) -> float:
     return facts.st_mtime
 
 
-def _is_held(directory: Directory, name: str) -> bool | None:
+def _is_held(directory: OpenDirectory, name: str) -> bool | None:
     try:
         fd = directory.open(name, os.O_RDONLY | NOFOLLOW | NONBLOCK)
     except OSError:  # another user's

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from ..backends.protocol import Content
 from ..progress import ProgressCallback
 from ..system.descriptors import NOT_IMPLEMENTED, write_all
-from ..system.directories import Directory
+from ..system.directories import OpenDirectory
 from ..system.pacing import paced
 from .in_place import InPlace
 from .replacement import Replacement
@@ -126,7 +126,7 @@ def _file_system_of(file: OpenFile) -> tuple[int, str]:
     return os.fstat(file.fd).st_dev, _mount_point_of(file.target.directory)
 
 
-def _mount_point_of(directory: Directory) -> str:
+def _mount_point_of(directory: OpenDirectory) -> str:
     path = directory.location
     while path != (parent := os.path.dirname(path)) and not os.path.ismount(path):
         path = parent

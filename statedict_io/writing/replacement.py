@@ -61,7 +61,7 @@ class Replacement:
 
     @property
     def paths(self) -> list[str]:
-        """The temporary's, for other processes that write into it: as :meth:`Directory.paths_of`."""
+        """The temporary's, for other processes that write into it: as :meth:`OpenDirectory.paths_of`."""
         return self._directory.paths_of(self._temporary)
 
     @property

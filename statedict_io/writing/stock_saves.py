@@ -18,7 +18,7 @@ from ..errors import StateDictIOError
 from ..installed.stock import torch_save
 from ..progress import ProgressCallback
 from ..system.descriptors import NONBLOCK, open_file, write_all
-from ..system.directories import Directory
+from ..system.directories import OpenDirectory
 from ..system.pacing import paced
 from .targets import archive_name_of
 
@@ -124,7 +124,7 @@ def _private_path(name: str) -> Iterator[str]:
     try:
         try:
             made = tempfile.mkdtemp(prefix="statedict_io-")
-            directory = Directory(made)
+            directory = OpenDirectory(made)
         except OSError as e:
             where = "torch.save needs a temporary directory (environment variable TMPDIR) to name this archive"
             raise OSError(e.errno, f"{e.strerror}: {where}") from None

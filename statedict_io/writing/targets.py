@@ -19,7 +19,7 @@ import torch.serialization
 
 from ..errors import refused_target
 from ..remote.urls import is_url
-from ..system.directories import SEPARATORS, Directory, split
+from ..system.directories import SEPARATORS, OpenDirectory, split
 
 if TYPE_CHECKING:
     from ..remote.stores import Place
@@ -32,7 +32,7 @@ class FileTarget:
     """A name that a finished file will be moved to."""
 
     given: str  #: the path as the caller spelled it; error messages name it
-    directory: Directory  #: the name's, where it was when the target was resolved
+    directory: OpenDirectory  #: the name's, where it was when the target was resolved
     name: str  #: not itself a symlink: that stays, and what it points to is replaced
     archive_name: str
     existing: os.stat_result | None
@@ -52,7 +52,7 @@ class PathStreamTarget:
     """A path with no file to replace: a device, a FIFO, a descriptor of this process."""
 
     given: str
-    directory: Directory  #: the name's, where it was when the target was resolved
+    directory: OpenDirectory  #: the name's, where it was when the target was resolved
     name: str
     archive_name: str
 
@@ -188,7 +188,7 @@ def _look_at(given: str, archive_name: str, names_archive: bool) -> Target:
         raise _system_error(errno.EISDIR)
     parent, name = split(given)
     try:
-        directory = Directory(parent or os.curdir)
+        directory = OpenDirectory(parent or os.curdir)
     except OSError as e:
         if parent and names_archive and given.isascii() and e.errno not in (errno.EMFILE, errno.ENFILE):
             raise _no_parent(e, given, parent) from None
@@ -208,7 +208,7 @@ def _look_at(given: str, archive_name: str, names_archive: bool) -> Target:
 
 
 def _target(
-    given: str, directory: Directory, name: str, archive_name: str, existing: os.stat_result | None
+    given: str, directory: OpenDirectory, name: str, archive_name: str, existing: os.stat_result | None
 ) -> FileTarget | PathStreamTarget:
     if existing is None:
         if directory.facts.st_nlink == 0 and directory.path == os.curdir:
@@ -222,7 +222,7 @@ def _target(
     return FileTarget(given, directory, name, archive_name, existing)
 
 
-def _followed(directory: Directory, link: str) -> tuple[Directory, str]:
+def _followed(directory: OpenDirectory, link: str) -> tuple[OpenDirectory, str]:
     """Where a symlink in ``directory``, which is closed if it is another, leads to."""
     parent, name = split(link)
     if not name:
@@ -230,7 +230,7 @@ def _followed(directory: Directory, link: str) -> tuple[Directory, str]:
         raise _system_error(errno.EISDIR)
     if not parent:
         return directory, name
-    other = Directory(parent, below=directory)
+    other = OpenDirectory(parent, below=directory)
     directory.close()
     return other, name
 

@@ -21,8 +21,8 @@
 #include <vector>
 
 #include "archive_case.h"
-#include "pipeline/read/archive_reader.h"
 #include "pipeline/read/payload_reader.h"
+#include "pipeline/read/single_reads.h"
 #include "table_devices.h"
 #include "torch/functions.h"
 #include "torch/raw_bytes.h"

@@ -21,16 +21,16 @@ def chosen(*opened):
 
 def test_the_newest_version_is_chosen_and_where_it_is_open():
     ranks = [
-        agreement.Opened(OLD, 1, "m", "/proc/1/fd/3"),
-        agreement.Opened(NEW, 2, "m", "/proc/2/fd/3"),
-        agreement.Opened(NEW, 2, "m", "/proc/3/fd/3"),
-        agreement.Opened(NEW, 2, "n", "/proc/4/fd/3"),
-        agreement.Opened(NEW, 2, "", "/proc/5/fd/3"),
+        agreement.OpenedVersion(OLD, 1, "m", "/proc/1/fd/3"),
+        agreement.OpenedVersion(NEW, 2, "m", "/proc/2/fd/3"),
+        agreement.OpenedVersion(NEW, 2, "m", "/proc/3/fd/3"),
+        agreement.OpenedVersion(NEW, 2, "n", "/proc/4/fd/3"),
+        agreement.OpenedVersion(NEW, 2, "", "/proc/5/fd/3"),
     ]
     found = chosen(*ranks)
     assert {choice.version for choice in found} == {NEW}
     assert [choice.keeps_open for choice in found] == [False, True, False, True, False]
-    assert found[0].places == (("m", "/proc/2/fd/3"), ("n", "/proc/4/fd/3"))
+    assert found[0].descriptors == (("m", "/proc/2/fd/3"), ("n", "/proc/4/fd/3"))
     assert chosen(ranks[1], ranks[2]) == [agreement.Choice(NEW)] * 2
 
 

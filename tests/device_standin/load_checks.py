@@ -109,7 +109,7 @@ def test_records_that_cross_spans(num_nbytes, tmp_path, standin):  # noqa: F811
     torch.save(obj, tmp_path / "model.pt")
     standin.delay_us = 20
     with open(tmp_path / "model.pt", "rb") as file:
-        reader = _core.ArchiveReader(file.fileno())
+        reader = _core.OpenArchive(file.fileno())
         records = [i for i, entry in enumerate(reader.entries()) if entry[0].startswith("data/")]
         for num_threads, span_nbytes in ((1, 4096), (4, 4096), (8, 1 << 16)):
             storages, wrong = _core.testing.load_storages_onto(

@@ -22,7 +22,7 @@ from faults.temporary_files import HOUR, age, temporaries
 from faults.ways import options_for
 from statedict_io.dcp import SingleFileWriter
 from statedict_io.system import locks
-from statedict_io.system.directories import Directory
+from statedict_io.system.directories import OpenDirectory
 from statedict_io.writing import replacement, temporary_names
 from statedict_io.writing.targets import resolve
 
@@ -422,11 +422,11 @@ def test_just_created_and_not_locked_yet(tmp_path, monkeypatch):
     created, go_on, path = threading.Event(), threading.Event(), tmp_path / "model.pt"
     hold = locks.hold
 
-    def hold_late(fd):
+    def hold_late(fd, **options):
         if threading.current_thread() is thread:
             created.set()
             assert go_on.wait(100)
-        return hold(fd)
+        return hold(fd, **options)
 
     monkeypatch.setattr(locks, "hold", hold_late)
     thread = threading.Thread(target=save, args=(path, {"weight": torch.zeros(5)}))
@@ -486,15 +486,15 @@ def test_many_at_once(leave, tmp_path):
 @pytest.mark.parametrize("when", ["look_at", "open", "remove_file"])
 def test_one_that_another_removes_first(when, leave, tmp_path, monkeypatch):
     first, second = leave(NAME, HOUR), leave(NAME.replace("0", "1"), HOUR)
-    called = getattr(Directory, when)
+    called = getattr(OpenDirectory, when)
 
     def late(directory, name, *args):
         if name == first.name and first.exists():
             called_remove(directory, name)
         return called(directory, name, *args)
 
-    called_remove = Directory.remove_file
-    monkeypatch.setattr(Directory, when, late)
+    called_remove = OpenDirectory.remove_file
+    monkeypatch.setattr(OpenDirectory, when, late)
     save(tmp_path / "model.pt")
     assert os.listdir(tmp_path) == ["model.pt"] and not second.exists()
 
@@ -511,14 +511,14 @@ def test_one_that_a_reader_has_open(leave, tmp_path):
 def test_one_that_may_not_be_opened(seconds, stays, leave, tmp_path, monkeypatch):
     """Another user's, in a directory that is shared."""
     leftover = leave(NAME, seconds)
-    opened = Directory.open
+    opened = OpenDirectory.open
 
     def forbid(directory, name, flags, mode=0o777):
         if name == leftover.name:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
         return opened(directory, name, flags, mode)
 
-    monkeypatch.setattr(Directory, "open", forbid)
+    monkeypatch.setattr(OpenDirectory, "open", forbid)
     save(tmp_path / "model.pt")
     assert leftover.exists() == stays
 

@@ -23,8 +23,8 @@
 #include "file/positional_source.h"
 #include "late_device.h"
 #include "pipeline/memory/slot_pool.h"
-#include "pipeline/read/archive_reader.h"
 #include "pipeline/read/payload_reader.h"
+#include "pipeline/read/single_reads.h"
 
 namespace sdio {
 namespace {

@@ -55,7 +55,7 @@ def outline(path, backend, directory):
     del backend, directory
     import zipfile
 
-    from statedict_io.names.outline import tensors_by_record
+    from statedict_io.names.tensors_of_records import tensors_by_record
 
     with zipfile.ZipFile(path) as records:
         data = records.read("model/data.pkl")

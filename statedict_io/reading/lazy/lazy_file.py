@@ -18,7 +18,7 @@ from ...pickles.hash_bounds import Gate
 from ...pickles.persistent_ids import StorageFeed
 from ...pickles.refusals import without_frames
 from ...pickles.set_aside import Refused
-from ...pickles.unpickling import ReadBy, ZipReader, can_rebind, swaps_bytes, torch_load
+from ...pickles.unpickling import ReadBy, ZipReader, can_rebind, load_through, swaps_bytes
 from ..records import DATA_PKL, StoredRecords, check_kind, open_records
 from .placeholders import PlaceholderFeed
 from .strided_reads import Copy, as_bits, fill, memory_of, span_of
@@ -160,7 +160,7 @@ class LazyFile:
         if not can_rebind():
             raise corrupt(self.path, f"torch {torch.__version__} cannot be made to read it lazily")
         with io.BytesIO(ZIP_START) as file:  # all that torch looks at before it asks the reader
-            load = torch_load(ReadBy(reader))
+            load = load_through(ReadBy(reader))
             return load(file, "cpu", weights_only=weights_only, mmap=False)
 
     def unpickle_most(self, unpickle: Callable[..., Any]) -> Any:

@@ -16,7 +16,7 @@ _SHORT_ROW_NBYTES = 32
 
 
 class ReadRows(Protocol):
-    """As :meth:`~statedict_io.backends.protocol.ArchiveReader.read_range`, of one record."""
+    """As :meth:`~statedict_io.backends.protocol.OpenArchive.read_range`, of one record."""
 
     def __call__(self, offset: int, destination: memoryview, num_rows: int = 1, pitch: int = 0) -> None: ...
 

@@ -19,7 +19,7 @@ from conftest import require_native
 
 import statedict_io as sio
 from statedict_io import backends
-from statedict_io.backends import extension, native_reader
+from statedict_io.backends import extension, native_reading
 
 MIB = 1 << 20
 
@@ -36,7 +36,7 @@ def opened(tmp_path):
 
     def open_reader(path, direct="auto"):
         fds.append(os.open(path, os.O_RDONLY))
-        return native_reader.NativeReader(extension.find().core, fds[-1], str(path), direct)
+        return native_reading.NativeOpenArchive(extension.find().core, fds[-1], str(path), direct)
 
     yield open_reader
     for fd in fds:
@@ -401,14 +401,14 @@ def test_cold_files_are_read_past_the_page_cache_and_warm_ones_through_it(tmp_pa
     core = extension.find().core
     with open(path, "rb") as file:
         records = [
-            i for i, entry in enumerate(core.ArchiveReader(file.fileno()).entries()) if entry[0].startswith("data/")
+            i for i, entry in enumerate(core.OpenArchive(file.fileno()).entries()) if entry[0].startswith("data/")
         ]
         file.read()
-        warm = core.ArchiveReader(file.fileno())
+        warm = core.OpenArchive(file.fileno())
         warm.load_storages(records, verify=False)
         assert warm.direct_nbytes == 0
         drop_from_page_cache(path)
-        cold = core.ArchiveReader(file.fileno())
+        cold = core.OpenArchive(file.fileno())
         cold.load_storages(records, verify=False)
     try:
         os.close(os.open(path, os.O_RDONLY | os.O_DIRECT))

@@ -1,4 +1,4 @@
-#include "core/archive_reader.h"
+#include "core/open_archive.h"
 
 #include <pybind11/stl.h>
 
@@ -17,8 +17,8 @@
 #include "core/torch.h"
 #include "core/watching.h"
 #include "file/positional_source.h"
-#include "pipeline/read/archive_reader.h"
 #include "pipeline/read/payload_reader.h"
+#include "pipeline/read/single_reads.h"
 
 namespace py = pybind11;
 
@@ -32,9 +32,9 @@ py::object text(std::string_view bytes) {
   return owned(PyUnicode_DecodeUTF8(bytes.data(), static_cast<py::ssize_t>(bytes.size()), "backslashreplace"));
 }
 
-class ArchiveReader {
+class OpenArchive {
  public:
-  ArchiveReader(int fd, DirectIo direct_io) {
+  OpenArchive(int fd, DirectIo direct_io) {
     const ReleasedGil gil;
     source_ = std::make_unique<PositionalSource>(fd, direct_io);
     directory_ = std::make_unique<Directory>(read_directory(*source_));
@@ -140,7 +140,7 @@ class ArchiveReader {
 
 }  // namespace
 
-void bind_archive_reader(py::module_& module, py::module_& testing) {
+void bind_open_archive(py::module_& module, py::module_& testing) {
   corrupt_archive = py::exception<CorruptArchive>(module, "CorruptArchive", PyExc_ValueError).release();
   py::register_local_exception_translator([](std::exception_ptr error) {
     try {
@@ -152,30 +152,30 @@ void bind_archive_reader(py::module_& module, py::module_& testing) {
     }
   });
 
-  py::class_<ArchiveReader>(module, "ArchiveReader")
+  py::class_<OpenArchive>(module, "OpenArchive")
       .def(py::init([](int fd, const std::string& direct) {
-             return std::make_unique<ArchiveReader>(fd, direct_io_from(direct));
+             return std::make_unique<OpenArchive>(fd, direct_io_from(direct));
            }),
            py::arg("fd"), py::kw_only(), py::arg("direct") = "auto")
-      .def_property_readonly("archive_name", &ArchiveReader::archive_name)
-      .def("entries", &ArchiveReader::entries)
-      .def("payload_offset", &ArchiveReader::payload_offset, py::arg("record"))
-      .def("read_stored", &ArchiveReader::read_stored_bytes, py::arg("record"), py::arg("offset"), py::arg("nbytes"))
-      .def("read_into", &ArchiveReader::read_into, py::arg("record"), py::arg("offset"), py::arg("destination"),
+      .def_property_readonly("archive_name", &OpenArchive::archive_name)
+      .def("entries", &OpenArchive::entries)
+      .def("payload_offset", &OpenArchive::payload_offset, py::arg("record"))
+      .def("read_stored", &OpenArchive::read_stored_bytes, py::arg("record"), py::arg("offset"), py::arg("nbytes"))
+      .def("read_into", &OpenArchive::read_into, py::arg("record"), py::arg("offset"), py::arg("destination"),
            py::arg("num_rows") = 1, py::arg("pitch") = 0)
-      .def("load_storages", &ArchiveReader::load_storages, py::arg("records"), py::kw_only(), py::arg("verify"),
+      .def("load_storages", &OpenArchive::load_storages, py::arg("records"), py::kw_only(), py::arg("verify"),
            py::arg("progress") = py::none())
       .def(
           "load_storages_onto",
-          [](const ArchiveReader& reader, const std::string& device, const std::vector<size_t>& records, bool verify,
+          [](const OpenArchive& reader, const std::string& device, const std::vector<size_t>& records, bool verify,
              const py::object& progress) { return reader.load_storages_onto(device, records, verify, progress, {}); },
           py::arg("device"), py::arg("records"), py::kw_only(), py::arg("verify"), py::arg("progress") = py::none())
-      .def("checksums", &ArchiveReader::checksums, py::arg("records"), py::kw_only(), py::arg("progress") = py::none())
-      .def_property_readonly("direct_nbytes", &ArchiveReader::direct_nbytes);
+      .def("checksums", &OpenArchive::checksums, py::arg("records"), py::kw_only(), py::arg("progress") = py::none())
+      .def_property_readonly("direct_nbytes", &OpenArchive::direct_nbytes);
 
   testing.def(
       "load_storages_onto",
-      [](const ArchiveReader& reader, const std::string& device, const std::vector<size_t>& records, bool verify,
+      [](const OpenArchive& reader, const std::string& device, const std::vector<size_t>& records, bool verify,
          size_t num_threads, uint64_t span_nbytes) {
         return reader.load_storages_onto(device, records, verify, py::none(), {num_threads, span_nbytes});
       },

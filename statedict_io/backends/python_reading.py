@@ -1,4 +1,4 @@
-"""Reading an archive in pure Python over torch: see :class:`~statedict_io.backends.protocol.ArchiveReader`.
+"""Reading an archive in pure Python over torch: see :class:`~statedict_io.backends.protocol.OpenArchive`.
 
 Positional reads straight into the final storages. Reading and zlib release the GIL, so a few threads share the work.
 """
@@ -44,7 +44,7 @@ NETWORK = Access(8, 512 << 10, 8 << 20, _PIECE_NBYTES, True)
 _T = TypeVar("_T")
 
 
-class Source(Protocol):
+class PositionalSource(Protocol):
     """Bytes by position: a file, or an object that is like one."""
 
     nbytes: int
@@ -91,10 +91,10 @@ def new_storage(nbytes: int) -> torch.UntypedStorage:
     return torch.UntypedStorage(nbytes, device="cpu")[0:nbytes]
 
 
-class PythonReader:
-    """See :class:`~statedict_io.backends.protocol.ArchiveReader`."""
+class PythonOpenArchive:
+    """See :class:`~statedict_io.backends.protocol.OpenArchive`."""
 
-    def __init__(self, source: Source, path: str, access: Access = DISK) -> None:
+    def __init__(self, source: PositionalSource, path: str, access: Access = DISK) -> None:
         self._source = source
         self._access = access
         self._path = path

@@ -1,4 +1,5 @@
-// Opens an archive: its directory, and single reads from single records.
+// Reads of one thing at a time: the central directory, the header of a record, bytes of a record. Many records at once
+// are read by payload_reader.h.
 //
 // Any thread. Throws CorruptArchive, UnexpectedEnd and SystemError.
 #pragma once

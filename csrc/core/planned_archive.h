@@ -5,6 +5,6 @@
 
 namespace sdio {
 
-void bind_archive(pybind11::module_& module);
+void bind_planned_archive(pybind11::module_& module);
 
 }  // namespace sdio

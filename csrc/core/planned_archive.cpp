@@ -1,4 +1,4 @@
-#include "core/archive.h"
+#include "core/planned_archive.h"
 
 #include <pybind11/stl.h>
 
@@ -31,10 +31,11 @@ namespace sdio {
 namespace {
 
 // A planned archive. Holds the storages and the literal records until it is destroyed.
-class Archive {
+class PlannedArchive {
  public:
-  Archive(const std::string& archive_name, const py::list& head, const py::object& storages, const py::list& tail,
-          uint64_t alignment, bool compute_crc32, bool skip_data, const std::vector<std::string>& device_types)
+  PlannedArchive(const std::string& archive_name, const py::list& head, const py::object& storages,
+                 const py::list& tail, uint64_t alignment, bool compute_crc32, bool skip_data,
+                 const std::vector<std::string>& device_types)
       : literals_(py::make_tuple(py::tuple(head), py::tuple(tail))),
         storages_(storages_of(storages)),
         first_storage_record_(head.size()) {
@@ -230,20 +231,21 @@ class Archive {
 
 }  // namespace
 
-void bind_archive(py::module_& module) {
-  py::class_<Archive>(module, "Archive")
+void bind_planned_archive(py::module_& module) {
+  py::class_<PlannedArchive>(module, "PlannedArchive")
       .def(py::init<const std::string&, const py::list&, const py::object&, const py::list&, uint64_t, bool, bool,
                     const std::vector<std::string>&>(),
            py::arg("archive_name"), py::arg("head"), py::arg("storages"), py::arg("tail"), py::kw_only(),
            py::arg("alignment"), py::arg("compute_crc32"), py::arg("skip_data") = false,
            py::arg("device_types") = std::vector<std::string>())
-      .def_property_readonly("nbytes", &Archive::nbytes)
-      .def("write_fd", &Archive::write_fd, py::arg("fd"), py::kw_only(), py::arg("direct") = "auto",
+      .def_property_readonly("nbytes", &PlannedArchive::nbytes)
+      .def("write_fd", &PlannedArchive::write_fd, py::arg("fd"), py::kw_only(), py::arg("direct") = "auto",
            py::arg("progress") = py::none(), py::arg("bytes_per_second") = 0.0)
-      .def("write_stream", &Archive::write_stream, py::arg("write"), py::kw_only(), py::arg("progress") = py::none())
-      .def_property_readonly("device_nbytes", &Archive::device_nbytes)
-      .def("snapshot_nbytes", &Archive::snapshot_nbytes, py::kw_only(), py::arg("on_devices"))
-      .def("snapshot", &Archive::snapshot, py::kw_only(), py::arg("on_devices"), py::arg("max_nbytes"));
+      .def("write_stream", &PlannedArchive::write_stream, py::arg("write"), py::kw_only(),
+           py::arg("progress") = py::none())
+      .def_property_readonly("device_nbytes", &PlannedArchive::device_nbytes)
+      .def("snapshot_nbytes", &PlannedArchive::snapshot_nbytes, py::kw_only(), py::arg("on_devices"))
+      .def("snapshot", &PlannedArchive::snapshot, py::kw_only(), py::arg("on_devices"), py::arg("max_nbytes"));
 }
 
 }  // namespace sdio

@@ -1,4 +1,4 @@
-#include "pipeline/read/archive_reader.h"
+#include "pipeline/read/single_reads.h"
 
 #include <algorithm>
 #include <stdexcept>

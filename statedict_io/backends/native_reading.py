@@ -1,4 +1,4 @@
-"""Reading through the extension: see :class:`~statedict_io.backends.protocol.ArchiveReader`.
+"""Reading through the extension: see :class:`~statedict_io.backends.protocol.OpenArchive`.
 
 The extension reads stored records and says what is wrong with a structure; paths, and the rare compressed record, are
 added here.
@@ -23,12 +23,12 @@ from .tasks import perform, task
 _NUM_THREADS = 4  # of a range that is read in pieces
 
 
-class NativeReader:
+class NativeOpenArchive:
     def __init__(self, extension: ModuleType, fd: int, path: str, direct: str = "auto") -> None:
         self._extension = extension
         self._path = path
         with self._naming_errors():
-            self._reader = extension.ArchiveReader(fd, direct=direct)
+            self._reader = extension.OpenArchive(fd, direct=direct)
         self.archive_name: str = self._reader.archive_name
         # In place: an archive may have a million records and nothing in them.
         entries = self._reader.entries()
