@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 
+from ..system import locks
 from ..system.descriptors import NOFOLLOW, NONBLOCK, open_file
-from ..system.locks import try_lock
 from . import facts, leases
 from .background import Background
 from .folder import Folder
@@ -36,7 +36,7 @@ class Deletions:
         for each in (name, name + facts.SUFFIX):
             fd = self._opened(each)
             try:
-                if each == name and fd >= 0 and try_lock(fd, shared=False) is False:
+                if each == name and fd >= 0 and locks.hold(fd) is False:
                     self._close(fd)
                     return
                 self._remove(each, fd)

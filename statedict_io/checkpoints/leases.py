@@ -14,8 +14,8 @@ import os
 import threading
 from types import TracebackType
 
+from ..system import locks
 from ..system.descriptors import NONBLOCK, open_file
-from ..system.locks import try_lock
 from ..system.processes import in_forked_child
 from .folder import Folder
 
@@ -59,7 +59,7 @@ class Lease:
             return  # reading it will say what is wrong
         self._fd = fd
         _descriptors.add(fd)
-        if try_lock(fd, shared=True) is False:
+        if locks.hold(fd, shared=True) is False:
             raise FileNotFoundError(errno.ENOENT, "is just being deleted", self._path)
 
     def __exit__(

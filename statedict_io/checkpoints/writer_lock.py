@@ -9,8 +9,8 @@ import socket
 import time
 
 from ..errors import CheckpointDirectoryInUseError
+from ..system import locks
 from ..system.descriptors import NOFOLLOW, open_file, read_at, write_at
-from ..system.locks import try_lock
 
 NAME = ".statedict-io.lock"
 _MAX_ATTEMPTS = 100  # another one may remove the file between our opening it and locking it
@@ -36,7 +36,7 @@ class WriterLock:
         for _ in range(_MAX_ATTEMPTS):
             fd = open_file(self._path, os.O_RDWR | os.O_CREAT | NOFOLLOW, 0o666)
             try:
-                locked = try_lock(fd, shared=False)
+                locked = locks.hold(fd)
                 if locked is False:
                     raise CheckpointDirectoryInUseError(self._refusal(fd))
                 if locked is None:

@@ -65,7 +65,7 @@ class DirectoryReplacement:
         # Some directories may not be read, some file systems have no locks, or none of directories, nor has Windows.
         with contextlib.suppress(OSError):
             self._descriptor = open_file(self._directory, os.O_RDONLY)
-            self._is_locked = locks.hold(self._descriptor, waits=True)
+            self._is_locked = locks.hold(self._descriptor, waits=True) is True
         if not self._is_locked:
             return True
         with contextlib.suppress(FileNotFoundError):

@@ -13,22 +13,24 @@ import contextlib
 from .descriptors import fcntl
 
 
-def hold(fd: int, *, waits: bool = False) -> bool:
+def hold(fd: int, *, shared: bool = False, waits: bool = False) -> bool | None:
     """Locks an open file or directory until it is closed.
 
     Args:
-        fd: open for writing: NFS wants that.
-        waits: for a lock that another holds.
+        shared: others may hold it so too. Otherwise ``fd`` has to be open for writing: NFS wants that.
+        waits: for a lock that another open file has.
 
     Returns:
-        False where that cannot be done.
+        False where another open file has it, None where that cannot be done.
     """
     if fcntl is None:
-        return False
+        return None
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
-    except OSError:
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if waits else fcntl.LOCK_NB))
+    except BlockingIOError:
         return False
+    except OSError:
+        return None
     return True
 
 
@@ -41,23 +43,5 @@ def let_go(fd: int) -> None:
 
 def is_held(fd: int) -> bool | None:
     """Whether another open file has the lock; None where that cannot be told."""
-    locked = try_lock(fd, shared=True)  # shared: for that NFS takes a file that is open for reading
-    return None if locked is None else not locked
-
-
-def try_lock(fd: int, *, shared: bool) -> bool | None:
-    """Locks an open file until it is closed, if no other open file has it locked; False: one has; None: that cannot be
-    done.
-
-    Args:
-        shared: others may lock it so too. Otherwise ``fd`` has to be open for writing: NFS wants that.
-    """
-    if fcntl is None:
-        return None
-    try:
-        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True
+    held = hold(fd, shared=True)  # shared: for that NFS takes a file that is open for reading
+    return None if held is None else not held
