@@ -16,7 +16,7 @@ import time
 import warnings
 
 import torch
-from faults.crash_process import forked
+from faults.killed_children import Onlooker, forked, wait_until_killed
 from faults.preload import AFTER, BEFORE, Preload
 
 import statedict_io as sio
@@ -52,6 +52,15 @@ class Loop:
         assert loaded["step"] == found.step and bool((loaded["weight"] == found.step % 251).all())
         assert found.metric == metric_of(found.step), (found, found.metric)
         return found.step
+
+    def newest_steps(self):
+        """For one who looks on: what is the newest is sound."""
+        ckpts = self.opened()
+        while True:
+            found = ckpts.latest()
+            assert found is not None
+            assert ckpts.restore() >= found.step
+            yield found.step
 
     def files(self):
         return sorted(path.name for path in self.path.glob("*.pt"))
@@ -100,22 +109,6 @@ class Loop:
                 ckpts.save(state_of(step, SMALL), step, metric_of(step), backend=self.backend)
 
 
-def watch(loop, report):
-    """Reads until it is told to end: what is the newest is sound, and never older than before."""
-    stop = []
-    signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
-    warnings.simplefilter("error")
-    last = reads = 0
-    ckpts = loop.opened()
-    while not stop:
-        found = ckpts.latest()
-        assert found is not None and found.step >= last, f"{found} after {last}"
-        last = found.step
-        assert ckpts.restore() >= last
-        reads += 1
-    os.write(report, str(reads).encode())
-
-
 def num_calls(preload, loop, step):
     with preload.watching(no_sync=True) as control:
         loop.save_once(step)
@@ -139,9 +132,8 @@ def kill_all(kills, step, loop, preload, chance, counts, read=0):
         else:
             child = forked(lambda kill=kill, step=step: save_and_die(preload, loop, step + 1, *kill))
             counts["at_calls"] += 1
-        _, status = os.waitpid(child, 0)
+        wait_until_killed(child, kill)
         os.close(report)
-        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, f"{kill}: ended with {status}"
         told = b""
         while data := os.read(begun_end, 1 << 16):
             told += data
@@ -175,16 +167,9 @@ def main(directory, way, num_random, seed):
     counts = {"way": way, "kills": 0, "at_calls": 0, "new": 0, "leftovers": 0, "most_files": 0}
     at_calls = [(1, BEFORE)] + [(at, AFTER) for at in range(1, calls + 1)]
     step = kill_all(at_calls, step, loop, preload, chance, counts)
-    read_end, write_end = os.pipe()
-    reader = forked(lambda: watch(loop, write_end))
-    try:
+    with Onlooker(loop.newest_steps()) as onlooker:
         kill_all([None] * int(num_random), step, loop, preload, chance, counts, read=1)
-    finally:
-        os.kill(reader, signal.SIGTERM)
-        _, status = os.waitpid(reader, 0)
-    assert status == 0, "the reader found something wrong"
-    counts["reads"] = int(os.read(read_end, 100))
-    print(json.dumps(counts))
+    print(json.dumps({**counts, "reads": onlooker.num_looks}))
 
 
 if __name__ == "__main__":

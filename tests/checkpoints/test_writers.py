@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from faults.crash_process import forked
+from faults.killed_children import forked
 
 import statedict_io as sio
 from statedict_io.checkpoints import leases, writer_lock

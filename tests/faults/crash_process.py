@@ -20,6 +20,7 @@ import zipfile
 import torch
 
 import statedict_io as sio
+from faults.killed_children import Onlooker, forked, wait_until_killed
 from faults.preload import AFTER, BEFORE, HALFWAY, Preload
 from faults.temporary_files import age_temporaries
 from faults.ways import options_for
@@ -51,39 +52,15 @@ class Checkpoints:
         assert bool((loaded["weight"] == loaded["generation"] % 251).all())
         return loaded["generation"]
 
+    def generations(self):
+        while True:
+            yield self.generation()
+
     def leftovers(self):
         return [path for path in self.path.parent.iterdir() if path != self.path]
 
     def age_leftovers(self):
         age_temporaries(self.path.parent)
-
-
-def forked(action):
-    """The id of a child that does `action` and nothing else."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            action()
-            status = 0
-        except BaseException as e:  # the parent is to hear of it
-            print(repr(e), file=sys.stderr, flush=True)
-        finally:
-            os._exit(status)
-    return child
-
-
-def watch(checkpoints, report):
-    """Reads until it is told to end: every read finds a whole file, and never an older one than before."""
-    stop = []
-    signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
-    last, reads = 0, 0
-    while not stop:
-        generation = checkpoints.generation()
-        assert generation >= last, f"generation {generation} after {last}"
-        last = generation
-        reads += 1
-    os.write(report, str(reads).encode())
 
 
 def enumerated_kills(preload, checkpoints):
@@ -105,15 +82,7 @@ def save_and_die(preload, checkpoints, generation, at, when):
         checkpoints.save(generation, SMALL)
 
 
-def main(directory, way, num_random, seed):
-    torch.set_num_threads(1)  # OpenMP's threads do not survive fork(), and torch waits for them
-    chance, preload = random.Random(int(seed)), Preload()
-    checkpoints = Checkpoints(directory, way)
-    checkpoints.save(0, LARGE)
-    kills = [*enumerated_kills(preload, checkpoints), *[None] * int(num_random)]
-    read_end, write_end = os.pipe()
-    reader = forked(lambda: watch(checkpoints, write_end))
-    counts = {"way": way, "kills": 0, "at_calls": 0, "new_file": 0, "leftovers": 0}
+def kill_all(kills, checkpoints, preload, chance, counts):
     generation = 0
     for kill in kills:
         first = generation + 1
@@ -125,8 +94,7 @@ def main(directory, way, num_random, seed):
         else:
             child = forked(lambda first=first, kill=kill: save_and_die(preload, checkpoints, first, *kill))
             counts["at_calls"] += 1
-        _, status = os.waitpid(child, 0)
-        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, f"{kill}: ended with {status}"
+        wait_until_killed(child, kill)
         counts["kills"] += 1
         found = checkpoints.generation()
         assert found == generation or (found >= first if kill is None else found == first), f"{kill}: {found}"
@@ -137,11 +105,18 @@ def main(directory, way, num_random, seed):
         checkpoints.save(generation, SMALL)
         assert checkpoints.generation() == generation
         assert not checkpoints.leftovers(), f"{kill}: left {checkpoints.leftovers()}"
-    os.kill(reader, signal.SIGTERM)
-    _, status = os.waitpid(reader, 0)
-    assert status == 0, "the reader found something wrong"
-    counts["reads"] = int(os.read(read_end, 100))
-    print(json.dumps(counts))
+
+
+def main(directory, way, num_random, seed):
+    torch.set_num_threads(1)  # OpenMP's threads do not survive fork(), and torch waits for them
+    chance, preload = random.Random(int(seed)), Preload()
+    checkpoints = Checkpoints(directory, way)
+    checkpoints.save(0, LARGE)
+    kills = [*enumerated_kills(preload, checkpoints), *[None] * int(num_random)]
+    counts = {"way": way, "kills": 0, "at_calls": 0, "new_file": 0, "leftovers": 0}
+    with Onlooker(checkpoints.generations()) as onlooker:
+        kill_all(kills, checkpoints, preload, chance, counts)
+    print(json.dumps({**counts, "reads": onlooker.num_looks}))
 
 
 if __name__ == "__main__":

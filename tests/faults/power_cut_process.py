@@ -14,7 +14,8 @@ import sys
 
 import torch
 
-from faults.crash_process import SMALL, Checkpoints, enumerated_kills, forked
+from faults.crash_process import SMALL, Checkpoints, enumerated_kills
+from faults.killed_children import forked
 from faults.preload import Preload
 from faults.temporary_files import age_temporaries
 
