@@ -53,7 +53,7 @@ environment:
 
 # Of each part of the package what tells most in a second, and nothing that starts processes by the dozen.
 quick_tests := $(addprefix tests/,test_layers.py test_stub.py test_byte_identity.py test_load_as_torch.py test_checkpoint.py \
-    test_targets.py test_in_place.py test_kinds.py test_refused_values.py test_verification.py test_native_reader.py \
+    test_targets.py test_in_place.py test_kinds.py test_refused_values.py test_verification.py test_native_reading.py \
     test_torch_module.py test_extension.py test_writers.py test_progress.py test_directories.py dcp/test_planning.py \
     dcp/test_flattening.py faults/test_surroundings.py)
 
