@@ -4,7 +4,9 @@ import os
 import pathlib
 import time
 
-HOUR = 3600
+MINUTE = 60
+HOUR = 60 * MINUTE
+DAY = 24 * HOUR
 
 
 def temporaries(directory):

@@ -3,6 +3,9 @@
 import contextlib
 from unittest import mock
 
+import torch
+
+import statedict_io as sio
 from statedict_io import backends
 
 OPTIONS = {
@@ -19,3 +22,8 @@ def options_for(way):
     unknown = mock.patch.object(backends, "choose", lambda wish: None)
     with unknown if way == "stock" else contextlib.nullcontext():
         yield OPTIONS[way]
+
+
+def save(path, obj=None, **options):
+    """Not durable, and something small where nothing is given: for tests of what happens beside the file."""
+    sio.save({"weight": torch.ones(3)} if obj is None else obj, path, durable=False, **options)
