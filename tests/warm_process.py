@@ -7,6 +7,7 @@ runs. A script that must see the import itself, or needs a library or a limit be
 
 import atexit
 import functools
+import gc
 import importlib
 import json
 import os
@@ -135,6 +136,8 @@ def _become(request, descriptors):
 if __name__ == "__main__":
     for name in sys.argv[2:]:
         importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # collecting what is imported at the end of each process would take most of its time
     served = _serve(socket.socket(fileno=int(sys.argv[1])))
     if served is not None:
         main = _become(*served)
