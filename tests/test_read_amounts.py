@@ -1,21 +1,19 @@
 """How much is read and how much memory it takes: counted, in processes of their own."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
 import torch
+import warm_process
 from corpus_case import random_bytes
 
 import statedict_io as sio
 
 MIB = 1 << 20
+IMPORTED = ("statedict_io", "statedict_io.conversion")
 
 MEASURE = """
-import json, os, sys, torch, statedict_io as sio
+import ctypes, json, os, sys, torch, statedict_io as sio
 from statedict_io.conversion import convert
 backend, path = sys.argv[1:3]
 def chars():
@@ -27,6 +25,9 @@ def memory(field):
 def reset():
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # the peak begins anew
+# Freed is given back: left to itself glibc raises the threshold, and now and then kept all of 256 MiB for later.
+M_MMAP_THRESHOLD = -3
+assert ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 128 << 10) == 1
 WARM
 reset()
 rss, read = memory("VmRSS"), chars()
@@ -37,13 +38,9 @@ print(json.dumps({"read": chars() - read, "extra": memory("VmHWM") - rss}))
 
 def measured(action, path, backend, warm="sio.verify(path + '.small', backend=backend); sio.load(path + '.small')"):
     torch.save({"a": torch.rand(3)}, str(path) + ".small")
-    program = MEASURE.replace("WARM", warm).replace("ACTION", action)
-    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(sio.__file__).parent.parent)}
-    # Freed is given back: left to itself glibc raises the threshold, and now and then kept all of 256 MiB for later.
-    environment["MALLOC_MMAP_THRESHOLD_"] = str(128 << 10)
-    done = subprocess.run(
-        [sys.executable, "-c", program, backend, str(path)], env=environment, capture_output=True, text=True
-    )
+    program = path.with_name("program.py")
+    program.write_text(MEASURE.replace("WARM", warm).replace("ACTION", action))
+    done = warm_process.run(program, backend, path, timeout=280, imported=IMPORTED)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
