@@ -11,11 +11,12 @@ def s3_session():
         import s3fs  # noqa: F401
 
         from remote.s3_server import KEY, SECRET, S3Server
+
+        server = S3Server()
     except ImportError as e:
         if promised("STATEDICT_IO_REQUIRE_S3"):
             pytest.fail(f"STATEDICT_IO_REQUIRE_S3=1, but: {e}")
         pytest.skip(f"needs s3fs and moto[server]: {e}")
-    server = S3Server()
     client = boto3.client(
         "s3", endpoint_url=server.url, aws_access_key_id=KEY, aws_secret_access_key=SECRET, region_name="us-east-1"
     )

@@ -11,7 +11,6 @@ import time
 from typing import NamedTuple
 from urllib.parse import parse_qs
 
-from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 KEY, SECRET = "the-key", "the-secret"
@@ -100,6 +99,8 @@ class S3Server:
     """``requests``: what came, in order. ``faults``: [(predicate of a request, fault, how often)]."""
 
     def __init__(self):
+        from moto.server import DomainDispatcherApplication, create_backend_app  # takes seconds
+
         self.requests = []
         self.faults = []
         self.delay = 0.0  #: of each answer, seconds: a network

@@ -11,6 +11,7 @@ from corpus_case import filled, random_bytes
 import statedict_io as sio
 from remote.conftest import BUCKET, content, keys, uploads
 from remote.s3_server import cut_short, drop, error
+from statedict_io.remote import uploads as uploading
 
 MIB = 1 << 20
 KEY = "model.pt"
@@ -19,7 +20,14 @@ URL = f"s3://{BUCKET}/{KEY}"
 
 @pytest.fixture(scope="module")
 def state():
-    return {"w": random_bytes(40 * MIB), "few": filled(5)}
+    """Of three parts."""
+    return {"w": random_bytes(12 * MIB), "few": filled(5)}
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch):
+    """The smallest that S3 takes."""
+    monkeypatch.setattr(uploading, "_LEAST_PART_NBYTES", 5 * MIB)
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +114,7 @@ def test_a_missing_object(action, s3):
 @pytest.mark.parametrize("fault", [error(500, "InternalError"), drop, cut_short(100 << 10)])
 def test_a_range_that_fails(fault, s3, state):
     sio.save(state, URL)
-    s3.fail(lambda request: request.kind == "get" and request.range[0] > 16 * MIB, fault)
+    s3.fail(lambda request: request.kind == "get" and request.range[0] > 4 * MIB, fault)
     for action in (sio.load, lambda url: sio.open_checkpoint(url)["w"], sio.verify):
         with pytest.raises(OSError) as caught:
             action(URL)
@@ -121,7 +129,7 @@ def test_what_cannot_be_pickled_reaches_no_server(s3):
 
 def test_an_interrupted_save_leaves_nothing(s3, state, backend):
     def interrupt(done, total):
-        if done > 20 * MIB:
+        if done > 6 * MIB:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
