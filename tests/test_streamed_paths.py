@@ -3,12 +3,11 @@
 import errno
 import os
 import stat
-import subprocess
-import sys
 import threading
 
 import pytest
 import torch
+import warm_process
 from corpus import CORPUS
 from corpus_case import filled
 from oracle import names_in, two_directories
@@ -76,16 +75,25 @@ def test_standard_output(path, to, backend, tmp_path):
     obj = CORPUS["module_state_dict"]()
     expected = torch_bytes(obj, ref, os.path.basename(path))
     torch.save(obj, tmp_path / "input.pt")
-    command = [sys.executable, "-c", PROGRAM, tmp_path / "input.pt", path, backend]
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
     if to == "pipe":
-        received = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
+        read_end, write_end = os.pipe()
+        received = bytearray()
+        with open(read_end, "rb") as source:
+            reader = threading.Thread(target=collect, args=(source.read1, received))
+            reader.start()
+            done = warm_process.run(program, tmp_path / "input.pt", path, backend, timeout=60, stdout=write_end)
+            os.close(write_end)
+            reader.join(60)
     else:
         with open(ours / "out", "wb") as file:
-            subprocess.run(command, stdout=file, check=True)
+            done = warm_process.run(program, tmp_path / "input.pt", path, backend, timeout=60, stdout=file.fileno())
             assert os.fstat(file.fileno()).st_ino == os.stat(ours / "out").st_ino, "the file was replaced"
         received = (ours / "out").read_bytes()
         assert names_in(ours) == ["out"]
-    assert received == expected
+    assert done.returncode == 0, done.stderr
+    assert bytes(received) == expected
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import torch
+import warm_process
 from corpus import CORPUS
 from corpus_case import filled
 from equality import difference
@@ -68,9 +69,10 @@ def test_a_storage_alignment_of_zero_is_an_error_not_a_crash(backend, tmp_path):
         "torch.utils.serialization.config.save.storage_alignment = 0\n"
         "sio.save([torch.ones(3)], sys.argv[1], backend=sys.argv[2])\n"
     )
-    done = subprocess.run([sys.executable, "-c", program, tmp_path / "m.pt", backend], capture_output=True, text=True)
+    (tmp_path / "program.py").write_text(program)
+    done = warm_process.run(tmp_path / "program.py", tmp_path / "m.pt", backend, timeout=60)
     assert done.returncode == 1, f"exit status {done.returncode}: {done.stderr}"
-    assert names_in(tmp_path) == []
+    assert names_in(tmp_path) == ["program.py"]
 
 
 @pytest.mark.parametrize("name", [*OBJECTS, "larger_than_one_region", "many_small"])

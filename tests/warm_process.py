@@ -20,7 +20,9 @@ import tempfile
 import types
 
 
-def run(script, *arguments, timeout, imported=("statedict_io",), environment=None, closed=()):
+def run(
+    script, *arguments, timeout, imported=("statedict_io",), environment=None, preloaded="", closed=(), stdout=None
+):
     """What ``subprocess.run([python, script, ...], capture_output=True, text=True)`` returns.
 
     Args:
@@ -28,20 +30,21 @@ def run(script, *arguments, timeout, imported=("statedict_io",), environment=Non
         timeout: seconds after which the process is killed and :class:`subprocess.TimeoutExpired` raised.
         imported: modules that it has imported; there is a server for each choice.
         environment: its environment variables; those of this process if None.
+        preloaded: what it was started with as LD_PRELOAD, if not empty; there is a server for each.
+        stdout: a descriptor for what it prints; if None that is returned.
         closed: descriptors, of 0 to 2, that are closed in it.
     """
     command = [str(script), *map(str, arguments)]
-    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr, open(os.devnull, "rb") as stdin:
+    with tempfile.TemporaryFile() as printed, tempfile.TemporaryFile() as stderr, open(os.devnull, "rb") as stdin:
         request = {
             "command": command,
             "directory": os.getcwd(),
             "environment": dict(os.environ if environment is None else environment),
             "closed": list(closed),
         }
-        server = _server(os.getpid(), imported)
-        socket.send_fds(
-            server, [json.dumps(request).encode() + b"\n"], [stdin.fileno(), stdout.fileno(), stderr.fileno()]
-        )
+        server = _server(os.getpid(), imported, preloaded)
+        descriptors = [stdin.fileno(), printed.fileno() if stdout is None else stdout, stderr.fileno()]
+        socket.send_fds(server, [json.dumps(request).encode() + b"\n"], descriptors)
         child = int(_line(server))
         server.settimeout(timeout)
         try:
@@ -50,10 +53,10 @@ def run(script, *arguments, timeout, imported=("statedict_io",), environment=Non
             os.killpg(child, signal.SIGKILL)
             server.settimeout(60)
             _line(server)
-            raise subprocess.TimeoutExpired(command, timeout, _text(stdout), _text(stderr)) from None
+            raise subprocess.TimeoutExpired(command, timeout, _text(printed), _text(stderr)) from None
         finally:
             server.settimeout(60)
-        return subprocess.CompletedProcess(command, status, _text(stdout), _text(stderr))
+        return subprocess.CompletedProcess(command, status, _text(printed), _text(stderr))
 
 
 def _text(file):
@@ -62,12 +65,17 @@ def _text(file):
 
 
 @functools.cache
-def _server(process, imported):
+def _server(process, imported, preloaded):
     """A connection to the server of ``process``: this one, which may have been forked."""
     ours, theirs = socket.socketpair()
     with theirs:
         command = [sys.executable, __file__, str(theirs.fileno()), *imported]
-        served = subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd=pathlib.Path(__file__).parent.parent)
+        served = subprocess.Popen(
+            command,
+            pass_fds=[theirs.fileno()],
+            cwd=pathlib.Path(__file__).parent.parent,
+            env={**os.environ, "LD_PRELOAD": preloaded} if preloaded else None,
+        )
     atexit.register(_end, process, ours, served)
     ours.settimeout(300)
     assert _line(ours) == "ready"

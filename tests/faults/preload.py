@@ -10,6 +10,8 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
+import warm_process
+
 HERE = pathlib.Path(__file__).parent
 INSTEAD, AFTERWARDS, SHORT = range(3)
 BEFORE, HALFWAY, AFTER = range(3)
@@ -36,14 +38,18 @@ def environment(library):
     return {**os.environ, **{name: os.pathsep.join(filter(None, values)) for name, values in joined.items()}}
 
 
-def run_module(library, module, *arguments, timeout=280, wrapper=(), **options):
+def run_module(library, module, *arguments, timeout=280, wrapper=()):
     """Runs a ``*_process`` of this directory, or one named with its package, under the library; returns what it
-    printed, or fails with all it said."""
+    printed, or fails with all it said. ``wrapper``: a command that starts it."""
     module = module if "." in module else f"faults.{module}"
-    command = [*wrapper, sys.executable, "-m", module, *map(str, arguments)]
-    done = subprocess.run(
-        command, env=environment(library), capture_output=True, text=True, timeout=timeout, check=False, **options
-    )
+    variables = environment(library)
+    if wrapper:
+        command = [*wrapper, sys.executable, "-m", module, *map(str, arguments)]
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=timeout, check=False)
+    else:
+        script = HERE.parent / f"{module.replace('.', '/')}.py"
+        preloaded = variables["LD_PRELOAD"]
+        done = warm_process.run(script, *arguments, timeout=timeout, environment=variables, preloaded=preloaded)
     assert done.returncode == 0, f"{module} ended with {done.returncode}\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
     return done.stdout
 
