@@ -16,6 +16,11 @@ FORMS = {
 }
 #: A function without options chooses the backend itself.
 WAYS = [(form, backend) for form in FORMS for backend in ("native", "torch") if (form, backend) != ("plainly", "torch")]
+#: With the first save and load of a process, and with later ones: those in every run in two of the forms.
+FIRST_AND_LATER = [
+    *((*way, False) for way in WAYS),
+    *(pytest.param(*way, True, marks=[] if way[0] in ("plainly", "both") else pytest.mark.long) for way in WAYS),
+]
 PROGRAM = """
 import copy, functools, io, pathlib, pickle, sys, tempfile
 sys.path.insert(0, {tests!r})
@@ -52,8 +57,7 @@ print("all of it")
 """
 
 
-@pytest.mark.parametrize("used", [False, True])
-@pytest.mark.parametrize(("form", "backend"), WAYS, indirect=["backend"])
+@pytest.mark.parametrize(("form", "backend", "used"), FIRST_AND_LATER, indirect=["backend"])
 def test_everything_works_through_the_swapped_names(form, used, backend, tmp_path):
     tests = str(pathlib.Path(__file__).parent)
     program = tmp_path / "program.py"
@@ -70,17 +74,14 @@ def corpus_through(form, backend, tmp_path, *names):
     return [int(number) for number in re.findall(r"(\d+) saved, (\d+) refused", done.stdout)[0]]
 
 
-#: All of the corpus goes through these in every run, and a third of it through each other, which binds the same names.
-WHOLE = ("plainly", "both")
-OTHERS = [form for form in FORMS if form not in WHOLE]
-
-
 @pytest.mark.parametrize(("form", "backend"), WAYS, indirect=["backend"])
 def test_the_corpus_through_the_swapped_names(form, backend, tmp_path, request):
     """The first save and the first load of the process are made through them, and all others."""
     names = list(CORPUS)
-    if form in OTHERS and not request.config.getoption("--long"):
-        names = names[OTHERS.index(form) :: len(OTHERS)]
+    if not request.config.getoption("--long"):
+        # The forms bind the same functions: each takes its share of the corpus, and together all of it.
+        forms = [each for each, of in WAYS if of == backend]
+        names = names[forms.index(form) :: len(forms)]
     num_saved, num_refused = corpus_through(form, backend, tmp_path, *names)
     assert num_saved + num_refused == len(names)
     assert num_saved > len(names) * 2 // 3
