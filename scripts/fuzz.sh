@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Fuzzes the archive reader under AddressSanitizer and UndefinedBehaviorSanitizer:
 #
-#   scripts/fuzz.sh SECONDS                      as CI does for 2 minutes, on each processor with a seed of its own
-#   scripts/fuzz.sh --runs N [--seed N]          the long mode is --runs 1000000
+#   scripts/fuzz.sh SECONDS                      on each processor with a seed of its own
+#   scripts/fuzz.sh --runs N [--seed N]          on one; CI's are 200000, the long mode is --runs 1000000
 #   scripts/fuzz.sh --only RUN [--seed N]        repeats one run that failed
 #   scripts/fuzz.sh --libfuzzer SECONDS          guided by coverage, where clang has libFuzzer
 set -euo pipefail

@@ -220,14 +220,15 @@ TEST_P(Reading, GivesADeviceThePayloadsThatWereWritten) {
 }
 
 TEST(Reading, VerifyFindsAFlippedBitOnTheWayToADevice) {
-  Made made = made_by_torch(kSizes, 64);
+  const Made made = made_by_torch(kSizes, 64);
   const size_t record = 18;  // of 9 MiB, over several spans
-  const size_t at = made.file.find(made.payloads[record].substr(5000000, 32));
-  made.file[at] = static_cast<char>(made.file[at] ^ 1);
   const TemporaryFile file;
   file.write_all(made.file);
   PositionalSource source(file.fd(), DirectIo::kAuto);
   const Directory directory = read_directory(source);
+  const uint64_t at = read_payload_offset(directory, source, record) + 5000000;
+  const char byte = static_cast<char>(made.file[at] ^ 1);
+  ASSERT_EQ(pwrite(file.fd(), &byte, 1, static_cast<off_t>(at)), 1);
   LateDevice device(sizes_of(made));
   EXPECT_EQ(load_payloads_onto(directory, source, all_of(made), device, true, {4, kMiB}, no_watch),
             std::vector<size_t>{record});
@@ -323,15 +324,16 @@ class FailingSource final : public PositionalSource {
 };
 
 TEST(Reading, FailureOfAnyReadEndsTheLoadWithItsError) {
-  const Made made = made_by_torch(kSizes, 64);
+  const Made made = made_by_torch({3, 0, 300000, 12345, 64, 700000, 100000, 8, 65536, 4096, 70000, 2}, 64);
+  const ReadOptions options = {4, 65536};
   const TemporaryFile file;
   file.write_all(made.file);
   PositionalSource sound(file.fd(), DirectIo::kOff);
   const Directory directory = read_directory(sound);
   FailingSource counting(file.fd(), -1);
   TestMemory all;
-  load_payloads(directory, counting, all_of(made), all, true, {4, kMiB}, no_watch);
-  ASSERT_GT(counting.calls, 10);
+  load_payloads(directory, counting, all_of(made), all, true, options, no_watch);
+  ASSERT_GT(counting.calls, 20);
   for (int fail_at = 0; fail_at < counting.calls; ++fail_at) {
     for (const std::string to : {"memory", "a device", "nowhere"}) {
       FailingSource source(file.fd(), fail_at);
@@ -339,11 +341,11 @@ TEST(Reading, FailureOfAnyReadEndsTheLoadWithItsError) {
         TestMemory memory;
         LateDevice device(sizes_of(made));
         if (to == "memory") {
-          load_payloads(directory, source, all_of(made), memory, true, {4, kMiB}, no_watch);
+          load_payloads(directory, source, all_of(made), memory, true, options, no_watch);
         } else if (to == "a device") {
-          load_payloads_onto(directory, source, all_of(made), device, true, {4, kMiB}, no_watch);
+          load_payloads_onto(directory, source, all_of(made), device, true, options, no_watch);
         } else {
-          payload_checksums(directory, source, all_of(made), {4, kMiB}, no_watch);
+          payload_checksums(directory, source, all_of(made), options, no_watch);
         }
         EXPECT_LE(source.calls, fail_at) << "read " << fail_at << " failed and nobody said so";
       } catch (const SystemError& e) {
