@@ -19,7 +19,7 @@ from statedict_io.writing.in_flight import register
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("rounds", [100, pytest.param(1000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("rounds", [50, pytest.param(1000, marks=pytest.mark.long)])
 def test_the_file_is_the_state_at_the_call(tmp_path, backend, rounds):
     ref, ours = two_directories(tmp_path)
     for number in range(rounds):

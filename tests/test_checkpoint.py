@@ -103,8 +103,8 @@ def layouts():
         "complex": filled(12, 13, dtype=torch.complex64).conj(),
         "half": filled(10, 12, dtype=torch.bfloat16),
         "f8": filled(10, 12, dtype=torch.float8_e4m3fn),
-        "large": filled(700, 3000, dtype=torch.int64),
-        "large transposed": filled(700, 3000, dtype=torch.int64).t(),
+        "large": filled(400, 3000, dtype=torch.int64),
+        "large transposed": filled(400, 3000, dtype=torch.int64).t(),
     }
 
 

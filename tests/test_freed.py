@@ -50,11 +50,11 @@ def no_collector():
 
 
 def assert_frees(action):
-    for turn in range(10):
+    for turn in range(7):
         action()
         if turn == 1:
             before = resident_nbytes()
-    # An allocator may keep some; ten calls that freed nothing would be eight files more.
+    # An allocator may keep some; seven calls that freed nothing would be five files more.
     assert resident_nbytes() - before < 3 * NBYTES
 
 

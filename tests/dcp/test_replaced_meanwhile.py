@@ -28,7 +28,7 @@ def directory(tmp_path):
 
 
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize("seconds", [3, pytest.param(60, marks=LONG)])
+@pytest.mark.parametrize("seconds", [1.5, pytest.param(60, marks=LONG)])
 def test_many_ranks_load_one_version(directory, backend, seconds, report_counts):
     found = all_well(run_ranks(2, replaced.load_in_ranks, directory, seconds, backend, seconds=seconds + 60))
     (num_loads, mixed, _), *_ = found
@@ -39,7 +39,7 @@ def test_many_ranks_load_one_version(directory, backend, seconds, report_counts)
 
 
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize("seconds", [1, pytest.param(60, marks=LONG)])
+@pytest.mark.parametrize("seconds", [0.5, pytest.param(60, marks=LONG)])
 @pytest.mark.parametrize("reader", replaced.READERS)
 def test_one_process_reads_one_version(directory, backend, reader, seconds, report_counts):
     if "safetensors" in reader:

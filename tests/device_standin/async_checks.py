@@ -60,7 +60,7 @@ def on_streams_of_its_own():
     torch.accelerator.set_device_index(0)
 
 
-@pytest.mark.parametrize("rounds", [100, pytest.param(1000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("rounds", [50, pytest.param(1000, marks=pytest.mark.long)])
 def test_async_the_file_is_the_state_at_the_call(tmp_path, standin, way, rounds):  # noqa: F811
     ref, ours = two_directories(tmp_path)
     for number in range(rounds):

@@ -78,7 +78,7 @@ def example(request, tmp_path_factory):
         runs.append({"name": "sync", "arguments": ["--saver", "sync"], "move_to": "sync"})
     runs.append({"name": "killed", "arguments": ["--die-at-step", str(case["die"])]})
     runs.append({"name": "resumed", "arguments": [], "move_to": "resumed"})
-    for number in range(3):
+    for number in range(3 if request.config.getoption("--long") else 1):
         moment = (draw.randrange(case["steps"] // 5, case["steps"] // 3), draw.uniform(0, 0.02))
         runs.append({"name": f"killed at random {number}", "arguments": [], "kill_after": moment})
     runs.append({"name": "resumed at last", "arguments": []})
