@@ -102,6 +102,10 @@ ACTIONS = {
 }
 
 
+#: These choose the backend themselves.
+WITHOUT_A_CHOICE = [inspect, to_safetensors, from_safetensors]
+
+
 def actions(path, backend):
     return [stock_load] if backend == STOCK else ACTIONS[os.path.splitext(path)[1]]
 
@@ -161,10 +165,10 @@ class Calls:
         self._environment = {**os.environ, "PYTHONPATH": python_path or os.environ.get("PYTHONPATH") or str(root)}
         self._process = None
 
-    def outcomes(self, path, backend):
-        """Of all that can be done to the file by a backend, or by STOCK."""
+    def outcomes(self, path, backend, without=()):
+        """Of all that can be done to the file by a backend, or by STOCK, but for actions in ``without``."""
         found = []
-        names = [action.__name__ for action in actions(str(path), backend)]
+        names = [action.__name__ for action in actions(str(path), backend) if action not in without]
         with tempfile.TemporaryDirectory(dir=os.path.dirname(path)) as directory:
             while left := names[len(found) :]:
                 found += self._some(str(path), backend, directory, left)
