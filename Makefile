@@ -19,7 +19,7 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 MODE ?= address
 # Many tests wait for the disk, or for processes that they start.
-TEST_PROCESSES ?= 3
+TEST_PROCESSES ?= 4
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 WHEELS_ARGS ?=

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import gc
 import importlib.util
 import os
 
@@ -27,11 +28,47 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "cuda: needs a CUDA device; fails without one where STATEDICT_IO_REQUIRE_CUDA=1")
 
 
+#: The files that take longest, in that order. pytest-xdist gives each file to one process: where the long ones begin
+#: first, no process is left alone with one of them at the end.
+LONGEST = (
+    "test_device.py",
+    "faults/test_fault_injection.py",
+    "integrations/test_examples.py",
+    "test_small_files.py",
+    "test_benchmarks.py",
+    "test_patching.py",
+    "test_swapped_names.py",
+    "faults/test_async_processes.py",
+    "faults/test_nested_saves.py",
+    "faults/test_crashes.py",
+    "checkpoints/test_kills.py",
+    "checkpoints/test_faults.py",
+    "faults/test_file_systems.py",
+    "faults/test_memory_limits.py",
+    "test_byte_identity.py",
+    "test_load_as_torch.py",
+    "dcp/test_replaced_meanwhile.py",
+    "test_freed.py",
+    "remote/test_s3_faults.py",
+    "dcp/test_files.py",
+    "test_exit.py",
+    "test_read_amounts.py",
+)
+
+
 def pytest_collection_modifyitems(config, items):
+    if hasattr(config, "workerinput"):
+        turns = {name: turn for turn, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: turns.get(os.path.relpath(item.path, os.path.dirname(__file__)), len(turns)))
     if not config.getoption("--long"):
         for item in items:
             if item.get_closest_marker("long"):
                 item.add_marker(pytest.mark.skip(reason="runs with --long"))
+
+
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()  # some tests collect again and again: what is there already need not be searched
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
