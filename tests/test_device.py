@@ -38,7 +38,7 @@ def cases(tmp_path_factory, request):
     command += ["--long"] * is_long
     command += [f"--junitxml={report}", f"--basetemp={directory / 'checks'}"]
     try:
-        limit = 1500 if is_long else 500
+        limit = 1500 if is_long else 1200
         run = subprocess.run(command, cwd=CHECKS[0].parents[2], capture_output=True, text=True, timeout=limit)
         printed = run.stdout + run.stderr
     except subprocess.TimeoutExpired as hang:
