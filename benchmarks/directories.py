@@ -1,108 +1,135 @@
-"""What a ``CheckpointDirectory`` costs beside plain saves: time a checkpoint, and time of ``latest()`` in a large one.
+"""What a ``CheckpointDirectory`` costs: `python -m benchmarks.directories --out results.json`.
 
-    python -m benchmarks.directories --out results.json
-
-Saves take turns: one into the directory, one under the same names in a plain one, whose oldest file is deleted
-alike. ``latest()`` is timed without its verification, which is a read of the file.
+It takes turns with plain saves and deletions of the oldest file, by hand; then `latest()` of a large directory, without
+its verification, which is a read of the file, takes turns with a listing. Each contender has a process of its own. Ends
+with what is asked, and exits with 1 where a figure misses that.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
-import os
-import pathlib
-import shutil
-import statistics
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import torch
+from . import program, results
+from .cases import KIB, MIB, format_size
+from .processes import WorkerProcess
+from .turns import rounds
 
-import statedict_io as sio
-
-from .environment import describe
-
-KEPT = 3
-MAX_EXTRA_MS, MAX_LATEST_MS = 1.0, 50.0
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dir", default=".", help="measures that file system")
-    parser.add_argument("--rounds", type=int, default=200)
-    parser.add_argument("--files", type=int, default=1000, help="in the directory of latest()")
-    parser.add_argument("--out", help="results, as JSON")
-    parser.add_argument("--smoke", action="store_true", help="does it run?")
-    options = parser.parse_args()
-    rounds, files = (4, 20) if options.smoke else (options.rounds, options.files)
-    document: dict[str, Any] = {"environment": describe(pathlib.Path(options.dir), "cpu"), "saves": [], "latest": None}
-    with temporary(options.dir) as directory:
-        for nbytes in (64 << 10, 4 << 20):
-            for durable in (True, False):
-                document["saves"].append(saves(directory, nbytes, durable, rounds))
-        document["latest"] = latest(directory, files, max(rounds // 4, 3))
-    for each in document["saves"]:
-        extra = statistics.median(b - a for a, b in zip(each["plain_s"], each["directory_s"], strict=True)) * 1e3
-        name = f"{each['nbytes'] >> 10} KiB, {'durable' if each['durable'] else 'not durable'}"
-        plain, ours = (statistics.median(each[key]) * 1e3 for key in ("plain_s", "directory_s"))
-        print(f"{name}: plain {plain:.2f} ms, directory {ours:.2f} ms; {extra:.2f} ms more (asked: {MAX_EXTRA_MS})")
-    median = statistics.median(document["latest"]["seconds"]) * 1e3
-    print(f"latest() of {files} checkpoints: {median:.2f} ms (asked: {MAX_LATEST_MS})")
-    if options.out:
-        pathlib.Path(options.out).write_text(json.dumps(document, indent=1) + "\n")
+OURS, BY_HAND = "statedict_io.CheckpointDirectory", "by hand"
+SIZES = (64 * KIB, 4 * MIB)
+MOST_EXTRA_MS, MOST_LATEST_MS = 1, 50
 
 
-@contextlib.contextmanager
-def temporary(above: str) -> Iterator[pathlib.Path]:
-    path = pathlib.Path(tempfile.mkdtemp(prefix="sdio-directories-", dir=above))
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    document = program.document(options)
+    document["directories"] = parts = []
+    workers = {name: WorkerProcess("keeper", name) for name in (BY_HAND, OURS)}
     try:
-        yield path
+        for worker in workers.values():
+            worker.wait_started()
+        with program.scratch(options.dir) as directory:
+            for nbytes in SIZES:
+                for durable in (True, False):
+                    parts.append(saves(workers, options, directory / f"{len(parts)}", nbytes, durable))
+                    print_part(parts[-1])
+            parts.append(latest(workers, options, directory / "many"))
+            print_part(parts[-1])
     finally:
-        shutil.rmtree(path)
+        for worker in workers.values():
+            worker.close()
+    found = checks(parts)
+    document["checks"] = [dict(zip(("what", "is", "wanted", "met"), check, strict=True)) for check in found]
+    program.write(document, options)
+    print()
+    for what, value, wanted, met in found:
+        print(f"  {'' if met else 'MISSED: '}{what}: {value:.3g}, wanted {wanted}")
+    broken = [each["reason"] for part in parts for each in part["contenders"].values() if each["status"] != "ok"]
+    print(*broken, sep="\n", file=sys.stderr)
+    missed = any(not met for _, _, _, met in found)
+    return 1 if broken or (missed and not options.smoke) else 0
 
 
-def saves(directory: pathlib.Path, nbytes: int, durable: bool, rounds: int) -> dict[str, Any]:
-    state = {f"weight{i}": torch.rand(nbytes // 16 // 4) for i in range(16)}
-    plain, ours = directory / f"plain-{nbytes}-{durable}", directory / f"directory-{nbytes}-{durable}"
-    plain.mkdir()
-    ckpts = sio.CheckpointDirectory(ours, keep_last=KEPT)
-
-    def save_plain(step: int) -> None:
-        sio.save(state, plain / f"step-{step:08d}.pt", durable=durable)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(plain / f"step-{step - KEPT:08d}.pt")
-
-    def save_ours(step: int) -> None:
-        ckpts.save(state, step, 0.5, durable=durable)
-
-    times: dict[Callable[[int], None], list[float]] = {save_plain: [], save_ours: []}
-    for step in range(rounds + KEPT + 1):
-        for save in (save_plain, save_ours) if step % 2 else (save_ours, save_plain):
-            begin = time.perf_counter()
-            save(step)
-            times[save].append(time.perf_counter() - begin)
-    ckpts.close()
-    plain_s, ours_s = (times[save][KEPT + 1 :] for save in (save_plain, save_ours))
-    return {"nbytes": nbytes, "durable": durable, "plain_s": plain_s, "directory_s": ours_s}
+def saves(
+    workers: dict[str, WorkerProcess], options: argparse.Namespace, directory: Path, nbytes: int, durable: bool
+) -> dict[str, Any]:
+    """`extra` is by how much longer ours took than the save by hand of the same round."""
+    for name, worker in workers.items():
+        worker.order("begin", path=str(directory / name), nbytes=nbytes, durable=durable)
+    samples = in_turns(workers, options, lambda worker, number: worker.order("save", number=number))
+    pairs = zip(samples[BY_HAND], samples[OURS], strict=False)
+    extra = results.measured([{"s": ours["s"] - by_hand["s"]} for by_hand, ours in pairs])
+    what = f"a checkpoint of {format_size(nbytes)}{'' if durable else ', durable=False'}"
+    return {"what": what, "payload_bytes": nbytes, "durable": durable, "extra": extra, **described(workers, samples)}
 
 
-def latest(directory: pathlib.Path, files: int, rounds: int) -> dict[str, Any]:
-    path = directory / "many"
+def latest(workers: dict[str, WorkerProcess], options: argparse.Namespace, path: Path) -> dict[str, Any]:
+    import statedict_io as sio
+
     with sio.CheckpointDirectory(path) as ckpts:
-        for step in range(files):
+        for step in range(options.files):
             ckpts.save({"step": step}, step, float(step), durable=False)
-    seconds = []
-    for _ in range(rounds):
-        begin = time.perf_counter()
-        found = sio.CheckpointDirectory(path, keep_last=3).latest(verify=False)
-        seconds.append(time.perf_counter() - begin)
-        assert found is not None and found.step == files - 1
-    return {"files": files, "seconds": seconds}
+    samples = in_turns(workers, options, lambda worker, _: worker.order("find", path=str(path)))
+    return {"what": f"latest() of {options.files:,} checkpoints", "files": options.files, **described(workers, samples)}
+
+
+def in_turns(
+    workers: dict[str, WorkerProcess],
+    options: argparse.Namespace,
+    order: Callable[[WorkerProcess, int], dict[str, Any] | None],
+) -> dict[str, list[Any]]:
+    samples: dict[str, list[Any]] = {name: [] for name in workers}
+    for number, names, _ in rounds(list(workers), options.rounds, options.seconds):
+        for name in names:
+            sample = order(workers[name], number)
+            if sample is not None:
+                samples[name].append(sample)
+    return samples
+
+
+def described(workers: dict[str, WorkerProcess], samples: dict[str, list[Any]]) -> dict[str, Any]:
+    return {
+        "contenders": {
+            name: {"status": worker.status, "reason": worker.reason, **results.measured(samples[name])}
+            for name, worker in workers.items()
+        }
+    }
+
+
+def checks(parts: list[dict[str, Any]]) -> list[tuple[str, float, str, bool]]:
+    """(what, figure, what is wanted, met); of what was measured."""
+    found = []
+    for part in parts:
+        is_save = "extra" in part
+        median = (part["extra"] if is_save else part["contenders"][OURS])["median"]
+        if median:
+            value, most = 1e3 * median["s"], MOST_EXTRA_MS if is_save else MOST_LATEST_MS
+            what = f"{part['what']}: {'ms more than by hand' if is_save else 'ms'}"
+            found.append((what, value, f"<= {most}", value <= most))
+    return found
+
+
+def print_part(part: dict[str, Any]) -> None:
+    print(f"{part['what']}: medians")
+    rows = dict(part["contenders"])
+    if "extra" in part:
+        rows["more, of the same round"] = {"status": "ok", **part["extra"]}
+    for name, entry in rows.items():
+        if not entry["median"]:
+            print(f"  {name:34} {entry['status']}: {entry['reason']}")
+            continue
+        _, low, high, _ = (1e3 * value for value in entry["spread"]["s"])
+        print(f"  {name:34} {1e3 * entry['median']['s']:8.2f} ms  {low:.2f} to {high:.2f}  {entry['rounds']} rounds")
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = program.Program("directories", __doc__, rounds=200, seconds=45)
+    parser.add_argument("--files", type=int, default=1000, help="in the directory of latest()")
+    return parser.options(arguments, files=20)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

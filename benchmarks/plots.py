@@ -58,7 +58,7 @@ def draw(document: dict[str, Any], directory: Path, stem: str) -> list[Path]:
     if "timeline" in document:
         lanes(document["timeline"], about, directory / f"{stem}.png")
         return [directory / f"{stem}.png"]
-    if "stall" in document or "parts" in document:
+    if results.is_compared(document):
         return [sampled(of, about, directory / f"{stem}-{of.name}.png") for of in results.compared(document)]
     runs = [run for run in document["runs"] if run["op"] == "save" and run["contenders"]]
     written = []

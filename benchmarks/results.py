@@ -96,8 +96,21 @@ class Compared(NamedTuple):
     contenders: dict[str, Any]
 
 
+#: What the documents have in which one quantity after the other is compared.
+COMPARED = ("stall", "parts", "directories")
+
+
+def is_compared(document: dict[str, Any]) -> bool:
+    return any(name in document for name in COMPARED)
+
+
 def compared(document: dict[str, Any]) -> list[Compared]:
-    """What a file of `benchmarks.asynchronous` or `benchmarks.reading` compares."""
+    """What a file of `benchmarks.asynchronous`, `benchmarks.reading` or `benchmarks.directories` compares."""
+    if "directories" in document:
+        return [
+            Compared(f"{number}", part["what"], "seconds of the call", "s", part["contenders"])
+            for number, part in enumerate(document["directories"])
+        ]
     if "stall" in document:
         stall, training = document["stall"], document["training"]
         size, every = format_size(training["checkpoint_bytes"]), training["checkpoint_every"]

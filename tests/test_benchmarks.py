@@ -39,14 +39,14 @@ def test_asynchronous(tmp_path):
 
 @pytest.mark.timeout(200)
 def test_directories(tmp_path):
-    out = tmp_path / "out.json"
-    command = [sys.executable, "-m", "benchmarks.directories", "--smoke", "--dir", str(tmp_path), "--out", str(out)]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180)
-    assert run.returncode == 0, run.stderr
-    document = json.loads(out.read_text())
-    assert len(document["saves"]) == 4 and document["latest"]["files"] == 20
-    assert "latest() of 20 checkpoints" in run.stdout
-    assert list(tmp_path.iterdir()) == [out]
+    run, document = smoke("directories", tmp_path)
+    *saves, latest = document["directories"]
+    assert [(part["payload_bytes"], part["durable"], part["extra"]["rounds"]) for part in saves] == [
+        (nbytes, durable, 1) for nbytes in (64 << 10, 4 << 20) for durable in (True, False)
+    ]
+    assert latest["files"] == 20 and set(latest["contenders"]) == {"by hand", "statedict_io.CheckpointDirectory"}
+    assert all(each["status"] == "ok" for part in (*saves, latest) for each in part["contenders"].values())
+    assert len(document["checks"]) == 5 and "latest() of 20 checkpoints: ms" in run.stdout
 
 
 @pytest.mark.timeout(200)
