@@ -6,7 +6,7 @@
 What it takes: a checkpoint holds everything that the next step depends on (weights, AdamW's moments, the schedule, the
 order of the data and the place in it, the random numbers of dropout), and the newest sound one is found again.
 `CheckpointDirectory` does the latter. SIGTERM, which a scheduler sends some time before it kills, ends the loop with a
-save.
+save, and the process with status 143 (128 and the number of the signal): the training is not over.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,11 +106,13 @@ def main(arguments: list[str] | None = None) -> None:
         schedule.step()
         step += 1
         print(f"step {step} loss {loss.item()!r}", flush=True)
-        if step % options.save_every == 0:
-            ckpts.save_async(state(), step, metric=loss.item())  # raises if one before failed
         if ckpts.should_stop:
             ckpts.save(state(), step, metric=loss.item())
-            break
+            ckpts.close()
+            print(f"stopped after step {step}", flush=True)
+            sys.exit(128 + signal.SIGTERM)
+        if step % options.save_every == 0:
+            ckpts.save_async(state(), step, metric=loss.item())  # raises if one before failed
         if step == options.die_at_step:
             os.kill(os.getpid(), signal.SIGKILL)
     ckpts.close()

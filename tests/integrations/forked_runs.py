@@ -2,9 +2,9 @@
 
 forked_runs.py EXAMPLE DIRECTORY, with a JSON list of runs on stdin; run by test_examples.py.
 
-A run has a ``name``, ``arguments``, perhaps ``kill_after`` (steps, and seconds from then) and ``move_to``: it works in
-DIRECTORY/work, which is then renamed so that the next one starts afresh in a directory of the same name, as names are
-part of what is saved.
+A run has a ``name``, ``arguments``, perhaps ``kill_after`` (steps, and seconds from then), ``stop_in_step`` (it gets
+SIGTERM in the middle of that one) and ``move_to``: it works in DIRECTORY/work, which is then renamed so that the next
+one starts afresh in a directory of the same name, as names are part of what is saved.
 """
 
 import importlib.util
@@ -44,8 +44,12 @@ def in_fork(module, work, run):
     if child == 0:
         status = 1
         try:
+            if "stop_in_step" in run:
+                signal_in_step(run["stop_in_step"])
             run_here(module, work, run["arguments"], output, counts)
             status = 0
+        except SystemExit as e:
+            status = e.code
         except BaseException:
             traceback.print_exc()
         finally:
@@ -68,6 +72,18 @@ def in_fork(module, work, run):
         "output": output.read_text(),
         "saves": int(counts.read_text()) if status == 0 else None,  # a kill can cut the count itself
     }
+
+
+def signal_in_step(number):
+    step, calls = torch.optim.AdamW.step, []
+
+    def step_and_signal(*arguments, **options):
+        calls.append(None)
+        if len(calls) == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments, **options)
+
+    torch.optim.AdamW.step = step_and_signal
 
 
 def run_here(module, work, arguments, output, counts):

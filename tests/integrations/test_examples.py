@@ -16,9 +16,10 @@ from oracle import assert_same_bytes
 EXAMPLES = pathlib.Path(__file__).resolve().parents[2] / "examples"
 RUNNER = pathlib.Path(__file__).with_name("forked_runs.py")
 SEED = 0
+STOPPED = 128 + signal.SIGTERM
 
 CASES = {
-    "train": {"needs": [], "die": 35, "steps": 60},
+    "train": {"needs": [], "die": 35, "steps": 60, "stop": 23},
     "lightning_trainer": {"needs": ["lightning"], "die": 22, "steps": 30},
     "transformers_trainer": {"needs": ["transformers", "accelerate"], "die": 13, "steps": 20},
     "accelerate_loop": {"needs": ["accelerate"], "die": 23, "steps": 30},
@@ -47,7 +48,7 @@ def run(example, directory, runs):
     assert ended.returncode == 0, ended.stderr
     results = json.loads(ended.stdout.splitlines()[-1])
     for result in results.values():
-        assert result["status"] in (0, -signal.SIGKILL), f"{result['output']}\n{ended.stderr}"
+        assert result["status"] in (0, -signal.SIGKILL, STOPPED), f"{result['output']}\n{ended.stderr}"
     return results
 
 
@@ -81,7 +82,10 @@ def example(request, tmp_path_factory):
     for number in range(3 if request.config.getoption("--long") else 1):
         moment = (draw.randrange(case["steps"] // 5, case["steps"] // 3), draw.uniform(0, 0.02))
         runs.append({"name": f"killed at random {number}", "arguments": [], "kill_after": moment})
-    runs.append({"name": "resumed at last", "arguments": []})
+    runs.append({"name": "resumed at last", "arguments": [], "move_to": "at last"})
+    if "stop" in case:
+        runs.append({"name": "stopped", "arguments": [], "stop_in_step": case["stop"]})
+        runs.append({"name": "resumed when stopped", "arguments": []})
     print(f"seed {SEED}: {runs}")
     return name, directory, run(name, directory, runs)
 
@@ -108,6 +112,21 @@ def test_so_does_one_that_is_killed_at_any_moment(example):
         if "at random" in run_name or "at last" in run_name:
             assert losses(result).items() <= expected, f"seed {SEED}, {run_name}"
     assert final_weights(results["resumed at last"]) == final_weights(results["whole"])
+
+
+def test_one_that_is_told_to_stop_saves_and_resumes_at_that_step(example):
+    name, _, results = example
+    if "stop" not in CASES[name]:
+        pytest.skip("leaves signals to the library it shows")
+    stopped, resumed = results["stopped"], results["resumed when stopped"]
+    assert stopped["status"] == STOPPED and resumed["status"] == 0
+    step = CASES[name]["stop"]
+    assert f"stopped after step {step}\n" in stopped["output"]
+    assert f"resumed after step {step}\n" in resumed["output"]
+    before, after = losses(stopped), losses(resumed)
+    assert sorted(map(int, before)) == list(range(1, step + 1))
+    assert {**before, **after} == losses(results["whole"]) and not before.keys() & after.keys()
+    assert final_weights(resumed) == final_weights(results["whole"])
 
 
 def test_patched_and_plain_saves_give_equal_files(example):
