@@ -66,9 +66,10 @@ def main(argv: list[str] | None = None) -> int:
     _add_directory(list_)
     list_.add_argument(
         "--verify",
-        choices=["crc", "structure", "none"],
+        choices=["digest", "crc", "structure", "none"],
         default="structure",
-        help="read every byte, or the ends of each file (default), or nothing",
+        help="read every byte, for checksums and a noted digest or for checksums alone, or the ends of each file "
+        "(default), or nothing",
     )
     list_.add_argument("--json", action="store_true", help="for machines")
     list_.set_defaults(run=lambda a: listing.run(a.directory, a.pattern, verify=a.verify, as_json=a.json))

@@ -31,8 +31,9 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     if isinstance(value, str) and value in choices:
         return
     *others, last = map(repr, choices)
+    known = f"{', '.join(others)} or {last}" if others else last
     error = ValueError if isinstance(value, str) else _NoWord
-    raise error(f"{name} must be {', '.join(others)} or {last}, got {value!r}")
+    raise error(f"{name} must be {known}, got {value!r}")
 
 
 def check_at_least(least: int, **options: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -58,4 +59,7 @@ class Background:
                     self._thread = None
                     return
                 action = self._actions.popleft()
-            action()
+            try:
+                action()
+            except Exception:  # such as a warning that is an error
+                threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))

@@ -5,27 +5,27 @@ from __future__ import annotations
 
 import atexit
 import os
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal
 
 from ..errors import CorruptCheckpointError
-from ..options import check_flags
+from ..options import check_choice, check_flags
 from ..system.processes import in_forked_child
-from ..writing import async_saving, pending, saving
+from ..writing import async_saving, saving
 from ..writing.pending import PendingSave
 from .entry import SavedCheckpoint, SkippedCheckpoint
 from .facts import checked_metric
 from .finder import Finder, Ranking, newest_first
-from .folder import Listed
+from .following import Followings
 from .naming import DEFAULT, Pattern, checked_step
 from .opening import open_folder
-from .restoring import check_parts, restore_parts
+from .restoring import Loading, check_parts, restore_parts
 from .retention import Direction, Rules
-from .soundness import checked_level, judged
+from .soundness import Verify, checked_level
 from .stop_signals import StopSignals
 from .writer import Announced, Writer, warn
 
@@ -51,7 +51,7 @@ class CheckpointDirectory:
         allow_other_writers: whether other processes may save into the directory too.
 
     Raises:
-        ValueError: for rules and patterns that cannot be.
+        TypeError, ValueError: for rules, options and patterns that cannot be; names them.
         FileKindError: the pattern ends in ``.safetensors``.
 
     Example:
@@ -78,6 +78,7 @@ class CheckpointDirectory:
         links: bool = False,
         allow_other_writers: bool = False,
     ) -> None:
+        check_flags(links=links, allow_other_writers=allow_other_writers)
         self._rules = Rules(keep_last, keep_every, keep_best, best)
         self._pattern = Pattern(pattern)
         self._folder = open_folder(path)
@@ -92,8 +93,7 @@ class CheckpointDirectory:
             has_links=links,
             allow_other_writers=allow_other_writers,
         )
-        self._unasked: list[PendingSave] = []
-        self._followers: list[threading.Thread] = []
+        self._followings = Followings(self._writer.may_be_waited_for)
         self._stop_signals: list[StopSignals] = []
         self._should_stop = False
         _all.add(self)
@@ -144,10 +144,17 @@ class CheckpointDirectory:
             from . import ranks
 
             def announce() -> tuple[Announced, bool]:
+                self._followings.catch_up()
                 return self._announce(step, metric, digest, options)
 
             ranks.save(self._writer, announce, state, process_group, digest, options)
             return
+        self._followings.catch_up()
+        self._save(state, step, metric, digest, options)
+
+    def _save(
+        self, state: object, step: int, metric: float | None, digest: str | None, options: dict[str, Any]
+    ) -> None:
         announced, durable = self._announce(step, metric, digest, options)
         try:
             saving.save(state, announced.path, **options)
@@ -160,7 +167,7 @@ class CheckpointDirectory:
         self, state: object, step: int, metric: float | None = None, *, digest: str | None = None, **options: Any
     ) -> PendingSave:
         """As :meth:`save`, but returns as soon as the tensors may be changed. The rules are applied by a thread, when
-        the checkpoint is there.
+        the checkpoint is there; the save is done when they are.
 
         Args:
             state, step, metric, digest: as for :meth:`save`.
@@ -174,49 +181,34 @@ class CheckpointDirectory:
         """
         if "storage" in options:
             raise ValueError("save_async writes from one process; for many ranks there is save(storage='dcp')")
+        self._followings.catch_up()
         announced, durable = self._announce(step, metric, digest, options)
         try:
             saved = async_saving.save_async(state, announced.path, **options)
         except BaseException:
             self._writer.failed(announced)
             raise
-        self._unasked.append(saved)
-        self._follow(saved, announced, durable, digest)
-        return saved
+
+        def follow(is_there: bool) -> None:
+            if is_there:
+                self._writer.committed(announced, durable=durable, digest=digest)
+            else:
+                self._writer.failed(announced)
+
+        return self._followings.begin(saved, follow)
 
     def _announce(
         self, step: int, metric: float | None, digest: str | None, options: dict[str, Any]
     ) -> tuple[Announced, bool]:
         step, metric = checked_step(step), checked_metric(metric)
-        if digest not in (None, "sha256"):
-            raise ValueError(f"digest must be 'sha256' or None, got {digest!r}")
+        if digest is not None:
+            check_choice("digest", digest, ("sha256",))
         for name in options:
             if name.startswith("_"):
                 raise TypeError(f"CheckpointDirectory saves in torch's zip format: {name} is not taken")
-        ended = [saved for saved in self._unasked if saved.done()]
-        self._unasked = [saved for saved in self._unasked if saved not in ended]
-        for saved in ended:
-            pending.raise_if_failed(saved)
         durable = options.get("durable", True)
         check_flags(durable=durable)
         return self._writer.announce(step, metric, durable=bool(durable)), bool(durable)
-
-    def _follow(self, saved: PendingSave, announced: Announced, durable: bool, digest: str | None) -> None:
-        """Does what comes after the commit, in a thread that the interpreter's exit waits for."""
-
-        def follow() -> None:
-            if pending.ended_well(saved):
-                self._writer.committed(announced, durable=durable, digest=digest)
-            else:
-                self._writer.failed(announced)
-
-        thread = threading.Thread(target=follow, name=f"after {announced.path}", daemon=False)
-        self._followers = [each for each in self._followers if each.is_alive()] + [thread]
-        try:
-            thread.start()
-        except RuntimeError:  # no more threads, or the interpreter is about to end
-            self._followers.remove(thread)
-            follow()
 
     def protect(self, step: int, protected: bool = True) -> None:
         """Has no rule delete the checkpoint of ``step``, in this process or any other; with ``protected=False``, as any
@@ -230,7 +222,7 @@ class CheckpointDirectory:
     def prune(
         self,
         *,
-        verify: Literal["crc", "structure"] | bool = "crc",
+        verify: Verify = "crc",
         backend: str = "auto",
         dry_run: bool = False,
     ) -> list[int]:
@@ -256,14 +248,15 @@ class CheckpointDirectory:
         return []
 
     def discard_after(self, step: int) -> list[int]:
-        """Deletes every checkpoint newer than ``step``, also protected ones: for a run that goes back, and leaves what
-        it did since.
+        """Deletes every checkpoint newer than ``step``, also protected ones and such as are being read: for a run that
+        goes back, and leaves what it did since.
 
         Returns:
             The steps that were deleted.
 
         Raises:
-            StateDictIOError: one of them is being saved, or somebody else saves into the directory.
+            StateDictIOError: one of them is being saved, or somebody else saves into the directory; nothing has been
+                deleted.
             OSError: one could not be deleted; those above it have been.
         """
         return self._writer.discard_after(checked_step(step))
@@ -277,7 +270,7 @@ class CheckpointDirectory:
     def latest(
         self,
         *,
-        verify: Literal["crc", "structure"] | bool = "crc",
+        verify: Verify = "crc",
         backend: str = "auto",
         storage: Literal["dcp"] | None = None,
         process_group: Any = None,
@@ -287,8 +280,8 @@ class CheckpointDirectory:
         Those that are not are passed over: they are in the result's ``skipped``, and in one warning.
 
         Args:
-            verify: ``"crc"`` reads the whole file; ``"structure"`` its ends, and so finds torn and foreign files;
-                ``False`` opens nothing.
+            verify: ``"crc"`` reads the whole file; ``"digest"`` also compares the hash of its bytes, where ``save`` has
+                noted one; ``"structure"`` reads its ends, and so finds torn and foreign files; ``False`` opens nothing.
             backend: as for :func:`verify`.
             storage: ``"dcp"``: the first rank looks, and all get its answer, or its error. A collective call.
             process_group: of that call; None: the default group.
@@ -310,9 +303,7 @@ class CheckpointDirectory:
             return SavedCheckpoint(self._folder, self._pattern.name_of(agreed[0]), *agreed)
         return self._search(newest_first, verify, backend)
 
-    def best(
-        self, *, verify: Literal["crc", "structure"] | bool = "crc", backend: str = "auto"
-    ) -> SavedCheckpoint | None:
+    def best(self, *, verify: Verify = "crc", backend: str = "auto") -> SavedCheckpoint | None:
         """The checkpoint with the best metric among those that are sound, the newest of equals; None where none has a
         metric. Otherwise as :meth:`latest`.
 
@@ -334,7 +325,7 @@ class CheckpointDirectory:
         self,
         *,
         step: int | None = None,
-        verify: Literal["crc", "structure"] | bool = "crc",
+        verify: Verify = "crc",
         map_location: Any = "cpu",
         weights_only: bool = True,
         backend: str = "auto",
@@ -346,7 +337,8 @@ class CheckpointDirectory:
 
         Args:
             step: of the checkpoint to take instead.
-            verify: as for :meth:`latest`; every file is read once, and checked meanwhile.
+            verify: as for :meth:`latest`; every file is read once, and checked meanwhile, but for ``"digest"``: that is
+                a pass of its own.
             map_location, weights_only, backend: as for :func:`load`.
             storage: ``"dcp"``: all ranks load what the first one has found, each the whole of it. A collective call.
                 States of which every rank has a part are read with :meth:`SavedCheckpoint.load_into`.
@@ -361,47 +353,32 @@ class CheckpointDirectory:
             FileNotFoundError: there is none of ``step``.
             Exception: what :func:`load` and ``load_state_dict`` raise.
         """
-        level = checked_level(verify)
         check_parts(parts)
-        skipped: list[SkippedCheckpoint] = []
+        loading = Loading(self._finder, checked_level(verify), map_location, weights_only, backend)
+        if not _is_dcp(storage):
+            return self._restore(loading, step, parts)
+        from . import ranks
 
-        def load(entry: SavedCheckpoint, listed: Listed) -> Any:
-            if level:
-                self._finder.check("structure", backend)(entry, listed)
-            with judged(self._folder, listed):
-                return entry.load(map_location, weights_only=weights_only, backend=backend, verify=level == "crc")
+        if step is None:
+            agreed = self.latest(verify=verify, backend=backend, storage=storage, process_group=process_group)
+            if agreed is None:
+                return None
+            step, loading = agreed.step, replace(loading, level=False)
+        return ranks.in_all(lambda: self._restore(loading, step, parts), process_group)
 
-        if _is_dcp(storage):
-            from . import ranks
-
-            if step is None:
-                agreed = self.latest(verify=verify, backend=backend, storage=storage, process_group=process_group)
-                if agreed is None:
-                    return None
-                step = agreed.step
-            of_all, verify = step, False
-
-            def restore_one() -> int | None:
-                return self.restore(
-                    step=of_all,
-                    verify=verify,
-                    map_location=map_location,
-                    weights_only=weights_only,
-                    backend=backend,
-                    **parts,
-                )
-
-            return ranks.in_all(restore_one, process_group)
+    def _restore(self, loading: Loading, step: int | None, parts: dict[str, Any]) -> int | None:
         if step is not None:
-            entry = SavedCheckpoint(self._folder, self._pattern.name_of(checked_step(step)), step)
-            state = entry.load(map_location, weights_only=weights_only, backend=backend, verify=level == "crc")
+            step = checked_step(step)
+            entry = SavedCheckpoint(self._folder, self._pattern.name_of(step), step)
+            state = loading.load(entry)
         else:
-            found = self._finder.first(newest_first, load, skipped)
+            skipped: list[SkippedCheckpoint] = []
+            found = self._finder.first(newest_first, loading.load_if_sound, skipped)
             self._warn_of(skipped, found and found[0])
             if found is None:
                 return None
             entry, state = found
-        restore_parts(parts, state, entry.path)
+        restore_parts(parts, state, self._folder.shown(self._pattern.name_of(entry.step)))
         return entry.step
 
     def _warn_of(self, skipped: list[SkippedCheckpoint], found: SavedCheckpoint | None) -> None:
@@ -419,14 +396,20 @@ class CheckpointDirectory:
 
         Args:
             state: returns (step, state) to save in the handler, for loops that may not come round in time. It is
-                called between any two lines of the program, so also in the middle of ``optimizer.step()``.
+                called between any two lines of the program, so also in the middle of ``optimizer.step()``. The save
+                happens also where an earlier asynchronous one has failed.
+
+        Raises:
+            ValueError: no signal is given; or not in the main thread.
         """
+        if not signals:
+            raise ValueError("save_on_signal needs a signal, such as signal.SIGTERM")
 
         def act(directory: CheckpointDirectory) -> None:
             directory.request_stop()
             if state is not None:
                 step, content = state()
-                directory.save(content, step)
+                directory._save(content, step, None, None, {})
 
         self._stop_signals.append(StopSignals(signals, act, self))
 
@@ -456,20 +439,20 @@ class CheckpointDirectory:
         def left() -> float | None:
             return None if deadline is None else max(deadline - time.monotonic(), 0.0)
 
-        for thread in list(self._followers):
-            thread.join(left())
-            if thread.is_alive():
-                raise TimeoutError(f"{self.path}: a save has not ended after {timeout} s")
+        if not self._followings.wait(left()):
+            raise TimeoutError(f"{self.path}: a save has not ended after {timeout} s")
         if not self._writer.background.wait(left()):
             raise TimeoutError(f"{self.path}: a deletion has not ended after {timeout} s")
 
     def close(self) -> None:
         """Waits as :meth:`wait` does, lets others save into the directory, and puts back the handlers of signals."""
-        self.wait()
-        self._writer.close()
-        for each in self._stop_signals:
-            each.restore()
-        self._stop_signals.clear()
+        try:
+            self.wait()
+        finally:
+            self._writer.close()
+            for each in self._stop_signals:
+                each.restore()
+            self._stop_signals.clear()
 
     def __enter__(self) -> CheckpointDirectory:
         return self
@@ -485,14 +468,13 @@ class CheckpointDirectory:
 
     def _start_anew(self) -> None:
         self._writer.start_anew()
-        self._unasked.clear()
-        self._followers.clear()
+        self._followings.start_anew()
 
 
-def _is_dcp(storage: object) -> bool:
-    if storage not in (None, "dcp"):
-        raise ValueError(f"storage must be 'dcp' or None, got {storage!r}")
-    return storage == "dcp"
+def _is_dcp(storage: str | None) -> bool:
+    if storage is not None:
+        check_choice("storage", storage, ("dcp",))
+    return storage is not None
 
 
 def _start_anew() -> None:

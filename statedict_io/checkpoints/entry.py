@@ -8,14 +8,14 @@ import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from ..errors import StateDictIOError
-from . import facts, soundness
-from .facts import Facts
+from ..errors import CorruptCheckpointError, StateDictIOError
+from . import soundness
+from .facts import Facts, read_facts
 from .folder import Folder, Listed
 from .leases import Lease
-from .soundness import Unsound, Vanished, checked_level
+from .soundness import Unsound, Vanished, Verify, checked_level
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,13 @@ class SavedCheckpoint:
     def __init__(self, folder: Folder, name: str, step: int, skipped: Sequence[SkippedCheckpoint] = ()) -> None:
         self.step = step
         self.path = folder.path_of(name)
+        self._shown = folder.shown(name)  # without the password of a URL
         self.skipped = list(skipped)
         self._folder = folder
         self._name = name
 
     def __repr__(self) -> str:
-        return f"<SavedCheckpoint step {self.step}: {self.path!r}>"
+        return f"<SavedCheckpoint step {self.step}: {self._shown!r}>"
 
     @functools.cached_property
     def _facts(self) -> Facts:
@@ -92,10 +93,10 @@ class SavedCheckpoint:
     def _size_and_time(self) -> tuple[int, float | None]:
         found = self._folder.nbytes_and_time(self._name)
         if found is None:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.path)
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self._shown)
         return found
 
-    def problem(self, *, verify: Literal["crc", "structure"] | bool = "crc", backend: str = "auto") -> str | None:
+    def problem(self, *, verify: Verify = "crc", backend: str = "auto") -> str | None:
         """What is wrong with it, for people; None: nothing that ``verify`` asks for.
 
         Args:
@@ -112,6 +113,20 @@ class SavedCheckpoint:
         except Vanished as e:
             raise e.error from None
         return None
+
+    def check_digest(self) -> None:
+        """Compares the hash of the file's bytes with the one that ``save`` has noted, if it has.
+
+        Raises:
+            CorruptCheckpointError: they differ.
+            FileNotFoundError: it has been deleted since it was found.
+            OSError: it cannot be read.
+        """
+        with self.lease():
+            try:
+                soundness.check_digest(self._folder, self._name)
+            except Unsound as e:
+                raise CorruptCheckpointError(str(e)) from None
 
     def load(self, map_location: Any = None, **options: Any) -> Any:
         """What was saved; the checkpoint is not deleted meanwhile.
@@ -147,17 +162,11 @@ class SavedCheckpoint:
             options: of ``torch.distributed.checkpoint.load``, such as ``process_group``.
         """
         if not self._folder.is_local:
-            raise StateDictIOError(f"{self.path}: many ranks read from a file system that they share, not from a store")
+            raise StateDictIOError(
+                f"{self._shown}: many ranks read from a file system that they share, not from a store"
+            )
         import torch.distributed.checkpoint as dcp
 
         from ..dcp import SingleFileReader
 
         dcp.load(state_dict, storage_reader=SingleFileReader(self.path), **options)
-
-
-def read_facts(folder: Folder, name: str) -> Facts:
-    """
-    Raises:
-        OSError: they are there and cannot be read.
-    """
-    return facts.decoded(folder.read(name + facts.SUFFIX, facts.MAX_NBYTES), lambda: folder.version(name))

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from .folder import Folder
+
 SUFFIX = ".json"
 MAX_NBYTES = 1 << 16
 _FORMAT = "statedict_io checkpoint 1"
@@ -47,7 +49,20 @@ def checked_metric(metric: Any) -> float | None:
     Raises:
         TypeError, ValueError: it is none.
     """
-    return None if metric is None else float(metric)
+    try:
+        return None if metric is None else float(metric.detach() if hasattr(metric, "detach") else metric)
+    except Exception as e:  # torch's are RuntimeErrors
+        error = ValueError if isinstance(e, (ValueError, OverflowError)) else TypeError
+        raise error(f"metric must be a number, a tensor of one element or None: {e}") from None
+
+
+def read_facts(folder: Folder, name: str) -> Facts:
+    """What is known of the checkpoint ``name``.
+
+    Raises:
+        OSError: the file is there and cannot be read.
+    """
+    return decoded(folder.read(name + SUFFIX, MAX_NBYTES), lambda: folder.version(name))
 
 
 def encoded(step: int, facts: Facts, replaces: tuple[str, Facts] | None = None) -> bytes:

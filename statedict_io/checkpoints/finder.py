@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 from ..errors import StateDictIOError
 from . import soundness
-from .entry import SavedCheckpoint, SkippedCheckpoint, read_facts
+from .entry import SavedCheckpoint, SkippedCheckpoint
+from .facts import read_facts
 from .folder import Folder, Listed
 from .naming import Pattern
 from .retention import Direction, Kept, ranked
@@ -23,7 +25,8 @@ Ranking = Callable[[Survey], Iterable[tuple[int, Listed]]]
 class Finder:
     """
     Attributes:
-        damaged: name -> identity of the file that was found damaged, by any search.
+        damaged: name -> identity of the file that was found damaged, by any search; what cannot be read is not known
+            to be.
     """
 
     def __init__(self, folder: Folder, pattern: Pattern) -> None:
@@ -57,15 +60,19 @@ class Finder:
                     if key in examined:
                         if (vanished := examined[key]) is None:
                             continue
-                        raise Unsound(f"{entry.path}: {vanished.error.strerror}, but is listed", vanished.error)
+                        raise Unsound(
+                            f"{self._folder.shown(listed.name)}: {vanished.error.strerror}, but is listed",
+                            vanished.error,
+                        )
                     result = attempt(entry, listed)
                     entry.skipped = list(skipped)
                     return entry, result
                 except Unsound as e:
                     examined[key] = None
                     unreadable = unreadable or e.error
-                    skipped.append(SkippedCheckpoint(step, entry.path, str(e)))
-                    self.damaged[listed.name] = listed.identity
+                    skipped.append(SkippedCheckpoint(step, self._folder.shown(listed.name), str(e)))
+                    if e.error is None:
+                        self.damaged[listed.name] = listed.identity
                 except Vanished as e:
                     examined[key], has_vanished = e, True
                     break
@@ -85,6 +92,10 @@ class Finder:
             soundness.check(self._folder, listed, level, backend=backend)
 
         return attempt
+
+    def judging(self, listed: Listed) -> AbstractContextManager[None]:
+        """For an attempt: its errors that are the checkpoint's fault become those of :meth:`first`."""
+        return soundness.judged(self._folder, listed)
 
     def by_metric(self, best: Direction) -> Ranking:
         def ranking(there: Survey) -> list[tuple[int, Listed]]:

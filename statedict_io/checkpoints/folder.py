@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import IO, Literal, NamedTuple, Protocol
+from collections.abc import Iterator
+from typing import Literal, NamedTuple, Protocol
+
+PIECE_NBYTES = 1 << 20
 
 
 class Listed(NamedTuple):
@@ -16,7 +19,7 @@ class Listed(NamedTuple):
 class Folder(Protocol):
     """All methods raise the OSError that the system or the store reports, with the path."""
 
-    path: str  #: absolute, or a URL; where :meth:`path_of` begins
+    path: str  #: absolute, or a URL without its password: for people
     identity: str  #: equal for all names of the folder
     is_local: bool
 
@@ -24,7 +27,13 @@ class Folder(Protocol):
         """Everything in it; nothing where there is no folder."""
         ...
 
-    def path_of(self, name: str) -> str: ...
+    def path_of(self, name: str) -> str:
+        """To open it by."""
+        ...
+
+    def shown(self, name: str) -> str:
+        """As errors and warnings have it: :attr:`path` and the name."""
+        ...
 
     def version(self, name: str) -> str | None:
         """Differs whenever the content does; None where nothing has the name."""
@@ -38,15 +47,17 @@ class Folder(Protocol):
         """The file's content; None where there is none, or it is larger."""
         ...
 
-    def opened(self, name: str) -> IO[bytes]:
-        """For reading from front to back."""
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """The file's content, from front to back."""
         ...
 
     def write(self, name: str, data: bytes) -> None:
         """Replaces the file as a whole. What was written may not survive a power loss before :meth:`sync`."""
         ...
 
-    def sync(self, name: str) -> None: ...
+    def sync(self, name: str, *, also_name: bool) -> None:
+        """Returns when the file's content survives a power loss; with ``also_name`` that it has this name too."""
+        ...
 
     def create(self, *, durable: bool) -> None:
         """Makes the folder, and those above it, where they are missing."""

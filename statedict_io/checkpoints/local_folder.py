@@ -6,14 +6,15 @@ import contextlib
 import errno
 import os
 import stat
-from typing import IO, Literal
+from collections.abc import Iterator
+from typing import Literal
 
 from ..system.descriptors import open_file, sync
 from ..system.directories import OpenDirectory
 from ..writing import leftovers
 from ..writing.places import OpenFile, write_file
 from ..writing.targets import FileTarget, resolve
-from .folder import Listed
+from .folder import PIECE_NBYTES, Listed
 
 
 class LocalFolder:
@@ -38,6 +39,8 @@ class LocalFolder:
 
     def path_of(self, name: str) -> str:
         return os.path.join(self.path, name)
+
+    shown = path_of
 
     def version(self, name: str) -> str | None:
         found = self._stat(name)
@@ -64,8 +67,10 @@ class LocalFolder:
             return None
         return data if len(data) <= max_nbytes else None
 
-    def opened(self, name: str) -> IO[bytes]:
-        return open(self.path_of(name), "rb")
+    def pieces(self, name: str) -> Iterator[bytes]:
+        with open(self.path_of(name), "rb", buffering=0) as file:
+            while piece := file.read(PIECE_NBYTES):
+                yield piece
 
     def write(self, name: str, data: bytes) -> None:
         def write(file: OpenFile) -> None:
@@ -81,12 +86,14 @@ class LocalFolder:
         finally:
             target.close()
 
-    def sync(self, name: str) -> None:
+    def sync(self, name: str, *, also_name: bool) -> None:
         fd = open_file(self.path_of(name), os.O_WRONLY)
         try:
             sync(fd)
         finally:
             os.close(fd)
+        if also_name:
+            _sync_directory(self.path)
 
     def create(self, *, durable: bool) -> None:
         _make_directory(self.path.rstrip(os.sep) or os.sep, durable=durable)
@@ -123,11 +130,15 @@ def _make_directory(path: str, *, durable: bool) -> None:
     with contextlib.suppress(FileExistsError):  # another process has just made it
         os.mkdir(path)
     if durable:
-        above = OpenDirectory(parent)
-        try:
-            above.sync()
-        finally:
-            above.close()
+        _sync_directory(parent)
+
+
+def _sync_directory(path: str) -> None:
+    directory = OpenDirectory(path)
+    try:
+        directory.sync()
+    finally:
+        directory.close()
 
 
 def _kind(entry: os.DirEntry[str]) -> Literal["file", "link", "other"]:

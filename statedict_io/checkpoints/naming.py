@@ -38,7 +38,7 @@ class Pattern:
             raise ValueError(f"pattern {text!r}: names that begin with a dot are those of temporary files")
         if text.endswith(".json"):
             raise ValueError(f"pattern {text!r}: .json is what lies beside a checkpoint")
-        check_suffix(named[0])
+        check_suffix(text)
         self._known = re.compile(
             "".join(re.escape(literal) + ("([0-9]+)" if field else "") for literal, field, _, _ in parts)
         )
@@ -63,7 +63,10 @@ def checked_step(step: Any) -> int:
     Raises:
         TypeError, ValueError: it is none, or negative.
     """
-    number = operator.index(step)
+    try:
+        number = operator.index(step)
+    except TypeError:
+        raise TypeError(f"step must be a whole number, got {step!r}") from None
     if number < 0:
         raise ValueError(f"step must be at least 0, got {number}")
     return number

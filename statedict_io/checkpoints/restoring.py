@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ..errors import StateDictIOError
+from .entry import SavedCheckpoint
+from .finder import Finder
+from .folder import Listed
+from .soundness import Level
 from .trainable import load_model
 
 # Names under which people save the same thing.
@@ -17,6 +22,39 @@ _ALSO = {
     "scheduler": ("lr_scheduler", "schedule", "scheduler_state_dict"),
     "scaler": ("grad_scaler", "scaler_state_dict"),
 }
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How checkpoints are loaded, and checked meanwhile."""
+
+    finder: Finder
+    level: Level
+    map_location: Any
+    weights_only: bool
+    backend: str
+
+    def load(self, entry: SavedCheckpoint) -> Any:
+        """
+        Raises:
+            CorruptCheckpointError: it is damaged.
+            Exception: what :func:`load` raises.
+        """
+        if self.level == "digest":
+            entry.check_digest()
+        return entry.load(
+            self.map_location,
+            weights_only=self.weights_only,
+            backend=self.backend,
+            verify=self.level in ("crc", "digest"),
+        )
+
+    def load_if_sound(self, entry: SavedCheckpoint, listed: Listed) -> Any:
+        """For :meth:`Finder.first`."""
+        if self.level:
+            self.finder.check("structure", self.backend)(entry, listed)
+        with self.finder.judging(listed):
+            return self.load(entry)
 
 
 def check_parts(parts: Mapping[str, Any]) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from ..options import check_at_least, check_choice
 
 Direction = Literal["min", "max"]
 
@@ -15,7 +18,8 @@ class Rules:
     """A checkpoint that one of them keeps stays.
 
     Raises:
-        ValueError: a number below 1, or ``keep_best`` without what is best.
+        TypeError: a number that is not whole.
+        ValueError: one below 1, or ``keep_best`` without what is best.
     """
 
     keep_last: int | None = None  #: the newest, by step; None: all, or the newest where another rule is given
@@ -26,10 +30,11 @@ class Rules:
     def __post_init__(self) -> None:
         for name in ("keep_last", "keep_every", "keep_best"):
             number = getattr(self, name)
-            if number is not None and not number >= 1:
-                raise ValueError(f"{name} must be at least 1, got {number!r}")
-        if self.best not in (None, "min", "max"):
-            raise ValueError(f"best must be 'min' or 'max', got {self.best!r}")
+            if number is not None and not isinstance(number, numbers.Integral):
+                raise TypeError(f"{name} must be a whole number or None, got {number!r}")
+            check_at_least(1, **{name: number})
+        if self.best is not None:
+            check_choice("best", self.best, ("min", "max"))
         if self.keep_best is not None and self.best is None:
             raise ValueError("keep_best needs best='min' or best='max'")
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
-from typing import IO, Any
+from typing import Any
 
 from ..remote.stores import locate, naming_errors
-from .folder import Listed
+from .folder import PIECE_NBYTES, Listed
 
 _VERSIONS = ("ETag", "etag", "md5", "md5Hash", "generation", "VersionId", "content_md5", "ino")
 _TIMES = ("LastModified", "last_modified", "mtime", "updated", "created", "modified")
@@ -48,6 +49,9 @@ class StoreFolder:
     def path_of(self, name: str) -> str:
         return f"{self._given}/{name}"
 
+    def shown(self, name: str) -> str:
+        return f"{self.path}/{name}"
+
     def version(self, name: str) -> str | None:
         found = self._info(name)
         return None if found is None else _version(found)
@@ -58,7 +62,7 @@ class StoreFolder:
 
     def _info(self, name: str) -> dict[str, Any] | None:
         try:
-            with naming_errors(self.path_of(name)):
+            with naming_errors(self.shown(name)):
                 self._fs.invalidate_cache(self._path)
                 found: dict[str, Any] = self._fs.info(f"{self._path}/{name}")
         except FileNotFoundError:
@@ -70,21 +74,21 @@ class StoreFolder:
         if found is None or not (found.get("size") or 0) <= max_nbytes:
             return None
         try:
-            with naming_errors(self.path_of(name)):
+            with naming_errors(self.shown(name)):
                 return bytes(self._fs.cat_file(f"{self._path}/{name}"))
         except FileNotFoundError:
             return None
 
-    def opened(self, name: str) -> IO[bytes]:
-        with naming_errors(self.path_of(name)):
-            opened: IO[bytes] = self._fs.open(f"{self._path}/{name}", "rb")
-            return opened
+    def pieces(self, name: str) -> Iterator[bytes]:
+        with naming_errors(self.shown(name)), self._fs.open(f"{self._path}/{name}", "rb") as file:
+            while piece := file.read(PIECE_NBYTES):
+                yield piece
 
     def write(self, name: str, data: bytes) -> None:
-        with naming_errors(self.path_of(name)):
+        with naming_errors(self.shown(name)):
             self._fs.pipe_file(f"{self._path}/{name}", data)
 
-    def sync(self, name: str) -> None:
+    def sync(self, name: str, *, also_name: bool) -> None:
         """How durable an object is, is up to the store."""
 
     def create(self, *, durable: bool) -> None:
@@ -95,7 +99,7 @@ class StoreFolder:
 
     def remove(self, name: str) -> None:
         try:
-            with naming_errors(self.path_of(name)):
+            with naming_errors(self.shown(name)):
                 self._fs.rm_file(f"{self._path}/{name}")
         except FileNotFoundError:
             pass

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import threading
 import time
 import warnings
@@ -21,18 +20,44 @@ from ..errors import CheckpointDirectoryWarning, StateDictIOError
 from . import facts, links
 from .background import Background
 from .deletion import Deletions
-from .entry import read_facts
-from .facts import NOTHING_KNOWN, Facts
+from .facts import NOTHING_KNOWN, Facts, read_facts
 from .finder import Finder
 from .folder import Folder, Listed
 from .naming import Pattern
 from .retention import Kept, Rules, ranked, superfluous
+from .soundness import digest_of
 from .survey import Survey, survey
 from .writer_lock import WriterLock
 
 # As of temporaries: whoever saves this long into a folder that he does not have for himself is gone.
 _FOREIGN_FACTS_SECONDS = 24 * 3600
-_HASHED_NBYTES = 1 << 20
+
+
+class ReentrantLock:
+    """One of which a thread can tell that it has it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._here = threading.local()
+
+    def __enter__(self) -> None:
+        self._here.depth = self._depth + 1  # before it has it: a signal handler may come up in between
+        try:
+            self._lock.acquire()
+        except BaseException:
+            self._here.depth = self._depth - 1
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+        self._here.depth = self._depth - 1
+
+    @property
+    def _depth(self) -> int:
+        return getattr(self._here, "depth", 0)
+
+    def is_mine(self) -> bool:
+        return self._depth > 0
 
 
 @dataclass
@@ -69,7 +94,7 @@ class Writer:
         self._finder = finder
         self._has_links = has_links
         self._allow_other_writers = allow_other_writers
-        self._lock = threading.RLock()
+        self._lock = ReentrantLock()
         self._writer_lock: WriterLock | None = None
         self._is_only_writer = False  # known to be
         self._is_prepared = False
@@ -78,7 +103,7 @@ class Writer:
         self._own: dict[int, float | None] = {}  # step -> metric, of what this object has committed
         self._metrics: dict[tuple[str, str], float | None] = {}  # of (name, identity)
         self._sound: int | None = None  # a step that a search has found so
-        self._to_protect: set[int] = set()  # steps that are not there yet
+        self._wishes: dict[int, bool] = {}  # step -> protected: of what is not there yet, or is being saved
         self.background = Background(f"checkpoints in {folder.path}")
         self._deletions = Deletions(folder, self.background)
 
@@ -98,7 +123,7 @@ class Writer:
         try:
             version = self._folder.version(name)
             before = NOTHING_KNOWN if version is None else read_facts(self._folder, name)
-            new = Facts.of_now(metric, protected=before.protected or step in self._to_protect)
+            new = Facts.of_now(metric, protected=self._wishes.get(step, before.protected))
             replaces = None if version is None else (version, before)
             self._folder.write(name + facts.SUFFIX, facts.encoded(step, new, replaces))
         except BaseException:
@@ -135,43 +160,46 @@ class Writer:
         """The checkpoint is there: notes what could not be known before, and puts the folder in order. What cannot be
         done becomes a warning."""
         try:
-            self._complete_facts(announced, digest)
-        except OSError as e:
-            warn(f"{announced.path}{facts.SUFFIX}: could not be written: {e.strerror or e}")
-        if durable and self._folder.is_local:
-            self.background.run(lambda: self._sync_facts(announced))
+            self._write_completed(announced, digest, durable=durable)
+        finally:
+            with self._lock:
+                self._no_longer_in_flight(announced.name)
+                self._own[announced.step] = announced.facts.metric
+                self._finder.damaged.pop(announced.name, None)
         with self._lock:
-            self._no_longer_in_flight(announced.name)
-            self._own[announced.step] = announced.facts.metric
-            self._finder.damaged.pop(announced.name, None)
             self._tidy(announced.step)
 
-    def _sync_facts(self, announced: Announced) -> None:
+    def _write_completed(self, announced: Announced, digest: str | None, *, durable: bool) -> None:
+        is_changed = False
+        try:
+            completed = self._completed(announced, digest)
+            is_changed = completed != announced.facts
+            if is_changed:
+                self._write_facts(announced.step, completed)
+        except OSError as e:
+            warn(f"{self._facts_shown(announced)}: could not be written: {e.strerror or e}")
+        if durable and self._folder.is_local:
+            self.background.run(lambda: self._sync_facts(announced, also_name=is_changed))
+
+    def _facts_shown(self, announced: Announced) -> str:
+        return self._folder.shown(announced.name + facts.SUFFIX)
+
+    def _sync_facts(self, announced: Announced, *, also_name: bool) -> None:
         """Not before the checkpoint, and not in the call that saves it: a flush of a file of one block takes as long as
         one of the checkpoint, and without its facts a checkpoint is as good."""
         try:
-            self._folder.sync(announced.name + facts.SUFFIX)
+            self._folder.sync(announced.name + facts.SUFFIX, also_name=also_name)
         except FileNotFoundError:  # it has been deleted since
             pass
         except OSError as e:
-            warn(f"{announced.path}{facts.SUFFIX}: may not survive a power loss: {e.strerror or e}")
+            warn(f"{self._facts_shown(announced)}: may not survive a power loss: {e.strerror or e}")
 
-    def _complete_facts(self, announced: Announced, digest: str | None) -> None:
+    def _completed(self, announced: Announced, digest: str | None) -> Facts:
         known = announced.facts
         if digest is not None:
-            known = dataclasses.replace(known, sha256=self._sha256(announced.name))
-        if announced.step in self._to_protect:
-            self._to_protect.discard(announced.step)
-            known = dataclasses.replace(known, protected=True)
-        if known != announced.facts:
-            self._write_facts(announced.step, known)
-
-    def _sha256(self, name: str) -> str:
-        total = hashlib.sha256()
-        with self._folder.opened(name) as file:
-            while data := file.read(_HASHED_NBYTES):
-                total.update(data)
-        return total.hexdigest()
+            known = dataclasses.replace(known, sha256=digest_of(self._folder, announced.name))
+        with self._lock:
+            return dataclasses.replace(known, protected=self._wishes.pop(announced.step, known.protected))
 
     def _write_facts(self, step: int, known: Facts) -> None:
         self._folder.write(self._pattern.name_of(step) + facts.SUFFIX, facts.encoded(step, known))
@@ -190,20 +218,20 @@ class Writer:
             return
         try:
             there = survey(self._folder, self._pattern)
-            if not self._is_tidied:
-                self._warn_of_newer(there, step)
             self._remove_leftovers(there, self._pattern.name_of(step))
-            self._is_tidied = True
-            kept, unknown = self._described(there)
-            going = superfluous(kept, self._rules, unknown | self._to_protect)
-            names = [there.checkpoints[each].name for each in going]
-            if self._has_links:
-                left = [each for each in kept if each.step not in set(going) and not each.is_damaged]
-                in_use = self._linked(there, left)
-                names = [name for name in names if name not in in_use]
-            self._delete(names)
+            is_first, self._is_tidied = not self._is_tidied, True
+            kept, going = self._superfluous(there)
+            self._delete(there, self._let_go_by_links(there, kept, going))
+            if is_first:
+                self._warn_of_newer(there, step)
         except OSError as e:
             warn(f"{self._folder.path}: could not be put in order after the save: {e.strerror or e}")
+
+    def _superfluous(self, there: Survey) -> tuple[list[Kept], list[int]]:
+        """What is there, and the steps that the rules do not keep."""
+        kept, unknown = self._described(there)
+        spared = unknown.union(step for step, wanted in self._wishes.items() if wanted)
+        return kept, superfluous(kept, self._rules, spared)
 
     def _described(self, there: Survey) -> tuple[list[Kept], set[int]]:
         """What the rules ask for, and the steps of which that cannot be read now."""
@@ -230,20 +258,38 @@ class Writer:
             self._metrics[key] = read_facts(self._folder, listed.name).metric
         return self._metrics[key]
 
-    def _linked(self, there: Survey, left: list[Kept]) -> set[str]:
-        """Sets the links; the names that links lead to which could not be set."""
-        wanted = {links.LATEST: [each.step for each in left][-1:]}
-        if self._rules.best is not None:
-            wanted[links.BEST] = [each.step for each in ranked(left, self._rules.best)][:1]
-        in_use = set()
-        for link, steps in wanted.items():
-            try:
-                for step in steps:
+    def _let_go_by_links(
+        self, there: Survey, kept: list[Kept], going: list[int], *, dry_run: bool = False
+    ) -> list[int]:
+        """Has links lead to what stays: all of them where links are asked for, or else those that lead to what goes.
+
+        Returns:
+            The steps to which none leads then.
+        """
+        if not self._folder.is_local:
+            return going
+        held: set[str | None] = set()
+        names = {there.checkpoints[step].name for step in going}
+        for link, step in self._targets(kept, going).items():
+            led_to = links.leads_to(self._folder.path, link)
+            if step is None:
+                held.add(led_to)
+            elif (self._has_links or led_to in names) and not dry_run:
+                try:
                     links.point(self._folder.path, link, there.checkpoints[step].name)
-            except OSError as e:
-                warn(f"{self._folder.path_of(link)}: the link could not be set: {e.strerror or e}")
-                in_use.add(links.leads_to(self._folder.path, link) or "")
-        return in_use
+                except OSError as e:
+                    warn(f"{self._folder.shown(link)}: the link could not be set: {e.strerror or e}")
+                    held.add(led_to)
+        return [step for step in going if there.checkpoints[step].name not in held]
+
+    def _targets(self, kept: list[Kept], going: list[int]) -> dict[str, int | None]:
+        """What each link should lead to when ``going`` are gone; None: nobody knows."""
+        left = [each for each in kept if each.step not in set(going) and not each.is_damaged]
+        best = [] if self._rules.best is None else ranked(left, self._rules.best)
+        return {
+            links.LATEST: max((each.step for each in left), default=None),
+            links.BEST: best[0].step if best else None,
+        }
 
     def _remove_leftovers(self, there: Survey, fresh: str) -> None:
         temporaries = [name for name, target in there.temporaries.items() if target not in self._in_flight]
@@ -254,7 +300,8 @@ class Writer:
             if checkpoint in names or checkpoint in self._in_flight:
                 continue
             with contextlib.suppress(OSError):
-                if self._is_only_writer or self._is_old(name):
+                is_nobodys = self._is_only_writer or self._is_old(name)
+                if is_nobodys and self._folder.version(checkpoint) is None:  # a signal handler may have saved it
                     self._folder.remove(name)
 
     def _is_old(self, name: str) -> bool:
@@ -265,7 +312,10 @@ class Writer:
         newer = [
             each
             for each, listed in there.checkpoints.items()
-            if each > step and each not in self._own and not self._finder.is_damaged(listed)
+            if each > step
+            and each not in self._own
+            and listed.name not in self._in_flight  # of an asynchronous save that ended first
+            and not self._finder.is_damaged(listed)
         ]
         if newer and not self._allow_other_writers:
             warn(
@@ -273,20 +323,21 @@ class Writer:
                 "stays what latest() finds; discard_after(step) deletes the checkpoints of an abandoned run"
             )
 
-    def _delete(self, names: list[str]) -> None:
-        for name in names:
+    def _delete(self, there: Survey, steps: list[int]) -> None:
+        for step in steps:
+            name = there.checkpoints[step].name
             try:
-                if self._may_go(name):
+                if self._may_go(step):
                     self._deletions.delete(name)
             except OSError as e:
-                warn(f"{self._folder.path_of(name)}: could not be deleted: {e.strerror or e}")
+                warn(f"{self._folder.shown(name)}: could not be deleted: {e.strerror or e}")
 
-    def _may_go(self, name: str) -> bool:
+    def _may_go(self, step: int) -> bool:
         """Asked just before a deletion: others may have protected it, and a signal handler saved it again."""
-        step = self._pattern.step_of(name)
+        name = self._pattern.name_of(step)
         with self._lock:
             newest_proven = max(self._own, default=self._sound)
-            if name in self._in_flight or step in self._to_protect or step == newest_proven:
+            if name in self._in_flight or self._wishes.get(step) or step == newest_proven:
                 return False
         return not read_facts(self._folder, name).protected
 
@@ -299,14 +350,14 @@ class Writer:
         """
         name = self._pattern.name_of(step)
         with self._lock:
-            (self._to_protect.add if wanted else self._to_protect.discard)(step)
+            self._wishes[step] = wanted
             if name in self._in_flight or self._folder.version(name) is None:
                 return
             known = read_facts(self._folder, name)
             if known.protected != wanted:
                 self._write_facts(step, dataclasses.replace(known, protected=wanted))
-                self._folder.sync(name + facts.SUFFIX)
-            self._to_protect.discard(step)
+                self._folder.sync(name + facts.SUFFIX, also_name=True)
+            del self._wishes[step]
 
     def prune(self, sound: int, *, dry_run: bool) -> list[int]:
         """Deletes what no rule keeps; the steps, also of what cannot be deleted.
@@ -323,34 +374,49 @@ class Writer:
         with self._lock:
             self._sound = sound
             there = survey(self._folder, self._pattern)
-            kept, unknown = self._described(there)
-            going = superfluous(kept, self._rules, unknown | self._to_protect)
-            going = [step for step in going if self._may_go(there.checkpoints[step].name)]
+            kept, going = self._superfluous(there)
+            going = [step for step in going if self._may_go(step)]
+            going = self._let_go_by_links(there, kept, going, dry_run=dry_run)
             if not dry_run:
-                self._delete([there.checkpoints[step].name for step in going])
+                self._delete(there, going)
             return going
 
     def discard_after(self, step: int) -> list[int]:
         """The steps that were deleted: the newest first, so that what is left at any moment is a run up to some step.
 
         Raises:
-            StateDictIOError: one of them is being saved.
+            StateDictIOError: one of them is being saved; nothing has been deleted.
             OSError: one could not be deleted.
         """
         self.prepare()
         gone = []
         with self._lock:
-            there = survey(self._folder, self._pattern).checkpoints
-            for each in sorted((each for each in there if each > step), reverse=True):
-                name = there[each].name
-                if name in self._in_flight:
-                    raise StateDictIOError(f"{self._folder.path_of(name)}: is being saved")
-                if there[each].kind != "other":
-                    self._folder.remove(name)
-                    self._folder.remove(name + facts.SUFFIX)
-                    self._own.pop(each, None)
-                    gone.append(each)
+            there = survey(self._folder, self._pattern)
+            going = [each for each, listed in there.checkpoints.items() if each > step and listed.kind != "other"]
+            for each in going:
+                if (name := there.checkpoints[each].name) in self._in_flight:
+                    raise StateDictIOError(f"{self._folder.shown(name)}: is being saved; wait() first")
+            self._turn_links(there, going)
+            for each in reversed(going):
+                name = there.checkpoints[each].name
+                self._folder.remove(name)
+                self._folder.remove(name + facts.SUFFIX)
+                self._own.pop(each, None)
+                gone.append(each)
         return gone
+
+    def _turn_links(self, there: Survey, going: list[int]) -> None:
+        """Away from what goes, whatever becomes of the links."""
+        if not self._folder.is_local:
+            return
+        names = {there.checkpoints[step].name for step in going}
+        for link, step in self._targets(self._described(there)[0], going).items():
+            if links.leads_to(self._folder.path, link) not in names:
+                continue
+            if step is None:
+                links.remove(self._folder.path, link)
+            else:
+                links.point(self._folder.path, link, there.checkpoints[step].name)
 
     # --- the end
 
@@ -360,9 +426,13 @@ class Writer:
                 self._writer_lock.release()
             self._writer_lock, self._is_prepared, self._is_only_writer = None, False, False
 
+    def may_be_waited_for(self) -> bool:
+        """Whether this thread is in none of the calls that put the folder in order, below a signal handler."""
+        return not self._lock.is_mine()
+
     def start_anew(self) -> None:
         """In a forked child: what its parent holds and does is not its own."""
-        self._lock = threading.RLock()
+        self._lock = ReentrantLock()
         if self._writer_lock is not None:
             self._writer_lock.forget()
         self._writer_lock, self._is_prepared, self._is_only_writer = None, False, False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -34,7 +35,9 @@ class WriterLock:
             OSError: the file can be neither opened nor made.
         """
         for _ in range(_MAX_ATTEMPTS):
-            fd = open_file(self._path, os.O_RDWR | os.O_CREAT | NOFOLLOW, 0o666)
+            fd = self._opened()
+            if fd < 0:
+                continue
             try:
                 locked = locks.hold(fd)
                 if locked is False:
@@ -52,6 +55,18 @@ class WriterLock:
                 if fd >= 0:
                     os.close(fd)
         raise CheckpointDirectoryInUseError(f"{self._directory}: other processes take turns in locking it; try again")
+
+    def _opened(self) -> int:
+        """-1 where it has just been removed. One that another user has left, who was killed, can only be read: that is
+        enough for flock()."""
+        try:
+            return open_file(self._path, os.O_RDWR | os.O_CREAT | NOFOLLOW, 0o666)
+        except PermissionError:
+            if not os.path.lexists(self._path):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), self._directory) from None
+            with contextlib.suppress(FileNotFoundError):
+                return open_file(self._path, os.O_RDONLY | NOFOLLOW)
+            return -1
 
     def release(self) -> None:
         """Again: does nothing."""

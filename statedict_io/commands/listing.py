@@ -11,10 +11,11 @@ from ..checkpoints.entry import SavedCheckpoint
 from .opened_directory import opened
 from .printing import nbytes_text, print_table, say
 
+Level = Literal["digest", "crc", "structure", "none"]
 _COLUMNS = [("step", True), ("metric", True), ("size", True), ("age", True), ("sound", False), ("file", False)]
 
 
-def run(path: str, pattern: str | None, *, verify: Literal["crc", "structure", "none"], as_json: bool) -> int:
+def run(path: str, pattern: str | None, *, verify: Level, as_json: bool) -> int:
     """Returns the exit code: 1 where a checkpoint is damaged.
 
     Raises:
@@ -38,7 +39,7 @@ def run(path: str, pattern: str | None, *, verify: Literal["crc", "structure", "
     return 1 if any(each["problem"] for each in found) else 0
 
 
-def _described(each: SavedCheckpoint, verify: Literal["crc", "structure", "none"]) -> dict[str, Any]:
+def _described(each: SavedCheckpoint, verify: Level) -> dict[str, Any]:
     return {
         "step": each.step,
         "path": each.path,
@@ -54,7 +55,7 @@ def _described(each: SavedCheckpoint, verify: Literal["crc", "structure", "none"
 
 
 def _row(each: dict[str, Any]) -> list[str]:
-    sound = "no" if each["problem"] else {"crc": "yes", "structure": "structure", "none": "?"}[each["verified"]]
+    sound = "no" if each["problem"] else {"structure": "structure", "none": "?"}.get(each["verified"], "yes")
     return [
         str(each["step"]),
         "-" if each["metric"] is None else f"{each['metric']:.6g}",

@@ -17,6 +17,8 @@ def run(path: str, pattern: str | None, *, dry_run: bool, **rules: Any) -> int:
     """
     if all(rules[name] is None for name in ("keep_last", "keep_every", "keep_best")):
         raise ValueError("prune needs --keep-last, --keep-every or --keep-best")
+    if rules["keep_best"] is not None and rules["best"] is None:
+        raise ValueError("--keep-best needs --best min or --best max")
     with opened(path, pattern, **rules) as ckpts:
         there = {each.step: each for each in ckpts}
         sizes = {step: each.nbytes for step, each in there.items()}

@@ -77,7 +77,11 @@ def test_prune_lets_a_run_be_that_saves_there(run, state, capsys):
     assert steps_in(run) == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("arguments", [[], ["--keep-last", "0"], ["--keep-best", "1"]])
-def test_rules_that_cannot_be(run, arguments, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "cure"),
+    [([], "--keep-last"), (["--keep-last", "0"], "at least 1"), (["--keep-best", "1"], "--best min")],
+)
+def test_rules_that_cannot_be(run, arguments, cure, capsys):
     assert main(["prune", str(run), *arguments]) == 2
+    assert cure in capsys.readouterr().err
     assert len(steps_in(run)) == 4

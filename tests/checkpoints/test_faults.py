@@ -28,7 +28,7 @@ def test_every_call_failing_in_every_way(size, backend, preload, tmp_path, repor
         assert counts[f"save: {call}"] > 0, call
 
 
-@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ELOOP, errno.EINVAL])
 def test_where_nothing_can_be_read_there_is_no_answer(number, tmp_path, state, monkeypatch):
     """None would mean that the run begins anew."""
     ckpts = sio.CheckpointDirectory(tmp_path)
@@ -56,7 +56,7 @@ def test_where_nothing_can_be_read_there_is_no_answer(number, tmp_path, state, m
 
 @pytest.mark.parametrize("way", ["sync", "async"])
 def test_facts_that_do_not_reach_the_disk(way, tmp_path, state, monkeypatch):
-    def fails(*_):
+    def fails(*_, **__):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     ckpts = sio.CheckpointDirectory(tmp_path)

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import statedict_io as sio
-from statedict_io.checkpoints import entry, local_folder
+from statedict_io.__main__ import main
+from statedict_io.checkpoints import entry, local_folder, soundness
 
 STEPS = (1, 2, 3, 4)
 
@@ -126,6 +127,102 @@ class Part:
 
     def load_state_dict(self, state):
         self.loaded = state
+
+
+def flip_what_no_crc_covers(path, backend):
+    """A byte of the padding before a tensor."""
+    data = bytearray(path.read_bytes())
+    at = data.index(b"ZZZZ")
+    data[at] ^= 1
+    path.write_bytes(data)
+    assert sio.verify(path, backend=backend).ok and sio.load(path, verify=True, backend=backend)["step"] == 4
+
+
+def copy_an_older_one(path, backend):
+    """As sound as can be, and not what was saved."""
+    shutil.copy(path_of(path.parent, 3), path)
+
+
+@pytest.mark.parametrize("damage", [flip_what_no_crc_covers, copy_an_older_one])
+def test_what_only_a_digest_tells(tmp_path, backend, state, damage, capsys):
+    ckpts = sio.CheckpointDirectory(tmp_path, best="max")
+    for step in STEPS:
+        ckpts.save(state(step), step, step, backend=backend, digest="sha256")
+    assert ckpts.latest(verify="digest", backend=backend).step == 4
+    damage(path_of(tmp_path, 4), backend)
+    assert sio.CheckpointDirectory(tmp_path).latest(backend=backend).step == 4
+    told = r"step-00000004\.pt: these are not the bytes that were saved"
+    model = Part()
+    for search in (
+        lambda: ckpts.latest(verify="digest", backend=backend).step,
+        lambda: ckpts.best(verify="digest", backend=backend).step,
+        lambda: ckpts.restore(verify="digest", backend=backend, weight=model),
+    ):
+        with pytest.warns(sio.CheckpointDirectoryWarning, match=told):
+            assert search() == 3
+    assert model.loaded[0] == 3
+    with pytest.raises(sio.CorruptCheckpointError, match=told):
+        ckpts.restore(step=4, verify="digest", backend=backend)
+    problems = [each.problem(verify="digest", backend=backend) for each in ckpts]
+    assert problems[:3] == [None] * 3 and "00000004.pt.json has" in problems[3]
+    assert main(["list", str(tmp_path), "--verify", "crc"]) == 0
+    assert main(["list", str(tmp_path), "--verify", "digest"]) == 1
+    rows = [line.split()[-2:] for line in capsys.readouterr().out.splitlines() if line.rstrip().endswith(".pt")]
+    assert rows[-1] == ["no", "step-00000004.pt"] and rows[-2] == ["yes", "step-00000003.pt"]
+
+
+def test_a_digest_is_compared_where_one_is_noted_and_of_the_file_that_is_there(run, state, backend):
+    """Not that of a file that has been replaced, or is being replaced."""
+    ckpts = sio.CheckpointDirectory(run)
+    assert ckpts.latest(verify="digest", backend=backend).step == 4
+    ckpts.save(state(4), 4, digest="sha256", backend=backend)
+    noted = ckpts.latest(verify="digest").sha256
+    ckpts._writer.announce(4, None, durable=True)  # by a process that is killed then
+    assert ckpts.latest(verify="digest").sha256 == noted
+    flip(path_of(run, 3))
+    ckpts.save({"another": "state"}, 4, backend=backend)
+    assert ckpts.latest(verify="digest").sha256 is None
+    assert "data/0" in next(each for each in ckpts if each.step == 3).problem(verify="digest")  # CRCs as well
+
+
+def test_a_file_that_is_replaced_while_its_digest_is_made(run, state, monkeypatch):
+    ckpts = sio.CheckpointDirectory(run)
+    ckpts.save(state(4), 4, digest="sha256")
+    real, again = soundness.digest_of, [True]
+
+    def digest_of(folder, name):
+        if again and threading.current_thread() is threading.main_thread():
+            again.pop()
+            ckpts.save({"saved": "again"}, 4, digest="sha256")
+        return real(folder, name)
+
+    monkeypatch.setattr(soundness, "digest_of", digest_of)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert ckpts.latest(verify="digest").load() == {"saved": "again"}
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+def test_what_cannot_be_read_is_not_known_to_be_damaged(tmp_path, number, state, monkeypatch):
+    """A disk or a mount may have been away for a moment: the best one stays."""
+    ckpts = sio.CheckpointDirectory(tmp_path, keep_last=1, keep_best=1, best="min")
+    for step, metric in [(1, 0.1), (2, 0.2)]:
+        ckpts.save(state(step), step, metric)
+    real = os.open
+
+    def fails(path, *arguments, **options):
+        if os.path.basename(path) == "step-00000001.pt":
+            raise OSError(number, os.strerror(number), path)
+        return real(path, *arguments, **options)
+
+    with monkeypatch.context() as m:
+        m.setattr(os, "open", fails)
+        with pytest.warns(sio.CheckpointDirectoryWarning, match=os.strerror(number)):
+            assert ckpts.best().step == 2
+    for step in (3, 4):
+        ckpts.save(state(step), step, 0.3)
+    assert [found.step for found in ckpts] == [1, 4]
+    assert ckpts.best().step == 1
 
 
 def test_without_verification_nothing_is_opened(run, monkeypatch):

@@ -55,13 +55,13 @@ def test_patterns_that_cannot_be(text):
 
 
 def test_a_pattern_that_promises_another_format():
-    with pytest.raises(sio.FileKindError):
+    with pytest.raises(sio.FileKindError, match=r"save it as \{step\}\.pt"):
         sio.CheckpointDirectory("runs", pattern="{step}.safetensors")
 
 
 @pytest.mark.parametrize("step", [-1, 1.5, "7", None])
 def test_steps_that_are_none(step, tmp_path):
-    with pytest.raises((TypeError, ValueError)):
+    with pytest.raises((TypeError, ValueError), match=r"^step must be"):
         sio.CheckpointDirectory(tmp_path / "runs").save({}, step)
     assert not os.path.exists(tmp_path / "runs")
 

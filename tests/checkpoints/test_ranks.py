@@ -52,6 +52,13 @@ def test_without_a_process_group_there_is_one_rank(tmp_path):
         ckpts.save(rank_scenarios.state_of(step), step, storage="dcp")
     assert ckpts.latest(storage="dcp").load()["name"] == "run of 2"
     assert ckpts.restore(storage="dcp") == 2
+    with open(tmp_path / "step-00000002.pt", "r+b") as file:
+        file.seek(-1000, os.SEEK_END)
+        file.write(bytes(200))
+    with pytest.raises(sio.CorruptCheckpointError):
+        ckpts.restore(storage="dcp", step=2)
+    ckpts.save(rank_scenarios.state_of(2), 2, storage="dcp", digest="sha256")
+    assert ckpts.restore(storage="dcp", verify="digest") == 2
     with pytest.raises(ValueError, match="storage"):
         ckpts.save({}, 3, storage="s3")
     with pytest.raises(ValueError, match="save_async"):

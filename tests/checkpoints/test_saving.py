@@ -7,13 +7,16 @@ import os
 import pathlib
 import threading
 import time
+import warnings
 
+import numpy as np
 import pytest
 import torch
 from oracle import assert_same_bytes
 
 import statedict_io as sio
-from statedict_io.checkpoints import deletion, links, local_folder
+from statedict_io.__main__ import main
+from statedict_io.checkpoints import background, deletion, links, local_folder, writer
 from statedict_io.system import locks
 
 
@@ -55,19 +58,48 @@ def test_nothing_is_made_before_the_first_save(tmp_path):
     assert files(tmp_path) == []
 
 
-@pytest.mark.parametrize("metric", [None, math.nan, math.inf, -math.inf, 0.1, -3, torch.tensor([2.5]), 10**400])
+@pytest.mark.parametrize(
+    "metric",
+    [None, math.nan, math.inf, -math.inf, 0.1, -3, np.float32(2), torch.tensor([2.5], requires_grad=True), 10**400],
+    ids=lambda metric: str(metric)[:12],
+)
 def test_metrics_of_every_kind(metric, tmp_path, way):
     ckpts = sio.CheckpointDirectory(tmp_path, best="min")
     if isinstance(metric, int) and metric > 0:
-        with pytest.raises(OverflowError):
+        with pytest.raises(ValueError, match="metric must be a number"):
             save(ckpts, {}, 1, metric, way=way)
         assert files(tmp_path) == []
         return
-    save(ckpts, {}, 1, metric, way=way)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # torch warns of numbers out of tensors that require a gradient
+        save(ckpts, {}, 1, metric, way=way)
     (found,) = ckpts
-    assert repr(found.metric) == repr(None if metric is None else float(metric))
+    assert repr(found.metric) == repr(metric if metric is None else 2.5 if torch.is_tensor(metric) else float(metric))
     json.loads(pathlib.Path(found.path + ".json").read_text(), parse_constant=pytest.fail)  # JSON that all can read
-    assert (ckpts.best() is None) == (metric is None or math.isnan(metric))
+    assert (ckpts.best() is None) == (found.metric is None or math.isnan(found.metric))
+
+
+@pytest.mark.parametrize("metric", ["good", [1.0], torch.ones(2), torch.ones(1, device="meta"), 1j])
+def test_metrics_that_are_none(metric, tmp_path):
+    with pytest.raises((TypeError, ValueError), match="metric must be a number"):
+        sio.CheckpointDirectory(tmp_path / "runs").save({}, 1, metric)
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *({name: value} for name in ("keep_last", "keep_every") for value in (2.5, "2", [2])),
+        {"keep_best": 1.5, "best": "min"},
+        {"best": 1},
+        {"links": "yes"},
+        {"allow_other_writers": None},
+    ],
+    ids=str,
+)
+def test_options_of_a_wrong_type_are_named_before_anything_is_saved(option, tmp_path):
+    with pytest.raises(TypeError, match=f"^{next(iter(option))} must be"):
+        sio.CheckpointDirectory(tmp_path, **option)
 
 
 def test_what_is_known_of_a_checkpoint(tmp_path, backend, way, state):
@@ -151,6 +183,86 @@ def test_an_asynchronous_failure_that_nobody_asked_about_is_raised_by_the_next_s
                 ckpts.save(state(3), 3)
             assert files(tmp_path) == ["step-00000001.pt", "step-00000001.pt.json"]
     assert [found.step for found in ckpts] == [1, 3]
+
+
+def test_every_failure_is_raised_by_a_save(tmp_path, state, monkeypatch):
+    from statedict_io.writing import replacement
+
+    ckpts = sio.CheckpointDirectory(tmp_path)
+    both = threading.Event()
+    with monkeypatch.context() as m:
+        m.setattr(replacement, "sync", lambda *_: both.wait(60) and full_disk())
+        for step in (1, 2):
+            ckpts.save_async(state(step), step)
+        both.set()
+        ckpts.wait()
+    for _ in range(2):
+        with pytest.raises(OSError, match="space"):
+            ckpts.save(state(3), 3)
+    ckpts.save(state(3), 3)
+    assert [found.step for found in ckpts] == [3]
+
+
+class Delayed:
+    """What comes after the save of a step waits until it may go on."""
+
+    def __init__(self, monkeypatch, *steps):
+        self.go_on = {step: threading.Event() for step in steps}
+        real = writer.Writer.committed
+
+        def committed(self_, announced, **options):
+            if announced.step in self.go_on:
+                assert self.go_on[announced.step].wait(60)
+            real(self_, announced, **options)
+
+        monkeypatch.setattr(writer.Writer, "committed", committed)
+
+
+def test_an_asynchronous_save_is_done_when_the_directory_is_in_order(tmp_path, state, monkeypatch):
+    delayed = Delayed(monkeypatch, 2)
+    ckpts = sio.CheckpointDirectory(tmp_path, keep_last=1)
+    ckpts.save_async(state(1), 1).result()
+    saved = ckpts.save_async(state(2), 2)
+    while len(list(ckpts)) < 2:
+        time.sleep(0.001)
+    assert not saved.done()
+    with pytest.raises(TimeoutError):
+        saved.result(timeout=0.1)
+    delayed.go_on[2].set()
+    saved.result(60)
+    assert saved.done()
+    assert files(tmp_path) == ["step-00000002.pt", "step-00000002.pt.json"]
+
+
+def test_deletions_keep_pace_with_asynchronous_saves(tmp_path, state, monkeypatch):
+    """Where threads come late, as on a busy machine: a file that is to go for each save in flight, and one more."""
+    real = writer.Writer.committed
+
+    def committed(*arguments, **options):
+        time.sleep(0.05)
+        real(*arguments, **options)
+
+    monkeypatch.setattr(writer.Writer, "committed", committed)
+    ckpts = sio.CheckpointDirectory(tmp_path, keep_last=1)
+    most = 0
+    for step in range(1, 13):
+        ckpts.save_async(state(step), step, max_in_flight=1)
+        most = max(most, len(list(ckpts)))
+    ckpts.close()
+    assert most <= 3
+    assert [found.step for found in ckpts] == [12]
+
+
+def test_asynchronous_saves_that_end_out_of_order_are_no_abandoned_run(tmp_path, state, monkeypatch, recwarn):
+    delayed = Delayed(monkeypatch, 2)
+    ckpts = sio.CheckpointDirectory(tmp_path, keep_last=2)
+    later = ckpts.save_async(state(2), 2)
+    while not list(ckpts):
+        time.sleep(0.001)
+    ckpts.save(state(1), 1)  # beside step 2, which is newer and this object's own
+    delayed.go_on[2].set()
+    later.result(60)
+    assert not [each for each in recwarn if issubclass(each.category, sio.CheckpointDirectoryWarning)]
 
 
 def test_saves_that_end_out_of_order(tmp_path, state, monkeypatch):
@@ -248,6 +360,54 @@ def test_protected_checkpoints_stay_also_for_other_processes(tmp_path, way, stat
     assert [found.step for found in again] == [3, 6]
 
 
+@pytest.mark.parametrize("protected", [True, False])
+def test_protection_is_changed_while_the_step_is_saved_again(tmp_path, state, protected):
+    ckpts = sio.CheckpointDirectory(tmp_path, keep_last=1)
+    ckpts.save(state(1), 1)
+    ckpts.protect(1, not protected)
+
+    class Protects:
+        def __reduce__(self):
+            ckpts.protect(1, protected)
+            return (int, (7,))
+
+    ckpts.save({"seven": Protects()}, 1)
+    assert [found.protected for found in ckpts] == [protected]
+
+
+def test_an_interrupted_digest_leaves_a_checkpoint_that_can_go(tmp_path, state, monkeypatch):
+    """Ctrl-C while the hash is made: the file is there."""
+    ckpts = sio.CheckpointDirectory(tmp_path, keep_last=1)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as m:
+        m.setattr(writer, "digest_of", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ckpts.save(state(1), 1, digest="sha256")
+    assert ckpts.latest().sha256 is None
+    ckpts.save(state(2), 2)
+    assert [found.step for found in ckpts] == [2]
+    assert ckpts.discard_after(1) == [2]
+
+
+def test_a_warning_that_is_an_error_stops_no_thread(tmp_path):
+    """Otherwise close() would wait for ever."""
+    seen = []
+    work = background.Background("test")
+
+    def fails():
+        raise sio.CheckpointDirectoryWarning("as with -W error")
+
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(threading, "excepthook", seen.append)
+        work.run(fails)
+        work.run(lambda: seen.append("done"))
+        assert work.wait(60)
+    assert [seen[0].exc_type, seen[1]] == [sio.CheckpointDirectoryWarning, "done"]
+
+
 def test_links_lead_to_what_is_kept(tmp_path, way, state):
     ckpts = sio.CheckpointDirectory(tmp_path, keep_last=1, keep_best=1, best="min", links=True)
     for step, metric in [(1, 0.3), (2, 0.1), (3, 0.2), (4, math.nan)]:
@@ -255,6 +415,40 @@ def test_links_lead_to_what_is_kept(tmp_path, way, state):
         assert torch.load(tmp_path / "latest")["step"] == step
     assert torch.load(tmp_path / "best")["step"] == 2
     assert ckpts.latest().path.endswith("step-00000004.pt")
+
+
+@pytest.mark.parametrize("call", ["save", "prune", "discard_after", "command"])
+def test_no_link_is_left_that_leads_nowhere(tmp_path, call, state):
+    """Also where the links are of an earlier run, or of somebody else."""
+    with sio.CheckpointDirectory(tmp_path, keep_best=1, best="min", keep_last=9, links=True) as ckpts:
+        for step, metric in [(1, 0.5), (2, 0.1), (3, 0.2), (4, 0.3)]:
+            ckpts.save(state(step), step, metric)
+    ckpts = sio.CheckpointDirectory(tmp_path, keep_last=1)
+    if call == "save":
+        ckpts.save(state(5), 5)
+    elif call == "prune":
+        assert ckpts.prune(dry_run=True) == ckpts.prune() == [1, 3]
+    elif call == "command":
+        assert main(["prune", str(tmp_path), "--keep-last", "1"]) == 0
+    else:
+        ckpts.discard_after(1)
+    kept = {"save": [2, 5], "prune": [2, 4], "command": [2, 4], "discard_after": [1]}[call]
+    assert [found.step for found in ckpts] == kept
+    assert torch.load(tmp_path / "latest")["step"] == kept[-1]
+    if call == "discard_after":  # which one is the best now is not known here
+        assert not (tmp_path / "best").is_symlink()
+        ckpts.discard_after(0)
+        assert not (tmp_path / "latest").is_symlink()
+    else:
+        assert torch.load(tmp_path / "best")["step"] == 2
+
+
+def test_what_is_no_link_is_not_replaced_by_one(tmp_path, state):
+    (tmp_path / "latest").write_text("of the user")
+    ckpts = sio.CheckpointDirectory(tmp_path, keep_last=1, links=True)
+    with pytest.warns(sio.CheckpointDirectoryWarning, match="latest: the link could not be set: something that is not"):
+        ckpts.save(state(1), 1)
+    assert (tmp_path / "latest").read_text() == "of the user"
 
 
 def test_a_link_that_cannot_be_set_keeps_what_it_leads_to(tmp_path, state, monkeypatch):

@@ -52,6 +52,40 @@ def test_a_run_in_a_store(store, way, backend, state):
     assert len(ckpts.latest().sha256) == 64
 
 
+def test_a_digest_is_compared(store, state):
+    url, _ = store
+    ckpts = sio.CheckpointDirectory(url)
+    for step in (1, 2):
+        ckpts.save(state(step), step, digest="sha256")
+    assert ckpts.latest(verify="digest").step == 2
+    fs, path = fsspec.core.url_to_fs(url)
+    fs.pipe_file(f"{path}/step-00000002.pt", fs.cat_file(f"{path}/step-00000001.pt"))
+    assert sio.CheckpointDirectory(url).latest().step == 2
+    with pytest.warns(sio.CheckpointDirectoryWarning, match="not the bytes that were saved"):
+        assert ckpts.latest(verify="digest").step == 1
+
+
+def test_a_password_is_not_shown(state):
+    url = "memory://user:secret@host/run"
+    fs = fsspec.filesystem("memory")
+    ckpts = sio.CheckpointDirectory(url)
+    ckpts.save(state(1), 1)
+    ckpts.save(state(2), 2)
+    (second,) = [path for path in fs.find("") if path.endswith("step-00000002.pt")]
+    fs.pipe_file(second, b"")
+    with pytest.warns(sio.CheckpointDirectoryWarning) as warned:
+        found = ckpts.latest()
+    shown = [repr(ckpts), ckpts.path, repr(found), *(str(each.message) for each in warned)]
+    shown += [text for each in found.skipped for text in (each.path, each.reason)]
+    fs.rm_file(second.replace("2.pt", "1.pt"))
+    with pytest.raises(FileNotFoundError) as raised:
+        found.nbytes  # noqa: B018
+    shown.append(str(raised.value))
+    assert not any("secret" in text for text in shown) and all("host/run" in text for text in shown)
+    for name in fs.find(""):
+        fs.rm_file(name)
+
+
 def test_damaged_objects_are_passed_over(store, state):
     url, _ = store
     ckpts = sio.CheckpointDirectory(url)

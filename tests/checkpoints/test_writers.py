@@ -79,6 +79,54 @@ def test_the_second_writer_is_told_who_is_the_first(tmp_path, state):
     assert [found.step for found in ckpts] == [1, 4]
 
 
+@pytest.mark.parametrize("held", [False, True])
+def test_a_lock_that_another_user_has_left_can_only_be_read(tmp_path, state, held, monkeypatch):
+    (tmp_path / writer_lock.NAME).touch()
+    real = writer_lock.open_file
+
+    def open_file(path, flags, *mode):
+        if flags & os.O_RDWR and os.path.exists(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return real(path, flags, *mode)
+
+    first = sio.CheckpointDirectory(tmp_path) if held else None
+    if first is not None:
+        first.save(state(1), 1)
+    monkeypatch.setattr(writer_lock, "open_file", open_file)
+    second = sio.CheckpointDirectory(tmp_path)
+    if first is not None:
+        with pytest.raises(sio.CheckpointDirectoryInUseError):
+            second.save(state(2), 2)
+        first.close()
+    second.save(state(2), 2)
+    third = sio.CheckpointDirectory(tmp_path)
+    with pytest.raises(sio.CheckpointDirectoryInUseError):
+        third.save(state(3), 3)
+    second.close()
+    assert not (tmp_path / writer_lock.NAME).exists()
+
+
+def test_a_directory_that_may_not_be_written_is_named(tmp_path, state):
+    run = tmp_path / "run"
+    run.mkdir()
+
+    def save():
+        if os.geteuid() == 0:
+            os.chdir(run)
+            os.seteuid(65534)
+        else:
+            run.chmod(0o555)
+        try:
+            sio.CheckpointDirectory(".").save(state(1), 1)
+        except PermissionError as e:
+            assert os.path.dirname(e.filename) == str(tmp_path) or e.filename in (".", f"{run}/."), e
+            return
+        raise AssertionError("it was saved")
+
+    assert in_child(save)
+    run.chmod(0o755)
+
+
 def test_what_a_killed_writer_leaves_stops_nobody(tmp_path, state):
     with beside(save_and_wait(tmp_path, state)) as child:
         os.kill(child, signal.SIGKILL)
@@ -273,6 +321,40 @@ def test_a_handler_saves_in_the_middle_of_a_save(tmp_path, backend, way, step, s
     assert ckpts.should_stop
     found = ckpts.latest()
     assert (found.step, found.load()["by"]) == (step, "handler")
+
+
+def test_a_handler_saves_where_an_earlier_save_has_failed(tmp_path, state, monkeypatch):
+    """The error stays to be asked for: the last state of a run is worth more."""
+    from statedict_io.writing import replacement
+
+    def full_disk(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with sio.CheckpointDirectory(tmp_path) as ckpts:
+        with monkeypatch.context() as m:
+            m.setattr(replacement, "sync", full_disk)
+            failed = ckpts.save_async(state(1), 1)
+            ckpts.wait()
+        ckpts.save_on_signal(signal.SIGUSR1, state=lambda: (2, state(2)))
+        signal.raise_signal(signal.SIGUSR1)
+        assert ckpts.latest().step == 2
+        assert isinstance(failed.exception(), OSError)
+
+
+def test_a_handler_may_wait_while_its_thread_puts_the_directory_in_order(tmp_path, state):
+    ckpts = sio.CheckpointDirectory(tmp_path, keep_last=1)
+    with ckpts._writer._lock:  # as below a handler
+        saved = ckpts.save_async(state(1), 1)
+        saved.result(60)
+        ckpts.wait(60)
+        ckpts.save(state(2), 2)
+    ckpts.wait(60)
+    assert saved.done() and [found.step for found in ckpts] == [2]
+
+
+def test_save_on_signal_needs_a_signal(tmp_path):
+    with pytest.raises(ValueError, match=r"signal\.SIGTERM"):
+        sio.CheckpointDirectory(tmp_path).save_on_signal()
 
 
 def test_an_object_that_is_gone_is_not_kept_by_its_handlers(tmp_path):
