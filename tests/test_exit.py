@@ -1,9 +1,11 @@
 """The interpreter exits while threads of the process are at work, or while what only exists in C++ is alive."""
 
+import pathlib
 import subprocess
 import sys
 
 import pytest
+import warm_process
 from conftest import require_native
 
 LIMIT_SECONDS = 120  # to catch hangs
@@ -56,6 +58,35 @@ def assert_exits(script, *arguments):
 def test_a_daemon_thread_is_in_a_callback(name, backend, tmp_path):
     """It asks for the GIL amid Python code that C++ has called: the process died of SIGABRT."""
     assert_exits(DAEMON.replace("WORK", WORK[name]) + EXIT_SLOWLY, tmp_path / "model.pt", backend)
+
+
+AMID_NATIVE = pathlib.Path(__file__).with_name("exit_process.py")
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        "save",
+        "save_without_a_torch_module",
+        "save_to_an_object",
+        "save_from_a_device",
+        "load",
+        "verify",
+    ],
+)
+def test_a_daemon_thread_is_in_a_finalizer_amid_native_code(scenario, tmp_path, request):
+    """Wherever an object is made there: unwound from most of these places, the process died of SIGABRT."""
+    require_native()
+
+    def exits_in(number):
+        ended = warm_process.run(AMID_NATIVE, scenario, number, tmp_path, timeout=LIMIT_SECONDS)
+        assert (ended.returncode, ended.stderr) == (0, ""), number
+        return int(ended.stdout)
+
+    count = exits_in(0)
+    step = 1 if request.config.getoption("--long") else max(1, count // 5)
+    for number in range(count, 0, -step):
+        exits_in(number)
 
 
 def test_a_daemon_thread_computes_a_checksum():

@@ -13,6 +13,9 @@ namespace {
 
 uintptr_t address(const char* pointer) { return reinterpret_cast<uintptr_t>(pointer); }
 
+// As Py_BuildValue takes it.
+unsigned long long as_long_long(uint64_t number) { return number; }
+
 class PinnedByPython final : public SlotMemory {
  public:
   PinnedByPython(py::object owner, uintptr_t data) : owner_(std::move(owner)) { data_ = reinterpret_cast<char*>(data); }
@@ -22,13 +25,15 @@ class PinnedByPython final : public SlotMemory {
 };
 
 py::list listed(const std::vector<DeviceBytes>& records) {
-  py::list list(records.size());
-  for (size_t i = 0; i < records.size(); ++i) {
-    const DeviceBytes& record = records[i];
-    list[i] = record.storage ? py::object(py::make_tuple(record.storage.object(), record.offset, record.nbytes))
-                             : py::object(py::none());
+  std::vector<py::object> storages;
+  storages.reserve(records.size());
+  for (const DeviceBytes& record : records) {
+    storages.push_back(record.storage ? record.storage.object() : py::object(py::none()));
   }
-  return list;
+  return list_of(records.size(), [&](size_t i) {
+    if (storages[i].is_none()) return Py_NewRef(Py_None);
+    return Py_BuildValue("(OKK)", storages[i].ptr(), as_long_long(records[i].offset), as_long_long(records[i].nbytes));
+  });
 }
 
 class PythonSource final : public DeviceSource {
@@ -38,13 +43,13 @@ class PythonSource final : public DeviceSource {
   void copy(const std::vector<DevicePiece>& pieces) override {
     const std::optional<SlotPool::Handle> bounce = slot_to_gather(pieces);
     in_python([&] {
-      py::list list(pieces.size());
-      for (size_t i = 0; i < pieces.size(); ++i) {
+      const py::list list = list_of(pieces.size(), [&](size_t i) {
         const DevicePiece& piece = pieces[i];
-        list[i] = py::make_tuple(piece.record, piece.record_offset, piece.nbytes, address(piece.destination));
-      }
-      call_python(source_.get().attr("copy"), list,
-                  bounce ? py::object(py::int_(address(bounce->data()))) : py::object(py::none()));
+        return Py_BuildValue("(KKKK)", as_long_long(piece.record), as_long_long(piece.record_offset),
+                             as_long_long(piece.nbytes), as_long_long(address(piece.destination)));
+      });
+      drop(call_method(source_.get(), "copy", list,
+                       bounce ? py::object(py::int_(address(bounce->data()))) : py::object(py::none())));
     });
   }
 
@@ -59,7 +64,7 @@ class PythonCopies final : public QueuedCopies {
   explicit PythonCopies(py::object copies) : copies_(std::move(copies)) {}
 
   void wait() override {
-    in_python([&] { call_python(copies_.get().attr("wait")); });
+    in_python([&] { drop(call_method(copies_.get(), "wait")); });
   }
 
  private:
@@ -72,18 +77,18 @@ class PythonDestination final : public StorageDestination {
 
   std::unique_ptr<QueuedCopies> copy(const std::vector<ArrivedPiece>& pieces) override {
     return in_python([&]() -> std::unique_ptr<QueuedCopies> {
-      py::list list(pieces.size());
-      for (size_t i = 0; i < pieces.size(); ++i) {
+      const py::list list = list_of(pieces.size(), [&](size_t i) {
         const ArrivedPiece& piece = pieces[i];
-        list[i] = py::make_tuple(piece.request, piece.payload_offset, piece.nbytes, address(piece.source));
-      }
-      return std::make_unique<PythonCopies>(call_python(destination_.get().attr("copy"), list));
+        return Py_BuildValue("(KKKK)", as_long_long(piece.request), as_long_long(piece.payload_offset),
+                             as_long_long(piece.nbytes), as_long_long(address(piece.source)));
+      });
+      return std::make_unique<PythonCopies>(call_method(destination_.get(), "copy", list));
     });
   }
 
   SlotPool& slots() override { return pinned_slots(); }
 
-  py::list storages() const override { return py::list(call_python(destination_.get().attr("storages"))); }
+  py::list storages() const override { return py::list(call_method(destination_.get(), "storages")); }
 
  private:
   SharedObject destination_;
@@ -101,9 +106,9 @@ class PythonClones final : public DeviceClones {
   }
 
   const std::vector<DeviceBytes>& records() const override { return records_; }
-  bool done() const override { return call_python(clones_.get().attr("done")).cast<bool>(); }
+  bool done() const override { return call_method(clones_.get(), "done").cast<bool>(); }
   void wait() const override {
-    in_python([&] { call_python(clones_.get().attr("wait")); });
+    in_python([&] { drop(call_method(clones_.get(), "wait")); });
   }
 
  private:
@@ -114,28 +119,27 @@ class PythonClones final : public DeviceClones {
 }  // namespace
 
 std::unique_ptr<SlotMemory> pin_through_python(const py::object& copies) {
-  const py::object pinned = call_python(copies.attr("pinned"), kSlotNbytes);
+  const py::object pinned = call_method(copies, "pinned", kSlotNbytes);
   if (pinned.is_none()) return nullptr;
   auto [owner, data] = pinned.cast<std::pair<py::object, uintptr_t>>();
   return std::make_unique<PinnedByPython>(std::move(owner), data);
 }
 
 std::unique_ptr<DeviceSource> source_through_python(const py::object& copies, const std::vector<DeviceBytes>& records) {
-  return std::make_unique<PythonSource>(call_python(copies.attr("source"), listed(records)));
+  return std::make_unique<PythonSource>(call_method(copies, "source", listed(records)));
 }
 
 std::unique_ptr<StorageDestination> destination_through_python(const py::object& copies, const std::string& device,
                                                                const std::vector<uint64_t>& sizes) {
-  py::list listed_sizes(sizes.size());
-  for (size_t i = 0; i < sizes.size(); ++i) listed_sizes[i] = sizes[i];
-  py::object destination = call_python(copies.attr("destination"), device, listed_sizes);
+  const py::list listed_sizes = list_of(sizes.size(), [&](size_t i) { return PyLong_FromUnsignedLongLong(sizes[i]); });
+  py::object destination = call_method(copies, "destination", device, listed_sizes);
   if (destination.is_none()) return nullptr;
   return std::make_unique<PythonDestination>(std::move(destination));
 }
 
 std::unique_ptr<DeviceClones> clones_through_python(const py::object& copies, const Torch& torch,
                                                     const std::vector<DeviceBytes>& originals) {
-  py::object clones = call_python(copies.attr("clones"), listed(originals));
+  py::object clones = call_method(copies, "clones", listed(originals));
   if (clones.is_none()) return nullptr;
   return std::make_unique<PythonClones>(std::move(clones), torch);
 }

@@ -28,9 +28,10 @@ namespace {
 py::handle corrupt_archive;  // the exception's type, made with the module
 
 // Names are bytes of anybody's choice: what is not UTF-8 stays printable.
-py::object text(std::string_view bytes) {
-  return owned(PyUnicode_DecodeUTF8(bytes.data(), static_cast<py::ssize_t>(bytes.size()), "backslashreplace"));
+PyObject* new_text(std::string_view bytes) {
+  return PyUnicode_DecodeUTF8(bytes.data(), static_cast<py::ssize_t>(bytes.size()), "backslashreplace");
 }
+py::object text(std::string_view bytes) { return owned(new_text(bytes)); }
 
 class OpenArchive {
  public:
@@ -44,17 +45,17 @@ class OpenArchive {
 
   py::list entries() const {
     const std::string folder = std::string(directory_->archive_name()) + "/";
-    py::list list(directory_->num_records());
-    for (size_t i = 0; i < directory_->num_records(); ++i) {
+    return list_of(directory_->num_records(), [&](size_t i) {
       const DirectoryRecord& record = (*directory_)[i];
       std::string_view name = directory_->name(i);
       if (folder.size() > 1 && name.size() > folder.size() && name.substr(0, folder.size()) == folder) {
         name.remove_prefix(folder.size());
       }
-      list[i] = py::make_tuple(text(name), record.header_offset, record.nbytes, record.stored_nbytes, record.crc32,
-                               record.compressed);
-    }
-    return list;
+      return Py_BuildValue("(NKKKIO)", new_text(name), static_cast<unsigned long long>(record.header_offset),
+                           static_cast<unsigned long long>(record.nbytes),
+                           static_cast<unsigned long long>(record.stored_nbytes), record.crc32,
+                           record.compressed ? Py_True : Py_False);
+    });
   }
 
   uint64_t payload_offset(size_t record) const {
@@ -98,7 +99,7 @@ class OpenArchive {
       wrong = load_payloads(*directory_, *source_, records, memory, verify, {},
                             [&](uint64_t done, uint64_t total) { watch(gil, progress, done, total); });
     }
-    return py::make_tuple(wrong.empty() ? memory.storages() : py::list(), wrong);
+    return loaded(memory, wrong);
   }
 
   // The same onto a device; None where that is for torch to do.
@@ -118,7 +119,7 @@ class OpenArchive {
       wrong = load_payloads_onto(*directory_, *source_, records, *destination, verify, options,
                                  [&](uint64_t done, uint64_t total) { watch(gil, progress, done, total); });
     }
-    return py::make_tuple(wrong.empty() ? destination->storages() : py::list(), wrong);
+    return loaded(*destination, wrong);
   }
 
   std::vector<uint32_t> checksums(const std::vector<size_t>& records, const py::object& progress) const {
@@ -130,6 +131,13 @@ class OpenArchive {
   uint64_t direct_nbytes() const { return source_->direct_nbytes(); }
 
  private:
+  template <typename Memory>
+  static py::tuple loaded(Memory& memory, const std::vector<size_t>& wrong) {
+    const py::list storages = wrong.empty() ? memory.storages() : py::list();
+    const py::list records = list_of(wrong.size(), [&](size_t i) { return PyLong_FromSize_t(wrong[i]); });
+    return owned([&] { return PyTuple_Pack(2, storages.ptr(), records.ptr()); });
+  }
+
   void check(size_t record) const {
     if (record >= directory_->num_records()) throw py::index_error("no record " + std::to_string(record));
   }

@@ -121,7 +121,7 @@ class PlannedArchive {
         if (std::find(device_types.begin(), device_types.end(), type) != device_types.end()) {
           payload.kind = Payload::Kind::kDevice;
         } else {
-          storage = storage.torch().storage_of(call_python(storage.object().attr("cpu")));
+          storage = storage.torch().storage_of(call_method(storage.object(), "cpu"));
         }
       }
       const StorageBytes bytes = storage.bytes();

@@ -3,9 +3,11 @@
 
 #include <pybind11/pybind11.h>
 
+#include <array>
+#include <cstddef>
 #include <exception>
 #include <memory>
-#include <string>
+#include <type_traits>
 #include <utility>
 
 #include "core/owned.h"
@@ -13,40 +15,80 @@
 
 namespace sdio {
 
-// Calls a Python function, with the GIL, which that function may give up and take again.
-template <typename... Arguments>
-pybind11::object call_python(const pybind11::object& callable, Arguments&&... arguments) {
-  const pybind11::tuple packed = pybind11::make_tuple(std::forward<Arguments>(arguments)...);
-  return owned(or_wait_for_exit([&] { return PyObject_Call(callable.ptr(), packed.ptr(), nullptr); }));
+template <typename Argument>
+pybind11::object as_object(const Argument& argument) {
+  if constexpr (std::is_base_of_v<pybind11::object, Argument>) {
+    return argument;
+  } else {
+    return pybind11::cast(argument);
+  }
 }
 
-// Drops a reference in any thread. An object that is destroyed by that may run Python code.
-inline void let_go(PyObject* object) {
-  const HeldGil gil;
-  or_wait_for_exit([object] { Py_DECREF(object); });
+// Calls a Python function, with the GIL, which that function may give up and take again.
+template <typename... Arguments>
+pybind11::object call_python(const pybind11::object& callable, const Arguments&... arguments) {
+  constexpr size_t kCount = sizeof...(Arguments);
+  const std::array<pybind11::object, kCount> held{as_object(arguments)...};
+  std::array<PyObject*, 1 + kCount> passed{};  // the callee may use the first one
+  for (size_t i = 0; i < kCount; ++i) passed[1 + i] = held[i].ptr();
+  return owned([&] {
+    return PyObject_Vectorcall(callable.ptr(), passed.data() + 1, kCount | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr);
+  });
 }
+
+// The same for a method of `object`, which is looked up there.
+template <typename... Arguments>
+pybind11::object call_method(const pybind11::object& object, const char* name, const Arguments&... arguments) {
+  constexpr size_t kCount = sizeof...(Arguments);
+  const pybind11::str method(name);
+  const std::array<pybind11::object, kCount> held{as_object(arguments)...};
+  std::array<PyObject*, 2 + kCount> passed{nullptr, object.ptr()};
+  for (size_t i = 0; i < kCount; ++i) passed[2 + i] = held[i].ptr();
+  return owned([&] {
+    return PyObject_VectorcallMethod(method.ptr(), passed.data() + 1, (1 + kCount) | PY_VECTORCALL_ARGUMENTS_OFFSET,
+                                     nullptr);
+  });
+}
+
+// Drops a reference in any thread.
+inline void let_go(pybind11::object&& object) {
+  const HeldGil gil;
+  drop(std::move(object));
+}
+
+// A reference that any thread may let go of.
+class SharedObject {
+ public:
+  explicit SharedObject(pybind11::object object) : object_(std::move(object)) {}
+  SharedObject(const SharedObject&) = delete;
+  SharedObject& operator=(const SharedObject&) = delete;
+  ~SharedObject() { let_go(std::move(object_)); }
+
+  const pybind11::object& get() const { return object_; }  // with the GIL
+
+ private:
+  pybind11::object object_;
+};
 
 // A Python exception on its way from one thread to another. Unlike pybind11's, it may be dropped by any thread at any
 // time, the exit of the interpreter included.
 class PythonError final : public std::exception {
  public:
   explicit PythonError(const pybind11::error_already_set& error)  // with the GIL
-      : value_(error.value().inc_ref().ptr(), &let_go),
-        what_(error.what()),
-        is_exception_(error.matches(PyExc_Exception)) {}
+      : value_(std::make_shared<SharedObject>(error.value())), is_exception_(error.matches(PyExc_Exception)) {}
 
-  const char* what() const noexcept override { return what_.c_str(); }
+  const char* what() const noexcept override { return "Python code has raised"; }
 
   // False for what a signal raises to end the process or the call: KeyboardInterrupt, SystemExit.
   bool is_exception() const { return is_exception_; }
 
   void restore() const {  // with the GIL
-    PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(value_.get())), value_.get());
+    PyObject* const value = value_->get().ptr();
+    PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(value)), value);
   }
 
  private:
-  std::shared_ptr<PyObject> value_;
-  std::string what_;
+  std::shared_ptr<const SharedObject> value_;
   bool is_exception_;
 };
 
@@ -61,19 +103,5 @@ auto in_python(const Function& function) {
     throw PythonError(error);
   }
 }
-
-// A reference that any thread may let go of.
-class SharedObject {
- public:
-  explicit SharedObject(pybind11::object object) : object_(std::move(object)) {}
-  SharedObject(const SharedObject&) = delete;
-  SharedObject& operator=(const SharedObject&) = delete;
-  ~SharedObject() { let_go(object_.release().ptr()); }
-
-  const pybind11::object& get() const { return object_; }  // with the GIL
-
- private:
-  pybind11::object object_;
-};
 
 }  // namespace sdio

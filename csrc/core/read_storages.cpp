@@ -4,6 +4,8 @@
 #include <new>
 #include <utility>
 
+#include "core/owned.h"
+
 namespace py = pybind11;
 
 namespace sdio {
@@ -52,7 +54,7 @@ void ReadStorages::adopt(size_t request, char* data, uint64_t nbytes, std::share
 }
 
 py::list ReadStorages::storages() {
-  py::list list(parts_.size());
+  py::list list = list_of(parts_.size(), [](size_t) { return Py_NewRef(Py_None); });
   for (size_t i = 0; i < parts_.size(); ++i) {
     Part& part = parts_[i];
     list[i] = torch().storage_over(part.data, part.nbytes, std::move(part.memory));

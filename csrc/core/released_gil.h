@@ -1,27 +1,12 @@
 // The GIL, released by a thread that had it, or taken by one that had not.
-//
-// When the interpreter exits, CPython before 3.14 ends a thread that asks for the GIL with pthread_exit, also one that
-// asks for it anew amid Python code. That unwinds its stack, through destructors that let nothing pass, or that need
-// the GIL: the process would abort. Such a thread waits here for the process to end instead.
 #pragma once
 
 #include <Python.h>
 #include <unistd.h>
 
-namespace sdio {
+#include "boundary/interpreter_exit.h"
 
-// Calls `function`, which asks for the GIL or runs Python code. It must call C functions only: C++ objects in it would
-// be destroyed without the GIL.
-template <typename Function>
-auto or_wait_for_exit(const Function& function) {
-  try {
-    return function();
-  } catch (...) {
-    // This is what pthread_exit throws. It cannot be caught by its name, abi::__forced_unwind&, which would be a
-    // reference to null; letting it pass would end the process.
-    for (;;) pause();
-  }
-}
+namespace sdio {
 
 // Without the GIL for the lifetime of an object. The thread may be a daemon.
 class ReleasedGil {
@@ -62,7 +47,9 @@ class HeldGil {
           while (Py_IsInitialized() == 0 && !is_held()) pause();
           return PyGILState_Ensure();
         })) {}
-  ~HeldGil() { PyGILState_Release(state_); }
+  ~HeldGil() {
+    or_wait_for_exit([this] { PyGILState_Release(state_); });  // which may let go of what belongs to the thread
+  }
   HeldGil(const HeldGil&) = delete;
   HeldGil& operator=(const HeldGil&) = delete;
 

@@ -49,7 +49,7 @@ PyObject* new_reference(const py::handle& object) { return Py_NewRef(object.ptr(
 // PyTuple_Pack would count each reference up, and its caller down.
 template <typename... Objects>
 py::object pack(Objects&&... objects) {
-  py::object tuple = owned(PyTuple_New(sizeof...(objects)));
+  py::object tuple = owned([] { return PyTuple_New(sizeof...(Objects)); });
   Py_ssize_t i = 0;
   (PyTuple_SET_ITEM(tuple.ptr(), i++, new_reference(std::forward<Objects>(objects))), ...);
   return untracked(std::move(tuple));
@@ -68,7 +68,7 @@ bool has_python_state(PyObject* obj) {
   if (slot != nullptr)
     return *slot != nullptr && PyDict_GET_SIZE(*slot) != 0;  // no dictionary is made to find it empty
 #endif
-  PyObject* const dict = PyObject_GenericGetDict(obj, nullptr);
+  PyObject* const dict = or_wait_for_exit([&] { return PyObject_GenericGetDict(obj, nullptr); });
   if (dict == nullptr) {
     PyErr_Clear();
     return true;  // not the class we know: let torch look
@@ -114,7 +114,7 @@ class StorageTable {
       return Py_NewRef(stands->what == StandIn::kStorage ? stands->object : Py_None);
     }
     if (is_never_storage(Py_TYPE(obj))) Py_RETURN_NONE;
-    return PyObject_CallOneArg(reference_.ptr(), obj);
+    return or_wait_for_exit([&] { return PyObject_CallOneArg(reference_.ptr(), obj); });
   }
 
   // A new reference: how `obj` is pickled, or NotImplemented for Python to find out.
@@ -170,7 +170,7 @@ class StorageTable {
   PyObject* storage_type_of(py::handle dtype) const { return PyDict_GetItem(torch_->storage_types.ptr(), dtype.ptr()); }
 
   bool has_storage_type(PyObject* tensor) const {
-    return storage_type_of(owned(PyObject_GetAttr(tensor, torch_->dtype_word.ptr()))) != nullptr;
+    return storage_type_of(owned([&] { return PyObject_GetAttr(tensor, torch_->dtype_word.ptr()); })) != nullptr;
   }
 
   PyObject* reduce_data_of(PyObject* parameter) {
@@ -196,7 +196,7 @@ class StorageTable {
   }
 
   PyObject* reduce_parameter(PyObject* parameter) const {
-    py::object requires_grad = owned(PyObject_GetAttr(parameter, torch_->requires_grad_word.ptr()));
+    py::object requires_grad = owned([&] { return PyObject_GetAttr(parameter, torch_->requires_grad_word.ptr()); });
     py::object args = pack(stand_in(StandIn::kData, py::reinterpret_borrow<py::object>(parameter)),
                            std::move(requires_grad), stand_in(StandIn::kNoHooks, py::object()));
     return pack(torch_->rebuild_parameter, std::move(args)).release().ptr();
@@ -272,8 +272,9 @@ void bind_storage_table(py::module_& module) {
            py::arg("reduction"), py::arg("reference"))
       .def_property_readonly("storages",
                              [](const StorageTable& table) {
-                               py::list wrapped;
-                               for (const Storage& storage : table.storages()) wrapped.append(storage.object());
+                               const std::vector<Storage>& storages = table.storages();
+                               py::list wrapped = list_of(storages.size(), [](size_t) { return Py_NewRef(Py_None); });
+                               for (size_t i = 0; i < storages.size(); ++i) wrapped[i] = storages[i].object();
                                return wrapped;
                              })
       .def("key_of", py::overload_cast<const py::object&, const py::object&>(&StorageTable::key_of), py::arg("storage"),

@@ -10,6 +10,7 @@
 #include "core/device_without_streams.h"
 #include "core/direct_io_wish.h"
 #include "core/kept_storages.h"
+#include "core/owned.h"
 #include "core/storage_table.h"
 #include "core/torch.h"
 #include "core/watching.h"
@@ -89,12 +90,12 @@ py::list write(const py::list& storage_list, const py::sequence& strip_list, int
     }
     kept.check();
   }
-  py::list told(results.size());
-  for (size_t i = 0; i < results.size(); ++i) {
-    const size_t known = std::min<uint64_t>(strips[i].nbytes(), sizeof(StripResult::first_bytes));
-    told[i] = py::make_tuple(results[i].crc, py::bytes(reinterpret_cast<char*>(results[i].first_bytes), known));
-  }
-  return told;
+  return list_of(results.size(), [&](size_t i) {
+    const uint64_t known = std::min<uint64_t>(strips[i].nbytes(), sizeof(StripResult::first_bytes));
+    const char* const first_bytes = reinterpret_cast<char*>(results[i].first_bytes);
+    return Py_BuildValue("(IN)", results[i].crc,
+                         PyBytes_FromStringAndSize(first_bytes, static_cast<Py_ssize_t>(known)));
+  });
 }
 
 }  // namespace

@@ -20,7 +20,9 @@ class Method {
 
   py::object operator()(PyObject* self) const {
     PyObject* const arguments[] = {nullptr, self};
-    return owned(PyObject_Vectorcall(function_.ptr(), arguments + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr));
+    return owned([&] {
+      return PyObject_Vectorcall(function_.ptr(), arguments + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr);
+    });
   }
 
  private:
@@ -35,7 +37,7 @@ class Attribute {
   }
 
   py::object operator()(PyObject* self) const {
-    return owned(get_(descriptor_.ptr(), self, reinterpret_cast<PyObject*>(Py_TYPE(self))));
+    return owned([&] { return get_(descriptor_.ptr(), self, reinterpret_cast<PyObject*>(Py_TYPE(self))); });
   }
 
  private:
@@ -59,7 +61,11 @@ const void* as_pointer(const py::object& number) {
 py::object exact_tuple(const py::object& sequence) {
   if (PyTuple_CheckExact(sequence.ptr())) return sequence;
   if (!PyTuple_Check(sequence.ptr())) throw py::type_error("a tensor's shape is no tuple");
-  return owned(PyTuple_GetSlice(sequence.ptr(), 0, PyTuple_GET_SIZE(sequence.ptr())));
+  return owned([&] { return PyTuple_GetSlice(sequence.ptr(), 0, PyTuple_GET_SIZE(sequence.ptr())); });
+}
+
+py::object attribute(const py::object& object, const char* name) {
+  return owned([&] { return PyObject_GetAttrString(object.ptr(), name); });
 }
 
 PyObject* reference(void* held) { return static_cast<PyObject*>(held); }
@@ -76,21 +82,25 @@ class TorchThroughPython final : public Torch {
         uint8_(access_.attr("uint8")) {}
 
   Storage storage_of(py::handle storage) const override {
-    const int is_storage = PyObject_IsInstance(storage.ptr(), storage_type_.ptr());
+    const int is_storage = or_wait_for_exit([&] { return PyObject_IsInstance(storage.ptr(), storage_type_.ptr()); });
     if (is_storage < 0) throw py::error_already_set();
     if (is_storage == 0) throw py::type_error("expected torch.UntypedStorage");
-    const py::object type = storage_device_(storage.ptr()).attr("type");
+    const py::object type = attribute(storage_device_(storage.ptr()), "type");
     const bool on_host = PyUnicode_CompareWithASCIIString(type.ptr(), "cpu") == 0;
     return Storage(*this, retain(storage.ptr()), on_host);
   }
 
   py::object storage_over(char* data, uint64_t nbytes, std::unique_ptr<ReadMemory> memory) const override {
-    if (nbytes == 0) return call_python(access_.attr("no_bytes"));  // torch.frombuffer refuses that
+    if (nbytes == 0) return call_method(access_, "no_bytes");  // torch.frombuffer refuses that
     const py::object buffer = memory_object(data, nbytes, std::move(memory));
     PyObject* const arguments[] = {nullptr, buffer.ptr(), uint8_.ptr()};
-    const py::object tensor = owned(
-        PyObject_Vectorcall(frombuffer_.ptr(), arguments + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, dtype_only_.ptr()));
-    return untyped_storage_(tensor.ptr());
+    py::object tensor = owned([&] {
+      return PyObject_Vectorcall(frombuffer_.ptr(), arguments + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET,
+                                 dtype_only_.ptr());
+    });
+    py::object storage = untyped_storage_(tensor.ptr());
+    drop(std::move(tensor));
+    return storage;
   }
 
   bool is_plain(PyObject* tensor) const override {
@@ -140,7 +150,9 @@ class TorchThroughPython final : public Torch {
   }
 
   void* retain(void* held) const override { return Py_NewRef(reference(held)); }
-  void release(void* held) const override { Py_DECREF(reference(held)); }
+  void release(void* held) const override {
+    or_wait_for_exit([held] { Py_DECREF(reference(held)); });
+  }
   const void* identity(void* held) const override { return as_pointer(cdata_(reference(held))); }
 
   StorageBytes bytes(void* held) const override {
@@ -148,27 +160,30 @@ class TorchThroughPython final : public Torch {
     return {static_cast<const char*>(data), as_uint64(nbytes_(reference(held)))};
   }
 
-  std::string device(void* held) const override { return py::str(storage_device_(reference(held))); }
+  std::string device(void* held) const override {
+    const py::object device = storage_device_(reference(held));
+    return owned([&] { return PyObject_Str(device.ptr()); }).cast<std::string>();
+  }
   py::object object(void* held) const override { return py::reinterpret_borrow<py::object>(reference(held)); }
 
  private:
   // The bits by which LibTorch itself chooses how a tensor is handled.
   bool has_plain_keys(PyObject* tensor, uint64_t& keys) const {
     if (dispatch_keys_.is_none()) return false;
-    const py::object key_set = owned(PyObject_CallOneArg(dispatch_keys_.ptr(), tensor));
-    keys = as_uint64(owned(PyObject_CallOneArg(raw_repr_.ptr(), key_set.ptr())));
+    const py::object key_set = owned([&] { return PyObject_CallOneArg(dispatch_keys_.ptr(), tensor); });
+    keys = as_uint64(owned([&] { return PyObject_CallOneArg(raw_repr_.ptr(), key_set.ptr()); }));
     return (keys & ~plain_keys_) == 0;
   }
 
   int64_t itemsize_of(const py::object& dtype) const {
     if (dtype.ptr() != last_dtype_) {
-      last_itemsize_ = static_cast<int64_t>(as_uint64(dtype.attr("itemsize")));
+      last_itemsize_ = static_cast<int64_t>(as_uint64(attribute(dtype, "itemsize")));
       last_dtype_ = dtype.ptr();
     }
     return last_itemsize_;
   }
 
-  py::object device_copies() const { return call_python(access_.attr("device_copies")); }
+  py::object device_copies() const { return call_method(access_, "device_copies"); }
 
   // None of this is ever destroyed.
   const py::object access_;

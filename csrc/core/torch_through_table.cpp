@@ -116,7 +116,7 @@ class TableDestination final : public StorageDestination {
   SlotPool& slots() override { return pinned_slots(); }
 
   py::list storages() const override {
-    py::list list(num_requests_);
+    py::list list = list_of(num_requests_, [](size_t) { return Py_NewRef(Py_None); });
     for (size_t i = 0; i < num_requests_; ++i) {
       list[i] = owned(functions_.destination_storage(destination_.get(), i));
     }
@@ -185,7 +185,7 @@ class TableSteps final : public StepRecorder {
 void delete_memory(void* memory) { delete static_cast<ReadMemory*>(memory); }
 
 py::object tuple_of(const int64_t* values, int64_t count) {
-  py::object tuple = owned(PyTuple_New(static_cast<Py_ssize_t>(count)));
+  py::object tuple = owned([&] { return PyTuple_New(static_cast<Py_ssize_t>(count)); });
   for (int64_t i = 0; i < count; ++i) {
     PyTuple_SET_ITEM(tuple.ptr(), static_cast<Py_ssize_t>(i), owned(PyLong_FromLongLong(values[i])).release().ptr());
   }

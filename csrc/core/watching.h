@@ -8,23 +8,27 @@
 #include <cstdint>
 
 #include "core/kept_storages.h"
+#include "core/owned.h"
 #include "core/python_error.h"
 #include "core/released_gil.h"
 
 namespace sdio {
 
-// Throws what the handler of a signal raises.
+// Throws what the handler of a signal raises. With the GIL.
+inline void check_signals() {
+  if (or_wait_for_exit([] { return PyErr_CheckSignals(); }) != 0) throw pybind11::error_already_set();
+}
+
+// The same without the GIL.
 inline void watch(ReleasedGil& gil) {
-  gil.with_gil([] {
-    if (PyErr_CheckSignals() != 0) throw pybind11::error_already_set();
-  });
+  gil.with_gil([] { check_signals(); });
 }
 
 // The same, and calls `progress`, which is None or takes (bytes_done, bytes_total). Throws what it raises.
 inline void watch(ReleasedGil& gil, const pybind11::object& progress, uint64_t bytes_done, uint64_t bytes_total) {
   gil.with_gil([&] {
-    if (PyErr_CheckSignals() != 0) throw pybind11::error_already_set();
-    if (!progress.is_none()) call_python(progress, bytes_done, bytes_total);
+    check_signals();
+    if (!progress.is_none()) drop(call_python(progress, bytes_done, bytes_total));
   });
 }
 
@@ -40,8 +44,11 @@ inline void watch(ReleasedGil& gil, const pybind11::object& progress, uint64_t b
 
 // Calls `write` with a view of bytes that is valid during the call.
 inline void call_with_view(ReleasedGil& gil, const pybind11::object& write, const char* bytes, size_t nbytes) {
-  gil.with_gil(
-      [&] { call_python(write, pybind11::memoryview::from_memory(bytes, static_cast<pybind11::ssize_t>(nbytes))); });
+  gil.with_gil([&] {
+    pybind11::object view = owned(
+        [&] { return PyMemoryView_FromMemory(const_cast<char*>(bytes), static_cast<Py_ssize_t>(nbytes), PyBUF_READ); });
+    drop(call_python(write, view));
+  });
 }
 
 }  // namespace sdio

@@ -12,6 +12,7 @@
 #include <string>
 #include <utility>
 
+#include "boundary/interpreter_exit.h"
 #include "torch/functions.h"
 #include "torch/raw_bytes.h"
 
@@ -26,6 +27,8 @@ Result or_python_error(Result failed, const Function& function) noexcept {
   } catch (const std::exception&) {
     torch::translate_exception_to_python(std::current_exception());
     return failed;
+  } catch (...) {  // the end of this thread, while a new object is made
+    wait_for_exit();
   }
 }
 

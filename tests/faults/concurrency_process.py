@@ -3,11 +3,11 @@
 concurrency_process.py FUNCTION DIRECTORY BACKEND
 """
 
+import builtins
 import os
 import pathlib
 import sys
 import threading
-import time
 
 import torch
 
@@ -112,8 +112,14 @@ def exit_with_a_daemon_thread_saving(directory, backend):
     """Returns, and so ends the interpreter, while a save is in its middle."""
     sio.save(stamped(0), directory / "model.pt", backend=backend)
     obj = stamped(1, 200 << 20)
-    threading.Thread(target=lambda: sio.save(obj, directory / "model.pt", backend=backend), daemon=True).start()
-    time.sleep(0.06)
+    builtins.kept = obj  # else the thread, if its save ends in time, frees the tensors: torch aborts then
+    is_writing = threading.Event()
+
+    def save():
+        sio.save(obj, directory / "model.pt", backend=backend, progress=lambda done, total: is_writing.set())
+
+    threading.Thread(target=save, daemon=True).start()
+    is_writing.wait()
     print("exits", flush=True)
 
 

@@ -2,8 +2,6 @@
 
 import os
 import pathlib
-import subprocess
-import sys
 import threading
 import zipfile
 
@@ -13,7 +11,6 @@ import warm_process
 
 import statedict_io as sio
 from faults.concurrency_process import stamp_of, stamped
-from faults.preload import environment
 from faults.temporary_files import age_temporaries
 
 PROCESS = pathlib.Path(__file__).with_name("concurrency_process.py")
@@ -90,15 +87,7 @@ def test_processes(what, backend, tmp_path):
 
 def test_exit_in_the_middle_of_a_daemon_threads_save(backend, tmp_path):
     """No abort, no hang; what is left is a whole file, and perhaps a temporary that the next save removes."""
-    command = [
-        sys.executable,
-        "-m",
-        "faults.concurrency_process",
-        "exit_with_a_daemon_thread_saving",
-        tmp_path,
-        backend,
-    ]
-    done = subprocess.run(command, env=environment(None), capture_output=True, text=True, timeout=100, check=False)
+    done = warm_process.run(PROCESS, "exit_with_a_daemon_thread_saving", tmp_path, backend, timeout=100)
     assert done.stdout == "exits\n"
     assert done.returncode == 0, done.stderr
     assert stamp_of(tmp_path / "model.pt") in (0, 1)
