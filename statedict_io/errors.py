@@ -110,7 +110,7 @@ def _reduce_refusal(self: Any) -> tuple[Any, ...]:
 def _refusal_type(base: Any) -> type[OSError]:
     # The OSError first: its constructor is the one that sets errno.
     methods: dict[str, Any] = {
-        "__str__": lambda self: f"{self.torch_message.removesuffix('.')}: {self.filename!r}",
+        "__str__": lambda self: f"{self.filename}: {self.torch_message}",
         "__reduce__": _reduce_refusal,
         "__module__": __name__,
     }
@@ -120,7 +120,7 @@ def _refusal_type(base: Any) -> type[OSError]:
 def refused_target(error: OSError, path: str, torch_message: str) -> OSError:
     """The error for a path that the system will not open.
 
-    ``torch.save`` raises a bare :class:`RuntimeError` there. This one is that (with torch's words, and the path), and
+    ``torch.save`` raises a bare :class:`RuntimeError` there. This one is that (with the path before torch's words), and
     also the :class:`OSError` subclass that fits, with ``errno`` and ``filename``.
     """
     base: Any = type(error)

@@ -142,7 +142,7 @@ def test_a_target_that_cannot_be_opened_is_named_in_the_text(path, options, back
     like = error_of(lambda: torch.save(STATE, path))
     error = error_of(lambda: sio.save(STATE, path, backend=backend, **options))
     assert isinstance(error, type(like)) and isinstance(error, OSError) and error.filename == path
-    assert str(error).endswith(f": {path!r}")
+    assert str(error).startswith(f"{path}: ")
 
 
 @pytest.mark.parametrize("options", [{}, {"atomic": False}])
@@ -160,7 +160,7 @@ def test_a_read_only_file_is_named_in_the_text(options, backend, tmp_path, monke
     monkeypatch.setattr(os, "access", lambda *_, **__: False)
     error = error_of(lambda: sio.save(STATE, path, backend=backend, **options))
     assert isinstance(error, PermissionError) and isinstance(error, RuntimeError)
-    assert str(error).endswith(f"Permission denied: {str(path)!r}")
+    assert str(error).startswith(f"{path}: ") and str(error).endswith("Permission denied")
     assert path.read_bytes() == b"old" and names_in(tmp_path) == ["model.pt"]
 
 
