@@ -23,7 +23,7 @@ from faults.fault_oracle import faults_of
 from faults.preload import Preload
 
 import statedict_io as sio
-from statedict_io.writing import saving
+from statedict_io.writing import places, saving
 
 SECONDS_A_CALL = 20
 
@@ -44,6 +44,7 @@ class Laboratory:
                 ckpts.save(state_of(step), step, step / 10)
 
     def reset(self):
+        places._cannot_rename.clear()  # or facts would be written in place ever after one was refused
         for entry in list(self.path.iterdir()):
             entry.unlink()
         for entry in self.template.iterdir():
