@@ -12,6 +12,7 @@ import threading
 import torch
 
 import statedict_io as sio
+from faults.killed_children import forked
 
 NBYTES = 6 << 20
 
@@ -28,19 +29,7 @@ def stamp_of(path):
 
 def fork_and_do(actions):
     """Forks a child for each action; returns their exit statuses."""
-    children = []
-    for action in actions:
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                action()
-                status = 0
-            except BaseException as e:
-                print(repr(e), file=sys.stderr, flush=True)
-            finally:
-                os._exit(status)
-        children.append(child)
+    children = [forked(action) for action in actions]
     return [os.waitpid(child, 0)[1] for child in children]
 
 
