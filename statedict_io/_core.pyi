@@ -98,13 +98,18 @@ class OpenArchive:
     Args:
         fd: open for reading; must stay open, keeps its position.
         direct: ``"auto"`` reads large, cold files past the page cache, ``"on"`` all that allows it, ``"off"`` none.
+        payloads: the records of a file in another format, which have neither headers nor names: (offset, nbytes,
+            alignment in memory) of each, within the file and without overlap. Those of no bytes can be neither loaded
+            nor checksummed.
 
     Raises:
         CorruptArchive: also from the methods that read.
         OSError: with ``errno``, without a filename; also from the methods that read.
     """
 
-    def __init__(self, fd: int, *, direct: str = "auto") -> None: ...
+    def __init__(
+        self, fd: int, *, direct: str = "auto", payloads: list[tuple[int, int, int]] | None = None
+    ) -> None: ...
     @property
     def archive_name(self) -> str: ...
     @property

@@ -54,10 +54,12 @@ class Zip64Values {
 
 }  // namespace
 
-uint64_t DirectoryRecord::min_payload_offset() const { return header_offset + kLocalHeaderNbytes + name_nbytes; }
+uint64_t DirectoryRecord::min_payload_offset() const {
+  return has_header ? header_offset + kLocalHeaderNbytes + name_nbytes : header_offset;
+}
 
 uint64_t DirectoryRecord::max_payload_offset() const {
-  return std::min(limit_offset - stored_nbytes, min_payload_offset() + kMax16);
+  return has_header ? std::min(limit_offset - stored_nbytes, min_payload_offset() + kMax16) : header_offset;
 }
 
 Directory::Directory(std::string bytes, const DirectoryPlacement& placement) : bytes_(std::move(bytes)) {
@@ -75,6 +77,19 @@ Directory::Directory(std::string bytes, const DirectoryPlacement& placement) : b
   }
   check_names();
   set_limits(placement.offset);
+}
+
+Directory::Directory(const std::vector<PayloadRange>& payloads, uint64_t file_nbytes) {
+  records_.reserve(payloads.size());
+  for (const PayloadRange& payload : payloads) {
+    DirectoryRecord record;
+    record.header_offset = payload.offset;
+    record.nbytes = record.stored_nbytes = payload.nbytes;
+    record.has_header = false;
+    record.alignment = payload.alignment;
+    records_.push_back(record);
+  }
+  set_limits(file_nbytes);
 }
 
 void Directory::parse_record(size_t& at, uint64_t directory_offset) {
@@ -138,18 +153,25 @@ void Directory::check_names() const {
 void Directory::set_limits(uint64_t directory_offset) {
   std::vector<uint32_t> order(records_.size());
   std::iota(order.begin(), order.end(), 0u);
-  const auto before = [&](uint32_t a, uint32_t b) { return records_[a].header_offset < records_[b].header_offset; };
+  const auto before = [&](uint32_t a, uint32_t b) {
+    if (records_[a].header_offset != records_[b].header_offset) {
+      return records_[a].header_offset < records_[b].header_offset;
+    }
+    return records_[a].stored_nbytes < records_[b].stored_nbytes;  // of payloads without headers one may be empty
+  };
   if (!std::is_sorted(order.begin(), order.end(), before)) std::sort(order.begin(), order.end(), before);
   uint64_t limit_offset = directory_offset;
   for (size_t i = order.size(); i-- > 0;) {
     DirectoryRecord& record = records_[order[i]];
     record.limit_offset = limit_offset;
-    const uint64_t least_nbytes = kLocalHeaderNbytes + record.name_nbytes;
+    const uint64_t least_nbytes = record.min_payload_offset() - record.header_offset;
     if (record.header_offset > limit_offset || limit_offset - record.header_offset < least_nbytes ||
         limit_offset - record.header_offset - least_nbytes < record.stored_nbytes) {
       fail(order[i], std::to_string(record.stored_nbytes) + " bytes at offset " + std::to_string(record.header_offset) +
                          " reach past offset " + std::to_string(limit_offset) + ", where " +
-                         (i + 1 < order.size() ? "the next record begins" : "the central directory begins"));
+                         (i + 1 < order.size() ? "the next record begins"
+                          : record.has_header  ? "the central directory begins"
+                                               : "the file ends"));
     }
     limit_offset = record.header_offset;
   }
@@ -164,6 +186,7 @@ std::string_view Directory::archive_name() const {
 
 uint64_t Directory::payload_offset(size_t record, const char* header) const {
   const DirectoryRecord& at = records_[record];
+  if (!at.has_header) return at.header_offset;
   if (get32(header) != kLocalHeaderSignature) {
     fail(record, "no local header at offset " + std::to_string(at.header_offset));
   }

@@ -1,8 +1,9 @@
-// The central directory of an archive: which records there are and where [F: Central directory].
+// Which records there are in a file, and where: of an archive as its central directory says [F: Central directory], of
+// a file in another format as whoever has read that format's header does. Those have payloads alone, no local headers.
 //
-// Pure: bytes in, records out, no I/O. A Directory is immutable after construction and may be read from any
-// thread. Its constructor refuses hostile archives: all records lie within the file and none overlaps another, so that
-// all payloads together are no larger than the file. It throws CorruptArchive, which names the record.
+// Pure: bytes in, records out, no I/O. A Directory is immutable after construction and may be read from any thread. Its
+// constructors refuse hostile files: all records lie within the file and none overlaps another, so that all payloads
+// together are no larger than the file. They throw CorruptArchive, which names the record.
 #pragma once
 
 #include <cstddef>
@@ -24,16 +25,28 @@ struct DirectoryRecord {
   uint32_t name_offset = 0;  // in the directory's bytes
   uint16_t name_nbytes = 0;
   bool compressed = false;  // deflate
+  bool has_header = true;   // a local header; without one the payload begins at header_offset
+  uint16_t alignment = 1;   // that the payload needs in memory, where it has no header
 
   // The local header says where the payload begins: between these two.
   uint64_t min_payload_offset() const;
   uint64_t max_payload_offset() const;
 };
 
+// A payload without a header, in a file of another format.
+struct PayloadRange {
+  uint64_t offset;
+  uint64_t nbytes;
+  uint16_t alignment;  // that it needs in memory; a power of two
+};
+
 class Directory {
  public:
   // `bytes`: those of `placement`.
   Directory(std::string bytes, const DirectoryPlacement& placement);
+
+  // Payloads alone, without names.
+  Directory(const std::vector<PayloadRange>& payloads, uint64_t file_nbytes);
 
   size_t num_records() const { return records_.size(); }
   const DirectoryRecord& operator[](size_t record) const { return records_[record]; }
@@ -44,9 +57,9 @@ class Directory {
   // The folder of the first record, as torch takes it; empty where it is in none.
   std::string_view archive_name() const;
 
-  // The payload's offset, from the local header, whose bytes up to min_payload_offset() are at `header`. It and the
-  // payload after it lie within [min_payload_offset(), limit_offset). Throws where the header contradicts the
-  // directory.
+  // The payload's offset, from the local header, whose bytes up to min_payload_offset() are at `header`; nobody looks
+  // there where the record has none. It and the payload after it lie within [min_payload_offset(), limit_offset).
+  // Throws where the header contradicts the directory.
   uint64_t payload_offset(size_t record, const char* header) const;
 
  private:

@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -33,12 +34,25 @@ PyObject* new_text(std::string_view bytes) {
 }
 py::object text(std::string_view bytes) { return owned(new_text(bytes)); }
 
+// (offset, nbytes, alignment) of each.
+using Payloads = std::vector<std::tuple<uint64_t, uint64_t, uint16_t>>;
+
 class OpenArchive {
  public:
   OpenArchive(int fd, DirectIo direct_io) {
     const ReleasedGil gil;
     source_ = std::make_unique<PositionalSource>(fd, direct_io);
     directory_ = std::make_unique<Directory>(read_directory(*source_));
+  }
+
+  // Payloads at known places of a file in another format.
+  OpenArchive(int fd, const Payloads& payloads, DirectIo direct_io) {
+    std::vector<PayloadRange> ranges;
+    ranges.reserve(payloads.size());
+    for (const auto& [offset, nbytes, alignment] : payloads) ranges.push_back({offset, nbytes, alignment});
+    const ReleasedGil gil;
+    source_ = std::make_unique<PositionalSource>(fd, direct_io);
+    directory_ = std::make_unique<Directory>(ranges, source_->nbytes());
   }
 
   py::object archive_name() const { return text(directory_->archive_name()); }
@@ -161,10 +175,11 @@ void bind_open_archive(py::module_& module, py::module_& testing) {
   });
 
   py::class_<OpenArchive>(module, "OpenArchive")
-      .def(py::init([](int fd, const std::string& direct) {
-             return std::make_unique<OpenArchive>(fd, direct_io_from(direct));
+      .def(py::init([](int fd, const std::string& direct, const std::optional<Payloads>& payloads) {
+             if (!payloads) return std::make_unique<OpenArchive>(fd, direct_io_from(direct));
+             return std::make_unique<OpenArchive>(fd, *payloads, direct_io_from(direct));
            }),
-           py::arg("fd"), py::kw_only(), py::arg("direct") = "auto")
+           py::arg("fd"), py::kw_only(), py::arg("direct") = "auto", py::arg("payloads") = py::none())
       .def_property_readonly("archive_name", &OpenArchive::archive_name)
       .def("entries", &OpenArchive::entries)
       .def("payload_offset", &OpenArchive::payload_offset, py::arg("record"))

@@ -38,8 +38,16 @@ class Directory:
     full_names: list[bytes]
     limit_offsets: list[int]
 
+    def header_nbytes(self, record: int) -> int:
+        """Of a local header's beginning: its fields and the name."""
+        return LOCAL_NBYTES + len(self.full_names[record])
+
+    def limit_offset(self, record: int) -> int:
+        """Where the next structure of the file begins."""
+        return self.limit_offsets[record]
+
     def payload_offset(self, record: int, header: bytes) -> int:
-        """From the local header, of which ``header`` has the first ``LOCAL_NBYTES`` and the name."""
+        """From the local header, of which ``header`` has the first :meth:`header_nbytes`."""
         entry, name = self.entries[record], self.full_names[record]
         if header[:4] != b"PK\x03\x04":
             raise self._damage(record, f"no local header at offset {entry.header_offset}")

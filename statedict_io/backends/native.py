@@ -18,6 +18,7 @@ from .extension import find, known
 from .protocol import Records, Strip
 
 if TYPE_CHECKING:
+    from ..archive.payload_ranges import RangeEntries
     from ..pickles.lean_pickle import LeanPickle
     from .native_reading import NativeOpenArchive
 
@@ -160,6 +161,11 @@ class NativeBackend:
         from .native_reading import NativeOpenArchive
 
         return NativeOpenArchive(self._extension, fd, path)
+
+    def open_payloads(self, fd: int, path: str, payloads: RangeEntries) -> NativeOpenArchive:
+        from .native_reading import NativeOpenArchive
+
+        return NativeOpenArchive(self._extension, fd, path, payloads=payloads)
 
     def lean_pickle(self, data_pkl: bytes) -> LeanPickle:
         from ..pickles.lean_pickle import LeanPickle, TensorCall

@@ -10,6 +10,7 @@ import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,21 +21,40 @@ from ..progress import ProgressCallback
 from .record_rows import Piece, pieces
 from .tasks import perform, task
 
+if TYPE_CHECKING:
+    from ..archive.payload_ranges import RangeEntries
+
 _NUM_THREADS = 4  # of a range that is read in pieces
 
 
 class NativeOpenArchive:
-    def __init__(self, extension: ModuleType, fd: int, path: str, direct: str = "auto") -> None:
+    def __init__(
+        self,
+        extension: ModuleType,
+        fd: int,
+        path: str,
+        direct: str = "auto",
+        *,
+        payloads: RangeEntries | None = None,
+    ) -> None:
         self._extension = extension
         self._path = path
+        self._skips_empty = payloads is not None  #: payloads of no bytes, which have not even a header to be read
+        self.records: Sequence[RecordEntry]
+        self.archive_name: str = ""
+        if payloads is not None:
+            with self._naming_errors():
+                self._reader = extension.OpenArchive(fd, direct=direct, payloads=payloads.ranges())
+            self.records = payloads
+            return
         with self._naming_errors():
             self._reader = extension.OpenArchive(fd, direct=direct)
-        self.archive_name: str = self._reader.archive_name
+        self.archive_name = self._reader.archive_name
         # In place: an archive may have a million records and nothing in them.
         entries = self._reader.entries()
         for record, entry in enumerate(entries):
             entries[record] = RecordEntry._make(entry)
-        self.records: Sequence[RecordEntry] = entries
+        self.records = entries
 
     def payload_offset(self, record: int) -> int:
         with self._naming_errors():
@@ -73,8 +93,8 @@ class NativeOpenArchive:
     def _load(
         self, device: torch.device | None, records: Sequence[int], verify: bool, progress: ProgressCallback | None
     ) -> list[torch.UntypedStorage] | None:
-        stored, compressed = self._split(records)
-        report = _Report(progress, sum(self.records[record].nbytes for record in compressed))
+        stored, in_memory = self._split(records)
+        report = _Report(progress, sum(self.records[record].nbytes for record in in_memory))
         with self._naming_errors():
             if device is None:
                 found = self._reader.load_storages(stored, verify=verify, progress=report.of_stored)
@@ -84,8 +104,8 @@ class NativeOpenArchive:
                 return None
             storages, wrong = found
             loaded = dict(zip(stored, storages, strict=False))  # no storages where a checksum is wrong
-            for record in compressed:
-                storage, crc = self._load_compressed(record)
+            for record in in_memory:
+                storage, crc = self._load_in_memory(record)
                 loaded[record] = storage if device is None else storage.to(device=device)
                 if verify and self.records[record].crc32 != crc:
                     wrong.append(record)
@@ -96,11 +116,11 @@ class NativeOpenArchive:
         return [loaded[record] for record in records]
 
     def checksums(self, records: Sequence[int], *, progress: ProgressCallback | None) -> list[int]:
-        stored, compressed = self._split(records)
-        report = _Report(progress, sum(self.records[record].nbytes for record in compressed))
+        stored, in_memory = self._split(records)
+        report = _Report(progress, sum(self.records[record].nbytes for record in in_memory))
         with self._naming_errors():
             crcs = dict(zip(stored, self._reader.checksums(stored, progress=report.of_stored), strict=True))
-            for record in compressed:
+            for record in in_memory:
                 crcs[record] = 0
                 for piece in self._inflated(record):
                     crcs[record] = self._extension.crc32(piece, crcs[record])
@@ -108,12 +128,14 @@ class NativeOpenArchive:
         return [crcs[record] for record in records]
 
     def _split(self, records: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Each once: stored ones, compressed ones."""
-        unique = dict.fromkeys(records)
-        compressed = [record for record in unique if self.records[record].compressed]
-        return [record for record in unique if not self.records[record].compressed], compressed
+        """Each once: those that the extension reads; those that pass through Python, which are compressed or empty."""
+        parts: tuple[list[int], list[int]] = ([], [])
+        for record in dict.fromkeys(records):
+            entry = self.records[record]
+            parts[entry.compressed or (self._skips_empty and entry.nbytes == 0)].append(record)
+        return parts
 
-    def _load_compressed(self, record: int) -> tuple[torch.UntypedStorage, int]:
+    def _load_in_memory(self, record: int) -> tuple[torch.UntypedStorage, int]:
         nbytes = self.records[record].nbytes
         # A slice cannot be resized, like the storages of torch.load and of the extension.
         storage = torch.UntypedStorage(nbytes, device="cpu")[0:nbytes]
@@ -125,6 +147,8 @@ class NativeOpenArchive:
         return storage, crc
 
     def _inflated(self, record: int) -> Iterator[bytes]:
+        if not self.records[record].compressed:
+            return iter(())
         return inflated(lambda offset, nbytes: self._reader.read_stored(record, offset, nbytes), self.records[record])
 
     @contextmanager

@@ -12,6 +12,7 @@ from ..pickles.pickling import NativeTables, StorageTable
 from ..progress import ProgressCallback
 
 if TYPE_CHECKING:  # what only reading needs is imported when something is read
+    from ..archive.payload_ranges import RangeEntries
     from ..archive.record_entry import RecordEntry
     from ..pickles.lean_pickle import LeanPickle
 
@@ -103,7 +104,7 @@ class Strip(NamedTuple):
 
 
 class OpenArchive(Protocol):
-    """An open archive.
+    """An open archive, or payloads of a file in another format: each a record, not compressed and without a checksum.
 
     The descriptor is the caller's, stays open, and is only read positionally. :meth:`read_range` and
     :meth:`load_storages` may be called from several threads at once, the other methods from one at a time. A structure
@@ -195,6 +196,9 @@ class Backend(Protocol):
 
     def open_archive(self, fd: int, path: str) -> OpenArchive:
         """Reads the central directory of the file behind ``fd``; ``path`` is for messages."""
+
+    def open_payloads(self, fd: int, path: str, payloads: RangeEntries) -> OpenArchive:
+        """Reads payloads at known places of a file in another format; they lie within it and do not overlap."""
 
     def lean_pickle(self, data_pkl: bytes) -> LeanPickle:
         """A stream that does the same with fewer steps, for an unpickler that takes long over each."""

@@ -13,7 +13,7 @@ import ctypes
 import mmap
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -28,6 +28,9 @@ from . import strips as strips_module
 from .payloads import CHUNK_NBYTES, SMALL_NBYTES, Chunk, Value, nbytes_of, payload_of
 from .protocol import Records, Strip
 from .python_reading import FileSource, PythonOpenArchive
+
+if TYPE_CHECKING:
+    from ..archive.payload_ranges import RangeEntries
 
 _FLUSH_NBYTES = 16 << 20  # the device is kept busy while the rest is written
 
@@ -233,6 +236,9 @@ class PythonBackend:
 
     def open_archive(self, fd: int, path: str) -> PythonOpenArchive:
         return PythonOpenArchive(FileSource(fd, path), path)
+
+    def open_payloads(self, fd: int, path: str, payloads: RangeEntries) -> PythonOpenArchive:
+        return PythonOpenArchive(FileSource(fd, path), path, payloads=payloads)
 
     def lean_pickle(self, data_pkl: bytes) -> LeanPickle:
         return LeanPickle.unchanged(data_pkl)  # to find out what could go takes Python as long as to do it

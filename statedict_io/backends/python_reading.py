@@ -10,12 +10,12 @@ import functools
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 import torch
 
 from ..archive import crc32
-from ..archive.directory import LOCAL_NBYTES, Directory, read_directory
+from ..archive.directory import Directory, read_directory
 from ..archive.inflate import Damage, inflated
 from ..archive.record_entry import RecordEntry
 from ..errors import CorruptCheckpointError, corrupt
@@ -23,6 +23,9 @@ from ..progress import ProgressCallback
 from ..system.descriptors import read_into
 from .record_rows import Piece, pieces
 from .tasks import Task, perform, task
+
+if TYPE_CHECKING:
+    from ..archive.payload_ranges import RangeDirectory, RangeEntries
 
 _PIECE_NBYTES = 8 << 20
 
@@ -92,13 +95,25 @@ def new_storage(nbytes: int) -> torch.UntypedStorage:
 
 
 class PythonOpenArchive:
-    """See :class:`~statedict_io.backends.protocol.OpenArchive`."""
+    """See :class:`~statedict_io.backends.protocol.OpenArchive`.
 
-    def __init__(self, source: PositionalSource, path: str, access: Access = DISK) -> None:
+    Args:
+        payloads: read these, of a file in another format; else what the directory of the archive says.
+    """
+
+    def __init__(
+        self, source: PositionalSource, path: str, access: Access = DISK, *, payloads: RangeEntries | None = None
+    ) -> None:
         self._source = source
         self._access = access
         self._path = path
-        self._directory: Directory = self._guarded(lambda: read_directory(self._read_at, source.nbytes))
+        self._directory: Directory | RangeDirectory
+        if payloads is None:
+            self._directory = self._guarded(lambda: read_directory(self._read_at, source.nbytes))
+        else:
+            from ..archive.payload_ranges import RangeDirectory
+
+            self._directory = RangeDirectory(payloads)
 
     @property
     def archive_name(self) -> str:
@@ -109,7 +124,7 @@ class PythonOpenArchive:
         return self._directory.entries
 
     def payload_offset(self, record: int) -> int:
-        header_nbytes = LOCAL_NBYTES + len(self._directory.full_names[record])
+        header_nbytes = self._directory.header_nbytes(record)
         return self._guarded(
             lambda: self._directory.payload_offset(
                 record, self._read_at(self.records[record].header_offset, header_nbytes)
@@ -278,9 +293,9 @@ class PythonOpenArchive:
         """Small and large ones, each in file order."""
         small: list[int] = []
         large: list[int] = []
-        for record in sorted(records, key=lambda r: self.records[r].header_offset):
+        for record in sorted(records, key=lambda r: (self.records[r].header_offset, self.records[r].nbytes)):
             entry = self.records[record]
-            span = self._directory.limit_offsets[record] - entry.header_offset
+            span = self._directory.limit_offset(record) - entry.header_offset
             (large if entry.compressed or span > 2 * self._access.small_nbytes else small).append(record)
         return small, large
 
@@ -289,8 +304,8 @@ class PythonOpenArchive:
         run: list[int] = []
         for record in small:
             if run and (
-                self._directory.limit_offsets[record] - self.records[run[0]].header_offset > self._access.run_nbytes
-                or self.records[record].header_offset - self._directory.limit_offsets[run[-1]]
+                self._directory.limit_offset(record) - self.records[run[0]].header_offset > self._access.run_nbytes
+                or self.records[record].header_offset - self._directory.limit_offset(run[-1])
                 > self._access.small_nbytes
             ):
                 yield run
@@ -302,12 +317,11 @@ class PythonOpenArchive:
     def _read_run(self, run: list[int]) -> Iterator[tuple[int, bytes]]:
         """(record, payload) of neighbours, which are read together."""
         start = self.records[run[0]].header_offset
-        data = self._read_at(start, self._directory.limit_offsets[run[-1]] - start)
+        data = self._read_at(start, self._directory.limit_offset(run[-1]) - start)
         for record in run:
             entry = self.records[record]
             header_at = entry.header_offset - start
-            name_nbytes = len(self._directory.full_names[record])
-            header = data[header_at : header_at + LOCAL_NBYTES + name_nbytes]
+            header = data[header_at : header_at + self._directory.header_nbytes(record)]
             payload_at = self._directory.payload_offset(record, header) - start
             yield record, data[payload_at : payload_at + entry.nbytes]
 

@@ -36,7 +36,9 @@ ParallelRead::ParallelRead(const Directory& directory, PositionalSource& source,
       crcs_(checksum ? records.size() : 0),
       states_(std::make_unique<RecordState[]>(records.size())) {
   for (size_t i = 0; i < plan_.records.size(); ++i) {
-    states_[i].nbytes_left = plan_.records[i].end - plan_.records[i].begin;
+    const PlannedRecord& planned = plan_.records[i];
+    states_[i].nbytes_left = planned.end - planned.begin;
+    if (!planned.has_header) states_[i].payload_begin = planned.begin;
   }
 }
 

@@ -81,7 +81,8 @@ class ParallelRead {
   struct RecordState {
     std::atomic<uint64_t> nbytes_left{0};
     std::atomic<uint32_t> crc{0};  // of a large one, from its pieces in any order
-    // In the file; 0: the header has not been read. Set in the first step, or by the only thread that reads the record.
+    // In the file; 0: the header has not been read. Set at the beginning where there is none, else in the first step,
+    // or by the only thread that reads the record.
     uint64_t payload_begin = 0;
   };
 

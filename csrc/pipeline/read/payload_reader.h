@@ -5,7 +5,8 @@
 // Records are read in spans of 8 MiB, small ones of 1 MiB (read_plan.h). First the workers read the headers of records
 // that lie in several spans, and then take the spans, in file order: of everything that a span holds it is known where
 // the payload begins. A direct read into a mirrored extent lands where the tensors are: nothing is copied, unless the
-// writer did not align a payload to 16 bytes; then it is moved down over its own header. One worker first faults the
+// writer did not align a payload to 16 bytes; then it is moved down over its own header. One without a header is copied
+// out where it is not aligned as its elements need. One worker first faults the
 // mirror in, ahead of the reads of the others. A worker checksums what it has read; who reads the last byte of a record
 // hands the payload over. Buffered reads are made 1 MiB at a time, so that checksum and copy find the bytes in the
 // cache. Gaps between payloads go back to the system after the read.

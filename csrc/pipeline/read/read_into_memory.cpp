@@ -68,8 +68,12 @@ class ReadIntoMemory final : public ParallelRead {
       copy(planned, payload);
       return;
     }
+    if (!planned.has_header && reinterpret_cast<uintptr_t>(payload) % directory_[planned.record].alignment != 0) {
+      copy(planned, payload);  // its neighbours leave no room to move it
+      return;
+    }
     ParallelRead::finish(index, last);
-    adopted_[index] = aligned(payload, planned.nbytes);
+    adopted_[index] = planned.has_header ? aligned(payload, planned.nbytes) : payload;
     memory_.adopt(planned.request, adopted_[index], planned.nbytes, extents_[last.span.extent]);
   }
 

@@ -24,8 +24,11 @@ ReadPlan::ReadPlan(const Directory& directory, const std::vector<size_t>& reques
     if (index >= directory.num_records()) throw std::invalid_argument("no record " + std::to_string(index));
     const DirectoryRecord& record = directory[index];
     if (record.compressed) throw std::invalid_argument("record " + std::to_string(index) + " is compressed");
+    if (!record.has_header && record.nbytes == 0) {
+      throw std::invalid_argument("record " + std::to_string(index) + " is empty");
+    }
     const uint64_t end = record.max_payload_offset() + record.nbytes;
-    records.push_back({index, request, record.header_offset, end, record.nbytes});
+    records.push_back({index, request, record.header_offset, end, record.nbytes, record.has_header});
   }
   const auto before = [](const PlannedRecord& a, const PlannedRecord& b) { return a.begin < b.begin; };
   if (!std::is_sorted(records.begin(), records.end(), before)) std::sort(records.begin(), records.end(), before);
@@ -70,7 +73,7 @@ void ReadPlan::add_extent(size_t first_record, size_t end_record, bool mirrored,
     while (next < end_record && records[next].end <= limit) ++next;
     const bool begins_before = next < end_record && records[next].begin < limit;
     if (next < end_record && (mirrored || (begins_before && records[next].is_large()))) {
-      if (begins_before && records[next].begin >= begin) in_several_spans.push_back(next);
+      if (begins_before && records[next].begin >= begin && records[next].has_header) in_several_spans.push_back(next);
       add_span(limit, first, begins_before ? next + 1 : next);
       begin = limit;
     } else {

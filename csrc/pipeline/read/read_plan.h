@@ -6,7 +6,8 @@
 //
 // Where a payload begins is known only once the local header has been read, never from a rule. Most records lie in one
 // span, which has the header too. Those in several spans are listed: their headers are read first. There is at most one
-// such record for each cut, whatever the sizes of the records.
+// such record for each cut, whatever the sizes of the records. Records of other formats have no header, and are never
+// among them.
 #pragma once
 
 #include <cstddef>
@@ -26,6 +27,7 @@ struct PlannedRecord {
   uint64_t begin;  // its local header
   uint64_t end;    // wherever the payload begins, it ends here or before
   uint64_t nbytes;
+  bool has_header;
 
   bool is_large() const { return nbytes >= kMinPayloadInExtentNbytes; }
 };
@@ -50,7 +52,8 @@ struct ReadPlan {
   // kMemory: payloads are wanted. kNothing: they are looked at in slots.
   enum class Keep { kMemory, kNothing };
 
-  // `requested`: indices into `directory`, each at most once, none compressed. `span_nbytes`: at most kSlotNbytes, a
+  // `requested`: indices into `directory`, each at most once, none compressed, none both without a header and empty:
+  // nothing would be read for it. `span_nbytes`: at most kSlotNbytes, a
   // multiple of `alignment`; a small record that alone needs more gets it. Throws std::invalid_argument.
   ReadPlan(const Directory& directory, const std::vector<size_t>& requested, Keep keep, uint64_t alignment,
            uint64_t span_nbytes);
@@ -58,7 +61,7 @@ struct ReadPlan {
   std::vector<PlannedRecord> records;  // in file order
   std::vector<PlannedExtent> extents;
   std::vector<PlannedSpan> spans;        // in file order
-  std::vector<size_t> in_several_spans;  // of `records`, in file order
+  std::vector<size_t> in_several_spans;  // of `records`, in file order; without those that have no header
   uint64_t nbytes = 0;                   // of all spans
 
  private:
