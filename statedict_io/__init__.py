@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .checkpoints.entry import SavedCheckpoint, SkippedCheckpoint
     from .checkpoints.trainable import trainable_state_dict
     from .reading.lazy.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+    from .reading.lazy.differences import Differences, TensorDifference, diff
     from .reading.loading import load
     from .reading.verification import RecordReport, VerifyReport, verify
     from .writing.patching import Patch, patch_torch
@@ -47,6 +48,7 @@ __all__ = [
     "CheckpointDirectoryInUseError",
     "CheckpointDirectoryWarning",
     "CorruptCheckpointError",
+    "Differences",
     "FileKindError",
     "NativeUnavailableError",
     "Patch",
@@ -57,9 +59,11 @@ __all__ = [
     "SlowerWarning",
     "SnapshotLimitError",
     "StateDictIOError",
+    "TensorDifference",
     "TensorInfo",
     "VerifyReport",
     "backend_info",
+    "diff",
     "fastsave",
     "load",
     "open_checkpoint",
@@ -77,13 +81,16 @@ _LATER = {
     "BackendInfo": "backends.info",
     "Checkpoint": "reading.lazy.checkpoint",
     "CheckpointDirectory": "checkpoints.checkpoint_directory",
+    "Differences": "reading.lazy.differences",
     "Patch": "writing.patching",
     "RecordReport": "reading.verification",
     "SavedCheckpoint": "checkpoints.entry",
     "SkippedCheckpoint": "checkpoints.entry",
+    "TensorDifference": "reading.lazy.differences",
     "TensorInfo": "reading.lazy.checkpoint",
     "VerifyReport": "reading.verification",
     "backend_info": "backends.info",
+    "diff": "reading.lazy.differences",
     "load": "reading.loading",
     "open_checkpoint": "reading.lazy.checkpoint",
     "patch_torch": "writing.patching",

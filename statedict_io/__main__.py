@@ -11,7 +11,7 @@ from typing import NoReturn
 import torch
 
 from .backends.info import backend_info
-from .commands import bench, convert, inspect, listing, prune, verify
+from .commands import bench, convert, diff, inspect, listing, prune, verify
 from .commands.printing import complain, say
 from .errors import StateDictIOError
 from .untrusted.escaping import escaped
@@ -21,7 +21,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def main(argv: list[str] | None = None) -> int:
-    about = "Inspects, verifies, converts, lists and prunes checkpoints, and tells what is installed."
+    about = "Inspects, verifies, compares, converts, lists and prunes checkpoints, and tells what is installed."
     parser = _Parser(prog="statedict-io", description=about)
     parser.add_argument("--version", action="version", version=f"statedict-io {VERSION}, torch {torch.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -42,8 +42,21 @@ def main(argv: list[str] | None = None) -> int:
     verify_.add_argument("--json", action="store_true", help="for machines")
     verify_.set_defaults(run=lambda a: verify.run(a.files, as_json=a.json))
 
+    diff_ = commands.add_parser(
+        "diff", help="compare the tensors of two checkpoints; exit code 0 equal, 1 they differ, 2 one cannot be read"
+    )
+    diff_.add_argument("a", metavar="A")
+    diff_.add_argument("b", metavar="B")
+    diff_.add_argument("--json", action="store_true", help="for machines")
+    diff_.add_argument(
+        "--trust", action="store_true", help="unpickle whatever A and B need: their authors can run code here"
+    )
+    diff_.set_defaults(run=lambda a: diff.run(a.a, a.b, trust=a.trust, as_json=a.json))
+
     convert_ = commands.add_parser(
-        "convert", help="between .pt and .safetensors or a directory of torch.distributed.checkpoint, in bounded memory"
+        "convert",
+        help="from any kind of checkpoint to .safetensors, a file of torch.save or a directory of "
+        "torch.distributed.checkpoint, in bounded memory",
     )
     convert_.add_argument("source", metavar="SRC")
     convert_.add_argument("destination", metavar="DST")

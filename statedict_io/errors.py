@@ -39,11 +39,15 @@ class LoadedKindError(FileKindError, RuntimeError, pickle.UnpicklingError):
     """What :func:`statedict_io.load` raises there: also the errors that ``torch.load`` raises for such files."""
 
 
+def _keep(self: Any, *args: Any) -> None:
+    self.args = args  # which an OSError would take for its number and text
+
+
 @functools.cache
 def _also(base: Any, other: Any) -> type[Exception]:
     methods: dict[str, Any] = {
         # Of both, whatever the other one wants to be made with, and shows.
-        "__init__": lambda self, *args: None,
+        "__init__": _keep,
         "__str__": lambda self: str(self.args[0]),
         "__reduce__": lambda self: (as_raised, (base, other, self.args[0])),
         "__module__": __name__,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -81,3 +83,15 @@ def _tqdm() -> Any:
     except ImportError:
         raise ImportError("progress=True needs tqdm: pip install 'statedict-io[progress]'") from None
     return tqdm
+
+
+def over_parts(progress: ProgressCallback | None, sizes: Sequence[int]) -> list[ProgressCallback | None]:
+    """What reports the progress of each part of something, where all parts together have ``sizes``."""
+    if progress is None:
+        return [None] * len(sizes)
+    before = [0, *itertools.accumulate(sizes)]
+    return [functools.partial(_report_part, progress, *part, before[-1]) for part in zip(before, sizes, strict=False)]
+
+
+def _report_part(progress: ProgressCallback, before: int, nbytes: int, total: int, done: int, part: int) -> None:
+    progress(before + (nbytes * min(done, part) // part if part else nbytes), total)

@@ -98,7 +98,7 @@ def from_safetensors(path, backend, directory):
 #: by the suffix of the file: (path, backend, directory for what is written) -> anything
 ACTIONS = {
     ".pt": [load, verify, open_checkpoint, inspect, to_safetensors, to_directory],
-    ".safetensors": [from_safetensors],
+    ".safetensors": [load, verify, open_checkpoint, inspect, from_safetensors],
 }
 
 

@@ -212,9 +212,9 @@ def test_a_replaced_file_is_still_the_old_one(backend, tmp_path):
 def test_tensors_saved_without_data_need_no_reading(backend, tmp_path):
     torch.save({"large": filled(1 << 16), "m": torch.empty(3, 4, device="meta")}, tmp_path / "model.pt")
     with sio.open_checkpoint(tmp_path / "model.pt", backend=backend) as checkpoint:
-        before = checkpoint._file.bytes_read
+        before = checkpoint._tensors._file.bytes_read
         assert checkpoint["m"].is_meta and checkpoint["m"].shape == (3, 4)
-        assert checkpoint._file.bytes_read == before
+        assert checkpoint._tensors._file.bytes_read == before
 
 
 def test_modes_are_those_of_nobody(backend, tmp_path):

@@ -173,7 +173,7 @@ def test_sparse_tensors_are_validated_when_they_are_made(validated, backend, tmp
     torch.save(obj, tmp_path / "model.pt")
     with torch.sparse.check_sparse_tensor_invariants(validated):
         with sio.open_checkpoint(tmp_path / "model.pt", backend=backend) as checkpoint:
-            assert checkpoint._file.bytes_read < obj["large"].nbytes
+            assert checkpoint._tensors._file.bytes_read < obj["large"].nbytes
             for name, tensor in obj.items():
                 assert difference(tensor, checkpoint[name]) is None
         torch.load(tmp_path / "model.pt")  # nothing of ours is left for it to validate

@@ -234,7 +234,7 @@ def test_a_safetensors_header_longer_than_the_file(nbytes, tmp_path):
 
 
 def test_convert_refuses_what_it_cannot_replace(model, tmp_path, capsys):
-    for source, destination in ((model, tmp_path / "b.pt"), ("a.safetensors", "b.safetensors"), (model, "/dev/null")):
+    for source, destination in (("a.safetensors", "b.safetensors"), (model, "/dev/null")):
         assert main(["convert", str(source), str(destination)]) == 2
     assert main(["convert", str(tmp_path / "missing.pt"), str(tmp_path / "m.safetensors")]) == 2
     assert "missing.pt" in capsys.readouterr().err

@@ -39,11 +39,12 @@ FOR_LOADING = modules_named("""
     pickles.hash_bounds pickles.lean_pickle pickles.persistent_ids pickles.set_aside pickles.sparse_validation
     pickles.tensor_call_pattern pickles.traced_pickle pickles.unpickling reading.load_errors reading.load_steps
     reading.loading reading.map_location reading.object_source reading.opened_again reading.readahead
-    reading.records reading.trial untrusted.escaping untrusted.limits
+    reading.opened_bytes reading.payloads reading.records reading.trial reading.weight_folders reading.weights
+    untrusted.escaping untrusted.limits
 """)
 OF_PYTHON_BACKEND = modules_named("""
     archive.crc32 archive.directory archive.inflate archive.layout archive.names_hash archive.record_entry
-    archive.serialization_id backends.arenas backends.file_range backends.payloads backends.python
+    archive.serialization_id backends.arenas backends.payloads backends.python
     backends.python_reading backends.record_rows backends.strips backends.tasks pickles.lean_pickle
 """)
 

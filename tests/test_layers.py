@@ -47,7 +47,7 @@ IMPORTS = {
     "dcp": "archive backends errors installed names options pickles progress reading reading/lazy remote system"
     " untrusted writing",
     "conversion": "backends errors formats installed pickles progress reading reading/lazy system untrusted writing",
-    "reading/lazy": "errors formats names options pickles reading untrusted",
+    "reading/lazy": "archive errors formats installed names options pickles progress reading remote untrusted",
     "reading": "archive backends errors formats installed names options pickles progress remote system untrusted",
     "writing": "backends errors installed options pickles progress remote system",
     "backends": "archive errors installed options pickles progress system",

@@ -163,10 +163,9 @@ def test_environment_variables_of_torch(backend, tmp_path, monkeypatch):
         sio.load(tmp_path / "model.pt", backend=backend)
 
 
-@pytest.mark.parametrize("path", ["missing.pt", "sub", "", "a\0b", "empty.pt", "text.pt", "x.safetensors"])
+@pytest.mark.parametrize("path", ["missing.pt", "", "a\0b", "empty.pt", "text.pt", "x.safetensors"])
 def test_paths_that_are_no_checkpoints(path, backend, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "sub").mkdir()
     (tmp_path / "empty.pt").write_bytes(b"")
     (tmp_path / "text.pt").write_bytes(b"no checkpoint at all")
     _, reference = both(path, backend)
@@ -218,7 +217,6 @@ def test_a_safetensors_path(backend, tmp_path):
     safetensors = pytest.importorskip("safetensors.torch")
     safetensors.save_file({"a": filled(8)}, tmp_path / "model.safetensors")
     both(tmp_path / "model.safetensors", backend)
-    both(tmp_path / "model.safetensors", backend, map_location={"cpu": "cpu"})
     with pytest.raises(ValueError, match="safetensors"):
         sio.load(tmp_path / "model.safetensors", backend=backend, verify=True)
 

@@ -219,13 +219,6 @@ def test_compressed_records(form, backend, tmp_path):
         sio.load(path, map_location=form, verify=True, backend=backend)
 
 
-def test_the_legacy_format_has_no_records(backend, tmp_path):
-    torch.save(filled(3), tmp_path / "model.pt", _use_new_zipfile_serialization=False)
-    for action in (sio.verify, sio.open_checkpoint):
-        with pytest.raises(sio.StateDictIOError, match="legacy"):
-            action(tmp_path / "model.pt", backend=backend)
-
-
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"text" * 100])
 def test_what_is_no_archive(content, backend, tmp_path):
     (tmp_path / "model.pt").write_bytes(content)

@@ -9,15 +9,25 @@ from typing import Protocol, TypeAlias
 
 import torch
 
-from .file_range import FileRange
 from .python_reading import storage_memory
 
 CHUNK_NBYTES = 1 << 20
 SMALL_NBYTES = 64 << 10  #: what has fewer is not worth a write or a thread of its own
 _START_NBYTES = 8
 
+
+class Streamed(Protocol):
+    """A payload that is never as a whole in memory."""
+
+    def nbytes(self) -> int:
+        """As ``torch.UntypedStorage.nbytes``."""
+
+    def pieces(self, piece_nbytes: int) -> Iterator[memoryview]:
+        """From front to back, of at most so many bytes; each is valid until the next."""
+
+
 #: what a record contains; an int is the size of a hole
-Value: TypeAlias = "bytes | memoryview | torch.UntypedStorage | FileRange | int"
+Value: TypeAlias = "bytes | memoryview | torch.UntypedStorage | Streamed | int"
 #: a part of a file; an int is a hole of that many bytes
 Chunk: TypeAlias = "bytes | bytearray | memoryview | int"
 
@@ -41,9 +51,9 @@ def payload_of(value: Value, record: str, nbytes: int, *, compute_crc32: bool) -
     """Of a record of that name and size; both are for messages."""
     if isinstance(value, int):
         return _Hole(value)
-    if isinstance(value, FileRange):
-        return _InFile(value, compute_crc32)
-    return _InMemory(value, record, nbytes, compute_crc32)
+    if isinstance(value, (bytes, memoryview, torch.UntypedStorage)):
+        return _InMemory(value, record, nbytes, compute_crc32)
+    return _InPieces(value, compute_crc32)
 
 
 def nbytes_of(value: Value) -> int:
@@ -64,8 +74,8 @@ class _Hole:
         yield self._nbytes
 
 
-class _InFile:
-    def __init__(self, value: FileRange, compute_crc32: bool) -> None:
+class _InPieces:
+    def __init__(self, value: Streamed, compute_crc32: bool) -> None:
         self._value = value
         self._compute_crc32 = compute_crc32
         self.start = b""

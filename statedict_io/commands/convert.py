@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from ..conversion import convert
+from ..conversion import SAFETENSORS, convert
+from ..reading.opened_bytes import open_bytes
+from ..reading.records import kind_of
+from ..reading.weight_folders import is_folder
 from ..untrusted.limits import listed
 from .printing import bar_wanted, complain, nbytes_text, say
 
@@ -22,34 +28,65 @@ def run(source: str, destination: str, *, trust: bool, in_place: bool) -> int:
     Raises:
         OSError, ValueError, StateDictIOError, pickle.UnpicklingError: as :func:`statedict_io.conversion.convert`.
     """
-    if os.path.isdir(source) or _names_directory(source, destination):
+    if _is_dcp(source) or _names_directory(destination):
         return _run_dcp(source, destination, trust=trust, in_place=in_place)
     done = convert(source, destination, weights_only=not trust, progress=bar_wanted(), atomic=not in_place)
     say(f"{destination}: {done.num_tensors} tensor{'' if done.num_tensors == 1 else 's'}, {nbytes_text(done.nbytes)}")
-    _note("left out, safetensors holds tensors only", done.left_out)
+    _note("left out, only tensors are held by that format", done.left_out)
     _note(_UNTIED, done.untied)
     _note("left out, a file of torch.save has no place for metadata", done.metadata_left_out)
     return 0
 
 
-def _names_directory(source: str, destination: str) -> bool:
+def _is_dcp(source: str) -> bool:
+    """Whether a directory is one of torch.distributed.checkpoint, and not a folder of weights."""
+    return os.path.isdir(source) and os.path.exists(os.path.join(source, ".metadata"))
+
+
+def _names_directory(destination: str) -> bool:
     """Whether a checkpoint directory is wanted: something without a suffix, or a directory that is there."""
-    if source.endswith(".safetensors"):
-        return False
     return destination.endswith(os.sep) or os.path.isdir(destination) or not os.path.splitext(destination)[1]
 
 
 def _run_dcp(source: str, destination: str, *, trust: bool, in_place: bool) -> int:
     from ..dcp.conversion import dcp_to_file, file_to_dcp  # imports torch.distributed
 
-    if os.path.isdir(source):
-        dcp_to_file(source, destination, weights_only=not trust, progress=bar_wanted(), atomic=not in_place)
-    else:
-        done = file_to_dcp(source, destination, weights_only=not trust, atomic=not in_place)
-        _note("keys that are not strings have become strings, in", done.renamed)
-        _note(_UNTIED, done.untied)
-    say(f"{destination}: converted from {source}")
+    options: dict[str, Any] = {"weights_only": not trust, "atomic": not in_place}
+    with contextlib.ExitStack() as exit_stack:
+        if not _is_dcp(source):
+            if not _is_archive(source):
+                archive = exit_stack.enter_context(_beside(destination))
+                convert(source, archive, weights_only=not trust, progress=bar_wanted())
+                source = archive
+            done = file_to_dcp(source, destination, **options)
+            _note("keys that are not strings have become strings, in", done.renamed)
+            _note(_UNTIED, done.untied)
+        elif destination.endswith(SAFETENSORS):
+            archive = exit_stack.enter_context(_beside(destination))
+            dcp_to_file(source, archive, weights_only=not trust, durable=False, progress=bar_wanted())
+            return run(archive, destination, trust=trust, in_place=in_place)
+        elif _names_directory(destination):
+            raise ValueError(f"{source}, {destination}: both are directories of torch.distributed.checkpoint: copy it")
+        else:
+            dcp_to_file(source, destination, progress=bar_wanted(), **options)
+    say(f"{destination}: converted")
     return 0
+
+
+def _is_archive(source: str) -> bool:
+    """Whether it is a file in torch's zip format, sound or damaged."""
+    if is_folder(source):
+        return False
+    with open_bytes(source) as opened:
+        return kind_of(opened) is None
+
+
+@contextlib.contextmanager
+def _beside(destination: str) -> Iterator[str]:
+    """A path for an archive of ``torch.save`` on the way, which is gone after the block."""
+    folder = os.path.dirname(destination.rstrip(os.sep)) or "."
+    with tempfile.TemporaryDirectory(prefix=".statedict-io-", dir=folder) as at:
+        yield os.path.join(at, "converted.pt")
 
 
 def _note(what: str, names: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ..checkpoints.entry import SavedCheckpoint
 from .opened_directory import opened
-from .printing import nbytes_text, print_table, say
+from .printing import json_number, nbytes_text, print_table, say
 
 Level = Literal["digest", "crc", "structure", "none"]
 _COLUMNS = [("step", True), ("metric", True), ("size", True), ("age", True), ("sound", False), ("file", False)]
@@ -29,7 +29,7 @@ def run(path: str, pattern: str | None, *, verify: Level, as_json: bool) -> int:
             except FileNotFoundError:  # deleted meanwhile
                 continue
     if as_json:
-        say(json.dumps([{**each, "metric": _json_number(each["metric"])} for each in found]))
+        say(json.dumps([{**each, "metric": json_number(each["metric"])} for each in found]))
     elif not found:
         say(f"{path}: no checkpoints")
     else:
@@ -71,8 +71,3 @@ def _age_text(seconds: float) -> str:
         if seconds >= unit_seconds:
             return f"{seconds / unit_seconds:.1f} {unit}"
     return f"{max(seconds, 0):.0f} s"
-
-
-def _json_number(value: float | None) -> float | str | None:
-    """JSON has no NaN."""
-    return value if value is None or abs(value) < float("inf") else str(value)

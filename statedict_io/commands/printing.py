@@ -76,3 +76,8 @@ def bar_wanted() -> bool:
     except ImportError:
         return False
     return True
+
+
+def json_number(value: float | None) -> float | str | None:
+    """JSON has no NaN."""
+    return value if value is None or abs(value) < float("inf") else str(value)

@@ -39,11 +39,18 @@ def _described(report: VerifyReport) -> dict[str, Any]:
     return {**fields, "records": [dataclasses.asdict(record) for record in report.records], "ok": report.ok}
 
 
+_COMPARED = {
+    "none": ", structure alone: it has no checksums, and none are beside it",
+    "sha256": ", its SHA-256 is the one that was recorded",
+}
+
+
 def _print(path: str, report: VerifyReport) -> None:
     if report.ok:
         unrecorded = sum(record.status == "crc-not-recorded" for record in report.records)
-        note = f", {unrecorded} of them without a recorded CRC" if unrecorded else ""
+        note = f", {unrecorded} of them without a recorded CRC" if unrecorded else _COMPARED.get(report.checksums, "")
         nbytes = sum(record.nbytes for record in report.records)
-        say(f"{path}: ok, {len(report.records)} records, {nbytes_text(nbytes)}{note}")
+        what = "records" if report.checksums == "crc32" else "tensors"
+        say(f"{path}: ok, {len(report.records)} {what}, {nbytes_text(nbytes)}{note}")
     for problem in report.problems:
         say(problem)

@@ -1,4 +1,4 @@
-"""``convert``: between ``.pt`` and ``.safetensors``, streaming: memory does not grow with the tensors."""
+"""``convert``: from any kind of file to ``.pt`` or ``.safetensors``; memory does not grow with the tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .outcome import Conversion as Conversion
 from .to_pt import to_pt
 from .to_safetensors import to_safetensors
 
-_SAFETENSORS = ".safetensors"
+SAFETENSORS = ".safetensors"
 
 
 def convert(
@@ -22,10 +22,13 @@ def convert(
     progress: Progress = None,
     atomic: bool = True,
 ) -> Conversion:
-    """Converts by the names' suffixes: one has to end in ``.safetensors``. The destination is replaced atomically.
+    """Converts a checkpoint of any kind that :func:`statedict_io.open_checkpoint` opens. The destination is replaced
+    atomically.
 
     Args:
-        source, destination: paths.
+        source: a path or URL.
+        destination: a path. One that ends in ``.safetensors`` becomes such a file, any other one of ``torch.save``. In
+            that everything is kept that was in a file of ``torch.save``; of other kinds it holds a dict of tensors.
         weights_only: unpickle with torch's restricted unpickler: the security boundary. Use ``False`` only for what you
             trust.
         progress: ``True`` for a bar on stderr (needs ``tqdm``), or a callable taking (bytes_done, bytes_total).
@@ -33,27 +36,29 @@ def convert(
 
     Raises:
         OSError: what the system reported.
-        ValueError: not one of the two names ends in ``.safetensors``, or the destination is no file.
+        ValueError: the destination is no file.
         StateDictIOError: there are tensors that the other format cannot hold; names them.
         CorruptCheckpointError: the source is not sound.
+        FileKindError: it is of a kind that is not read here.
         pickle.UnpicklingError: it needs a class that is refused; names it.
     """
-    makes_safetensors = destination.endswith(_SAFETENSORS)
-    if makes_safetensors == source.endswith(_SAFETENSORS):
-        raise ValueError(
-            f"{source}, {destination}: one of the two has to end in {_SAFETENSORS}, or be a directory of "
-            f"torch.distributed.checkpoint, whose name may end in {os.sep!r}"
-        )
+    makes_safetensors = destination.endswith(SAFETENSORS)
     target = resolve(destination, names_archive=not makes_safetensors)
     if not isinstance(target, FileTarget):
         raise ValueError(f"{destination}: is not a regular file, and only those can be replaced as a whole")
     try:
-        if not atomic and target.existing is not None and os.path.samestat(target.existing, os.stat(source)):
+        if not atomic and _is_same(target, source):
             raise ValueError(f"{destination}: is {source} under another name; it cannot be written in place")
-        with reporting(progress, "convert") as callback:
-            if makes_safetensors:
-                with open_checkpoint(source, weights_only=weights_only) as checkpoint:
-                    return to_safetensors(checkpoint, target, callback, atomic)
-            return to_pt(source, target, callback, atomic)
+        with (
+            reporting(progress, "convert") as callback,
+            open_checkpoint(source, weights_only=weights_only) as checkpoint,
+        ):
+            write = to_safetensors if makes_safetensors else to_pt
+            return write(checkpoint, target, callback, atomic)
     finally:
         target.close()
+
+
+def _is_same(target: FileTarget, source: str) -> bool:
+    existing = target.existing
+    return existing is not None and os.path.exists(source) and os.path.samestat(existing, os.stat(source))

@@ -1,96 +1,201 @@
-"""From ``.safetensors`` to what ``torch.save`` would write; the tensors go from file to file."""
+"""From a checkpoint of any kind to what ``torch.save`` would write; the tensors go from file to file.
+
+Of named tensors that is a dict of them, of an object what it was, with its storages on the CPU.
+"""
 
 from __future__ import annotations
 
 import mmap
-import os
 import pickle
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
 import torch.serialization
 
 from .. import backends
 from ..backends import reproduction
-from ..backends.file_range import FileRange
+from ..backends.payloads import Value
 from ..backends.protocol import Content, PlannedArchive, Records
-from ..errors import FileKindError, naming
-from ..formats import kinds, safetensors_format
 from ..installed import torch_format
 from ..pickles.pickling import pickle_object
 from ..progress import ProgressCallback
-from ..system.descriptors import descriptor_of, read_at
+from ..reading.lazy.checkpoint import Checkpoint
+from ..reading.lazy.named_tensors import StoredObject
+from ..reading.lazy.strided_reads import memory_of
+from ..reading.safetensors_payloads import on_storage
+from ..untrusted.written_out import check_written_out, untied
 from ..writing.places import write_content, write_file
 from ..writing.stock_saves import StockZip
 from ..writing.targets import FileTarget
 from .outcome import Conversion
+from .to_safetensors import check_none_refused, shared_by
+
+_PIECE_NBYTES = 8 << 20
+_BLOCK_NBYTES = 256 << 20
 
 
-def to_pt(source: str, target: FileTarget, progress: ProgressCallback | None, atomic: bool) -> Conversion:
-    with naming(source), descriptor_of(source, os.O_RDONLY) as fd:
-        file_nbytes = os.fstat(fd).st_size
-        _check_is_safetensors(read_at(fd, kinds.START_NBYTES, 0), source)
-        tensors, metadata = safetensors_format.parse(
-            lambda offset, nbytes: FileRange(fd, offset, nbytes, source).read(), file_nbytes, source
-        )
-        # Memory that is never touched: the pickler asks storages only for their sizes and addresses.
-        memory = mmap.mmap(fd, file_nbytes, access=mmap.ACCESS_COPY)
-        mapped = torch.frombuffer(memory, dtype=torch.uint8).untyped_storage()
-        obj = {}
-        ranges = {}
-        for tensor in tensors:
-            storage = mapped[tensor.begin : tensor.end]
-            obj[tensor.name] = torch.empty(0, dtype=tensor.dtype, device="cpu").set_(
-                storage, 0, tensor.shape, _contiguous_strides(tensor.shape)
-            )
-            ranges[storage._cdata] = FileRange(fd, tensor.begin, tensor.nbytes, source)
-        left_out = [key for key, value in metadata.items() if (key, value) != ("format", "pt")]
-        if backends.choose("python") is None:
-            content: Content = StockZip(obj, target.archive_name)
-        else:
-            content = _archive(obj, lambda storage: ranges[storage._cdata], target.archive_name)
-        write_file(
-            target,
-            lambda file: write_content(content, file, durable=True, progress=progress),
-            durable=True,
-            atomic=atomic,
-            for_torch=isinstance(content, StockZip),
-        )
-        return Conversion(len(tensors), sum(tensor.nbytes for tensor in tensors), [], [], left_out)
+def to_pt(checkpoint: Checkpoint, target: FileTarget, progress: ProgressCallback | None, atomic: bool) -> Conversion:
+    check_none_refused(checkpoint)
+    checkpoint.check()
+    stored = checkpoint.stored_object
+    source = _NamedTensors(checkpoint) if stored is None else _Object(checkpoint, stored)
+    if backends.choose("python") is None:
+        content: Content = StockZip(source.with_data(), target.archive_name)
+    else:
+        content = _archive(source, target.archive_name)
+    write_file(
+        target,
+        lambda file: write_content(content, file, durable=True, progress=progress),
+        durable=True,
+        atomic=atomic,
+        for_torch=isinstance(content, StockZip),
+    )
+    num_tensors = len(checkpoint)
+    nbytes = sum(checkpoint.info(name).nbytes for name in checkpoint)
+    left_out = [key for key, value in checkpoint.metadata.items() if (key, value) != ("format", "pt")]
+    return Conversion(num_tensors, nbytes, source.left_out, source.untied, left_out)
 
 
-def _check_is_safetensors(start: bytes, source: str) -> None:
-    if start.startswith(kinds.ZIP_START):
-        raise FileKindError(f"{source}: is a zip archive, as torch.save writes them: give it a name that ends in .pt")
-    kind = kinds.of_start(start, source)
-    if kind not in (None, kinds.SAFETENSORS, kinds.UNKNOWN):
-        raise FileKindError(f"{source}: {kind}")
+class _Source(Protocol):
+    """What is converted."""
+
+    obj: Any  #: of memory that has no data
+    left_out: Sequence[str]
+    untied: list[str]
+
+    def payload_of(self, storage: torch.UntypedStorage) -> Value:
+        """Of a storage in ``obj``."""
+
+    def with_data(self) -> Any: ...
 
 
-def _archive(
-    obj: dict[str, torch.Tensor], range_of: Callable[[torch.UntypedStorage], FileRange], archive_name: str
-) -> PlannedArchive:
-    pickled = pickle_object(obj, pickle, torch.serialization.DEFAULT_PROTOCOL)
+class _NamedTensors:
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        infos = {name: checkpoint.info(name) for name in checkpoint}
+        total = sum(info.nbytes for info in infos.values())
+        check_written_out(checkpoint.path, total, checkpoint.nbytes)
+        memory = _Untouched()
+        self.obj = {}
+        self._payloads: dict[int, _Tensor] = {}
+        for name, info in infos.items():
+            storage = memory.take(info.nbytes)
+            self.obj[name] = on_storage(storage, info.dtype, tuple(info.shape))
+            self._payloads[storage._cdata] = _Tensor(checkpoint, name, info.nbytes)
+        self.left_out = checkpoint.others
+        self.untied = untied(shared_by(checkpoint))
+
+    def payload_of(self, storage: torch.UntypedStorage) -> Value:
+        return self._payloads[storage._cdata]
+
+    def with_data(self) -> Any:
+        return dict(self._checkpoint)
+
+
+class _Object:
+    left_out: Sequence[str] = ()
+    untied: list[str] = []  # noqa: RUF012  nothing is ever added
+
+    def __init__(self, checkpoint: Checkpoint, stored: StoredObject) -> None:
+        self._checkpoint = checkpoint
+        self._stored = stored
+        self._untouched = _Untouched()
+        self._memory: dict[str, torch.UntypedStorage] = {}
+        self._payloads: dict[int, _Record] = {}
+        self.obj = stored.made_on(self._take)
+
+    def _take(self, record: str, nbytes: int) -> torch.UntypedStorage:
+        known = self._memory.get(record)
+        if known is None:
+            known = self._memory[record] = self._untouched.take(nbytes)
+            self._payloads[known._cdata] = _Record(self._stored, record, nbytes)
+        return known
+
+    def payload_of(self, storage: torch.UntypedStorage) -> Value:
+        # What was made with its data is its own.
+        return self._payloads.get(storage._cdata, storage)
+
+    def with_data(self) -> Any:
+        def take(record: str, nbytes: int) -> torch.UntypedStorage:
+            if record not in self._memory:
+                whole = bytearray().join(map(bytes, self._stored.pieces(record, _PIECE_NBYTES)))
+                self._memory[record] = (
+                    torch.frombuffer(whole, dtype=torch.uint8).untyped_storage()
+                    if whole
+                    else (torch.UntypedStorage(0, device="cpu"))
+                )
+            return self._memory[record]
+
+        self._memory.clear()
+        return self._stored.made_on(take)
+
+
+class _Untouched:
+    """Memory that is never written to: the pickler asks storages only for their sizes and addresses."""
+
+    def __init__(self) -> None:
+        self._left = 0
+        self._block = torch.UntypedStorage(0, device="cpu")
+
+    def take(self, nbytes: int) -> torch.UntypedStorage:
+        """A part that nobody else gets."""
+        if nbytes > self._left:
+            self._left = max(nbytes, _BLOCK_NBYTES)
+            no_reserve = getattr(mmap, "MAP_NORESERVE", None)  # without backing, where the system has such a thing
+            flags = [] if no_reserve is None else [mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve]
+            self._block = torch.frombuffer(mmap.mmap(-1, self._left, *flags), dtype=torch.uint8).untyped_storage()
+        begin = self._block.nbytes() - self._left
+        self._left -= nbytes
+        return self._block[begin : begin + nbytes]
+
+
+class _Tensor:
+    """A tensor of a checkpoint as the payload of a record. See :class:`~statedict_io.backends.payloads.Streamed`."""
+
+    def __init__(self, checkpoint: Checkpoint, name: str, nbytes: int) -> None:
+        self._checkpoint, self._name, self._nbytes = checkpoint, name, nbytes
+
+    def nbytes(self) -> int:
+        return self._nbytes
+
+    def pieces(self, piece_nbytes: int) -> Iterator[memoryview]:
+        for block in self._checkpoint.blocks(self._name, piece_nbytes):
+            plain = block.resolve_conj().resolve_neg().contiguous()
+            yield memory_of(plain)
+
+
+class _Record:
+    """A record of the source as one of the target."""
+
+    def __init__(self, stored: StoredObject, record: str, nbytes: int) -> None:
+        self._stored, self._record, self._nbytes = stored, record, nbytes
+
+    def nbytes(self) -> int:
+        return self._nbytes
+
+    def pieces(self, piece_nbytes: int) -> Iterator[memoryview]:
+        return self._stored.pieces(self._record, piece_nbytes)
+
+
+def _archive(source: _Source, archive_name: str) -> PlannedArchive:
+    pickled = pickle_object(source.obj, pickle, torch.serialization.DEFAULT_PROTOCOL)
     alignment = torch_format.storage_alignment()
     records = reproduction.records(pickled, alignment)
+    storages = [source.payload_of(storage) for storage in pickled.table.storages]
     return backends.python_backend().plan(
         archive_name,
-        Records(records.head, _Ranges([range_of(s) for s in pickled.table.storages]), records.tail, False),
+        Records(records.head, _Payloads(storages), records.tail, False),
         alignment=alignment,
         compute_crc32=torch_format.compute_crc32(),
     )
 
 
-class _Ranges:
+class _Payloads:
     """A storage table whose storages lie in a file."""
 
-    def __init__(self, storages: list[FileRange]) -> None:
+    def __init__(self, storages: list[Value]) -> None:
         self.storages: list[Any] = storages
 
     def key_of(self, storage: torch.UntypedStorage, dtype: torch.dtype) -> str:
         raise NotImplementedError
-
-
-def _contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return torch.empty(shape, device="meta").stride()

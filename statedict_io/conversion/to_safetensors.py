@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Hashable, Iterator
 
 from ..errors import StateDictIOError
 from ..formats import safetensors_format
 from ..progress import ProgressCallback
 from ..reading.lazy.checkpoint import Checkpoint
 from ..reading.lazy.strided_reads import memory_of
-from ..reading.verification import check_all
 from ..system.descriptors import write_all_at
 from ..untrusted.limits import listed
 from ..untrusted.written_out import check_written_out, untied
@@ -31,15 +31,15 @@ def to_safetensors(
     )
     safetensors_format.check_header(header, checkpoint.path)
     total = sum(info.nbytes for info in infos.values())
-    check_written_out(checkpoint.path, total, checkpoint.records.file_nbytes)
-    file_nbytes = checkpoint.records.file_nbytes
+    check_written_out(checkpoint.path, total, checkpoint.nbytes)
+    file_nbytes = checkpoint.nbytes
 
     def report(done: int) -> None:
         """Of reading everything once and writing it."""
         if progress is not None:
             progress(done, file_nbytes + total)
 
-    check_all(checkpoint.records, lambda done, _: report(min(done, file_nbytes)))
+    checkpoint.check(lambda done, _: report(min(done, file_nbytes)))
 
     def write(file: OpenFile) -> None:
         done = 0
@@ -52,19 +52,35 @@ def to_safetensors(
                 report(file_nbytes + done)
 
     write_file(target, write, durable=True, atomic=atomic)
-    shared = untied((name, checkpoint.record(name)) for name in checkpoint)
+    shared = untied(shared_by(checkpoint))
     return Conversion(len(names), total, checkpoint.others, shared, [])
 
 
+def shared_by(checkpoint: Checkpoint) -> Iterator[tuple[str, Hashable]]:
+    """(name, what tells the record that its tensor lives in)."""
+    for name in checkpoint:
+        info, record = checkpoint.info(name), checkpoint.record(name)
+        yield name, name if record is None else (info.path, record)
+
+
+def check_none_refused(checkpoint: Checkpoint) -> None:
+    """Raises where something of it cannot be had here: there may be tensors in it."""
+    refused = checkpoint.refused
+    if not refused:
+        return
+    name, needs = next(iter(refused.items()))
+    more = f" and {len(refused) - 1} more" if len(refused) > 1 else ""
+    problem = f"{checkpoint.path}: {name!r}{more} cannot be converted: it needs {', '.join(needs)}"
+    if checkpoint.stored_object is None:
+        raise StateDictIOError(problem)
+    raise pickle.UnpicklingError(
+        f"{problem}, which torch's restricted unpickler refuses; if you trust the file, pass weights_only=False "
+        "(`statedict-io convert --trust`)"
+    )
+
+
 def _check_can_be_held(checkpoint: Checkpoint) -> None:
-    if checkpoint.refused:  # there may be tensors in it
-        name, needs = next(iter(checkpoint.refused.items()))
-        more = f" and {len(checkpoint.refused) - 1} more" if len(checkpoint.refused) > 1 else ""
-        raise pickle.UnpicklingError(
-            f"{checkpoint.path}: {name!r}{more} cannot be converted: it needs {', '.join(needs)}, which torch's "
-            "restricted unpickler refuses; if you trust the file, pass weights_only=False (`statedict-io convert "
-            "--trust`)"
-        )
+    check_none_refused(checkpoint)
     if checkpoint.hidden:
         raise StateDictIOError(
             f"{checkpoint.path}: not all tensors can be converted: {listed(checkpoint.hidden)}; rename what is spelled "
@@ -72,11 +88,9 @@ def _check_can_be_held(checkpoint: Checkpoint) -> None:
         )
     for name in checkpoint:
         safetensors_format.check_name(name, checkpoint.path)
-    wrong = [
-        f"{name} ({checkpoint.info(name).dtype})" if checkpoint.record(name) else f"{name} (no plain tensor with data)"
-        for name in checkpoint
-        if checkpoint.record(name) is None or checkpoint.info(name).dtype not in safetensors_format.NAMES
-    ]
+    wrong = [f"{name} (no plain tensor with data)" for name in checkpoint if not checkpoint.is_plain(name)]
+    dtypes = {name: checkpoint.info(name).dtype for name in checkpoint}
+    wrong += [f"{name} ({dtype})" for name, dtype in dtypes.items() if dtype not in safetensors_format.NAMES]
     if wrong:
         raise StateDictIOError(
             f"{checkpoint.path}: safetensors cannot hold {listed(wrong)}; convert them to plain tensors "

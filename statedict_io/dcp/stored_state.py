@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from ..installed.stock import torch_save
 from ..pickles.refusals import refusal
 from ..pickles.set_aside import Refused
 from ..reading.lazy.lazy_file import LazyFile
+from ..reading.opened_bytes import open_bytes
 from ..remote.stores import locate
 from ..remote.urls import is_url
 from ..untrusted.limits import shown
@@ -58,8 +60,11 @@ class StoredState:
                     "that all ranks share, or load it with statedict_io.load"
                 )
             path = place.local_path
-        self.file = LazyFile(path, backend=backend, random_access=False, max_overhead=1, keeps_inflated=True, name=name)
+        self._exit = contextlib.ExitStack()
         try:
+            opened = self._exit.enter_context(open_bytes(path, backend, name=name))
+            self.file = LazyFile(opened, max_overhead=1, keeps_inflated=True)
+            self._exit.callback(self.file.close)
             state = self._unpickle(weights_only)
             if not isinstance(state, Mapping):
                 raise StateDictIOError(
@@ -86,7 +91,7 @@ class StoredState:
             raise StateDictIOError(f"{self.file.path}: {e}") from None
 
     def close(self) -> None:
-        self.file.close()
+        self._exit.close()
 
     def is_plain(self, value: Any) -> bool:
         """Whether ``value`` is a tensor whose elements lie in a record as they are."""

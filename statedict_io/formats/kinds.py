@@ -38,13 +38,14 @@ class FileKind(NamedTuple):
 
 
 _CONVERT = "statedict-io convert"
+# These are read, but not where an archive is wanted.
 SAFETENSORS = FileKind(
-    "a safetensors file, which has no records and no checksums",
-    f"load it, under a name that ends so, with statedict_io.load, or convert it: `{_CONVERT} X.safetensors X.pt`",
+    "a safetensors file, which is no archive of torch.save",
+    f"load it with statedict_io.load, or convert it: `{_CONVERT} X.safetensors X.pt`",
 )
 LEGACY = FileKind(
-    "in torch's legacy format, which has no records and no checksums",
-    "load it with statedict_io.load or torch.load, and save it again",
+    "in torch's legacy format, which is no archive",
+    f"load it with statedict_io.load, or convert it: `{_CONVERT} OLD NEW.pt`",
 )
 TORCHSCRIPT = FileKind("a TorchScript archive", "load it with torch.jit.load; save the state_dict() of that")
 MOBILE = FileKind(
@@ -63,11 +64,12 @@ DCP_METADATA = FileKind(
     "the metadata of a checkpoint of torch.distributed.checkpoint",
     f"read the directory that it is in: `{_CONVERT} DIRECTORY FILE.pt`",
 )
+DCP_FOLDER = FileKind("a checkpoint of torch.distributed.checkpoint", f"convert it: `{_CONVERT} DIRECTORY FILE.pt`")
 TAR = FileKind("a tar archive", "load it with torch.load if torch before 0.1.10 wrote it, else unpack it")
 PICKLE = FileKind("a plain pickle, which torch.save did not write", "load it with pickle.load if you trust it")
 LFS_POINTER = FileKind("a pointer of git LFS, not the file itself", "fetch the file with `git lfs pull`")
 WEB_PAGE = FileKind("a web page", "the download gave an error or a login page: look at it, and download the file again")
-JSON = FileKind("JSON text", "if it is the index of a checkpoint in shards, read the files that it names")
+JSON = FileKind("JSON text", "name the weights, or their index, which has a 'weight_map'")
 UNKNOWN = FileKind(
     "not a checkpoint",
     "if it should be one, its beginning is damaged: copy it again from where it came from",
@@ -97,8 +99,14 @@ def of_start(start: bytes, path: str) -> FileKind | None:
 
     Args:
         start: the file's first ``START_NBYTES`` bytes, or all of it.
-        path: of two kinds that only their names tell from others.
+        path: of two kinds that only their names tell from others, and of a safetensors file with a damaged beginning.
     """
+    found = _of_start(start, path)
+    may_be_damaged = found is UNKNOWN or (found is None and not start.startswith(ZIP_START[:2]))
+    return SAFETENSORS if may_be_damaged and path.endswith(".safetensors") else found
+
+
+def _of_start(start: bytes, path: str) -> FileKind | None:
     if start.startswith(ZIP_START) and path.endswith(".distcp"):  # archives one behind the other
         return DCP_PART
     if start.startswith(ZIP_START) or not start.strip(b"\0") or ZIP_START.startswith(start):

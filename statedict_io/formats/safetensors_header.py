@@ -1,35 +1,58 @@
 """The JSON of a safetensors header, an entry at a time: no value is made that the format has no place for.
 
-``json.loads`` makes objects of up to a hundred times the text's size before anybody can look at them.
+``json.loads`` makes objects of up to a hundred times the text's size before anybody can look at them. What is read is
+what the safetensors package reads, within the limits of :mod:`~statedict_io.untrusted.limits`, but for names that are
+there twice: of those it takes the last.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..untrusted.limits import (
     MAX_HEADER_ENTRY_NBYTES,
     MAX_HEADER_METADATA_ENTRIES,
     MAX_HEADER_METADATA_NBYTES,
-    MAX_HEADER_NAME_NBYTES,
     shown,
 )
+from .json_text import JSONText, Pairs
 
 METADATA = "__metadata__"
-_SPACE = re.compile(rb"[ \t\n\r]*")
-_PLAIN_NAME = re.compile(rb'[ \t\n\r]*"([^"\\\x00-\x1f]{0,%d})"[ \t\n\r]*:' % MAX_HEADER_NAME_NBYTES)
 
 
-def entries(header: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each tensor's name with its fields, to be checked. ``METADATA``, where it is there, has strings.
+class TensorFields(NamedTuple):
+    """What a header says of a tensor; nothing is known yet of whether it fits."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int  #: in the bytes behind the header
+    end: int
+
+
+_FIELDS = ("dtype", "shape", "data_offsets")
+_MAX_DEPTH = 125  # of a value among the fields of a tensor, as of serde_json with the header and the entry around it
+_MAX_UINT = 1 << 64
+# As everybody writes them; anything else that is JSON takes longer.
+_NUMBER = rb"(?:0|[1-9][0-9]{0,18})"
+_USUAL_FIELDS = re.compile(
+    rb"""
+    \s*\{\s*"dtype"\s*:\s*"([A-Z0-9_]{1,16})"\s*,
+    \s*"shape"\s*:\s*\[\s*(N(?:\s*,\s*N){0,99})?\s*\]\s*,
+    \s*"data_offsets"\s*:\s*\[\s*(N)\s*,\s*(N)\s*\]\s*\}
+    """.replace(b"N", _NUMBER).replace(rb"\s", rb"[ \t\n\r]"),
+    re.VERBOSE,
+)
+
+
+def entries(header: bytes) -> Iterator[tuple[str, TensorFields | dict[str, str]]]:
+    """Each tensor's name with its fields; ``METADATA``, where it is there, with the strings.
 
     Raises:
         ValueError: it is no JSON, or not of this form; says at which byte.
     """
-    text = _Text(header)
+    text = JSONText(header)
     text.expect(b"{")
     if not text.take(b"}"):
         while True:
@@ -41,8 +64,8 @@ def entries(header: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
     text.expect_end()
 
 
-def _metadata(text: _Text) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _metadata(text: JSONText) -> dict[str, str]:
+    found: dict[str, str] = {}
     if text.take(b"null"):
         return found
     begin = text.at
@@ -62,80 +85,57 @@ def _metadata(text: _Text) -> dict[str, Any]:
     return found
 
 
-def _fields(text: _Text, name: str) -> dict[str, Any]:
-    """Of a tensor; of whatever types JSON has, but few."""
-    begin = text.at
-    inner = text.up_to(b"}", MAX_HEADER_ENTRY_NBYTES)
+def _fields(text: JSONText, name: str) -> TensorFields:
+    usual = text.match(_USUAL_FIELDS)
+    if usual is not None:
+        dtype, shape, begin, end = usual.groups()
+        sizes = () if shape is None else tuple(map(int, shape.split(b",")))
+        return TensorFields(dtype.decode(), sizes, int(begin), int(end))
+    at = text.at
+    value = text.value(MAX_HEADER_ENTRY_NBYTES)
     try:
-        # No object is inside it: its text would have ended with that one.
-        pairs = json.loads(inner, object_pairs_hook=lambda pairs: pairs)
-        fields = dict(pairs)
-    except (ValueError, TypeError, RecursionError):
-        text.at = begin
-        raise text.error(f"tensor {shown(name)!r} has no object of fields") from None
-    if len(fields) < len(pairs):
-        raise text.error(f"tensor {shown(name)!r} has a field twice")
-    return fields
+        return _checked(value)
+    except ValueError as e:
+        text.at = at
+        raise text.error(f"tensor {shown(name)!r} {e}") from None
 
 
-class _Text:
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self.at = 0
+def _checked(value: Any) -> TensorFields:
+    """``value``: what :meth:`JSONText.value` gives, objects as :class:`Pairs`."""
+    if type(value) is list and len(value) == len(_FIELDS):  # serde takes a struct's fields in order, too
+        value = Pairs(zip(_FIELDS, value, strict=True))
+    if not isinstance(value, Pairs):
+        raise ValueError("has no object of fields")
+    fields: dict[str, Any] = {}
+    for field, content in value:
+        if field in fields and field in _FIELDS:
+            raise ValueError(f"has {field!r} twice")
+        fields[field] = content
+    if _depth(value) > _MAX_DEPTH:
+        raise ValueError(f"has a field that is nested more than {_MAX_DEPTH} deep")
+    for field in _FIELDS:
+        if field not in fields:
+            raise ValueError(f"has no {field!r}")
+    dtype, shape, offsets = (fields[field] for field in _FIELDS)
+    if not isinstance(dtype, str):
+        raise ValueError("has a dtype that is no string")
+    for field, numbers in (("shape", shape), ("data_offsets", offsets)):
+        if type(numbers) is not list or not all(type(number) is int and 0 <= number < _MAX_UINT for number in numbers):
+            raise ValueError(f"has a {field!r} that is no list of integers from 0 to 2**64 - 1")
+    if len(offsets) != 2:
+        raise ValueError(f"has {len(offsets)} 'data_offsets' in place of two")
+    return TensorFields(dtype, tuple(shape), *offsets)
 
-    def error(self, problem: str) -> ValueError:
-        return ValueError(f"{problem}, at byte {self.at} of the JSON")
 
-    def take(self, token: bytes) -> bool:
-        """Whether ``token`` comes next, which is then behind us; so is the space before it."""
-        space = _SPACE.match(self._data, self.at)
-        assert space is not None
-        self.at = space.end()
-        if not self._data.startswith(token, self.at):
-            return False
-        self.at += len(token)
-        return True
-
-    def expect(self, token: bytes) -> None:
-        if not self.take(token):
-            raise self.error(f"no {token.decode()!r} where one belongs")
-
-    def expect_end(self) -> None:
-        self.take(b"")
-        if self.at != len(self._data):
-            raise self.error("more text behind the end")
-
-    def name(self) -> str:
-        """A string, and the colon behind it."""
-        plain = _PLAIN_NAME.match(self._data, self.at)
-        if plain is not None:
-            self.at = plain.end()
-            return plain[1].decode()
-        name = self.string(MAX_HEADER_NAME_NBYTES)
-        self.expect(b":")
-        return name
-
-    def string(self, max_nbytes: int) -> str:
-        self.expect(b'"')
-        begin = end = self.at
-        limit = begin + max_nbytes + 1
-        while True:
-            end = self._data.find(b'"', end, limit)
-            if end < 0:
-                raise self.error(f"a string without an end, or of more than {max_nbytes} bytes")
-            run = end
-            while run > begin and self._data[run - 1] == ord("\\"):
-                run -= 1
-            if (end - run) % 2 == 0:
-                break
-            end += 1
-        self.at = end + 1
-        return json.loads(self._data[begin - 1 : end + 1])
-
-    def up_to(self, token: bytes, max_nbytes: int) -> bytes:
-        """What comes next, with the first ``token`` as its end."""
-        end = self._data.find(token, self.at, self.at + max_nbytes)
-        if end < 0:
-            raise self.error(f"no {token.decode()!r} within {max_nbytes} bytes")
-        begin, self.at = self.at, end + len(token)
-        return self._data[begin : self.at]
+def _depth(value: Any) -> int:
+    deepest, pending = 0, [(value, 1)]
+    while pending:
+        part, depth = pending.pop()
+        if isinstance(part, Pairs):
+            pending += [(inner, depth + 1) for _, inner in part]
+        elif isinstance(part, list):
+            pending += [(inner, depth + 1) for inner in part]
+        else:
+            continue
+        deepest = max(deepest, depth)
+    return deepest

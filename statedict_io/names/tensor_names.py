@@ -83,6 +83,10 @@ class OtherNames(_FoundAnew):
     def __iter__(self) -> Iterator[str]:
         return (name for name, _, _ in self._parts)
 
+    def items(self) -> Iterator[tuple[str, Any]]:
+        """The names with the values."""
+        return ((name, value) for name, _, value in self._parts)
+
 
 class HiddenTensors(_FoundAnew):
     """A sentence for each tensor below a root that has no name of its own, or none at all.

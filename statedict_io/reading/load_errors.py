@@ -49,6 +49,15 @@ def raising_as_torch(steps: ArchiveSteps, *, pickled_by_default: bool) -> Iterat
         raise better from None
 
 
+@contextlib.contextmanager
+def naming_as_torch() -> Iterator[None]:
+    """For a block that loads without torch: errors are those that ``torch.load`` raises for such files too."""
+    try:
+        yield
+    except CorruptCheckpointError as e:
+        raise e if isinstance(e, RuntimeError) else _as_torch_error(e) from None
+
+
 def _better(error: Exception, steps: ArchiveSteps, pickled_by_default: bool) -> Exception | None:
     """The error that says of a file that torch cannot read what it is; None where torch's own does."""
     start = _start(steps.request)

@@ -17,13 +17,14 @@ from ..errors import corrupt
 from ..formats import kinds
 from ..installed import stock, torch_format
 from ..pickles.persistent_ids import StorageFeed
-from ..pickles.unpickling import LoadSteps, ZipReader
+from ..pickles.unpickling import LoadSteps, ZipReader, swaps_bytes
 from ..progress import ProgressCallback
 from .map_location import is_meta, only_device, stays_on_cpu
 from .object_source import ObjectSource
 from .opened_again import opened_again
+from .opened_bytes import FileBytes, ObjectBytes
 from .readahead import ReadAhead
-from .records import StoredRecords, archive_at, check_kind, of_ranges
+from .records import StoredRecords, archive_in, check_kind, records_in
 
 if TYPE_CHECKING:
     from ..remote.ranges import RangedObject
@@ -49,8 +50,12 @@ class LoadRequest:
 
     @property
     def is_mapped(self) -> bool:
-        mmap = stock.setting("load", "mmap", False) if self.mmap is None else self.mmap
-        return self.is_path and bool(mmap)
+        return self.is_path and wants_map(self.mmap)
+
+
+def wants_map(mmap: bool | None) -> bool:
+    """``mmap`` as torch takes it."""
+    return bool(stock.setting("load", "mmap", False) if mmap is None else mmap)
 
 
 class ArchiveSteps(LoadSteps):
@@ -82,7 +87,7 @@ class ArchiveSteps(LoadSteps):
             _check(records, records.others())
         if is_meta(request.map_location):
             return self._reader(records, _MetaFeed(), meta=True)
-        device = only_device(request.map_location, records)
+        device = only_device(request.map_location, lambda: swaps_bytes(records))
         backends.warn_if_reading_is_slow(request.wish, device=device)
         self._feed = ReadAhead(
             records,
@@ -170,11 +175,10 @@ class ArchiveSteps(LoadSteps):
     def _open_records(self, file: Any) -> StoredRecords | None:
         """None where nobody needs them."""
         if self.request.source is not None:
-            return of_ranges(self.request.source, self.request.backend)
+            return records_in(ObjectBytes(self.request.source, self.request.backend))
         if self.request.is_path:
-            name = os.fsdecode(self.request.name)
-            nbytes = os.fstat(file.fileno()).st_size
-            return StoredRecords(archive_at(file.fileno(), name, self.request.backend), name, file_nbytes=nbytes)
+            opened = FileBytes(file.fileno(), os.fsdecode(self.request.name), self.request.backend)
+            return StoredRecords(archive_in(opened), opened.name, file_nbytes=opened.nbytes)
         if not self.request.verify:
             return None
         from ..backends.python_reading import PythonOpenArchive
@@ -190,9 +194,13 @@ class ArchiveSteps(LoadSteps):
             not (self.request.is_path or self.request.source is not None)
             or self.request.is_mapped
             or _is_torchscript(records)
-            or torch._guards.detect_fake_mode(None) is not None
-            or torch_format.skip_data()
+            or makes_no_data()
         )
+
+
+def makes_no_data() -> bool:
+    """Whether what torch loads now has no data: under a mode for fake tensors, or a setting."""
+    return torch._guards.detect_fake_mode(None) is not None or bool(torch_format.skip_data())
 
 
 def _check(records: StoredRecords, indices: Iterable[int], progress: ProgressCallback | None = None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import functools
 import pickle
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,12 @@ from ..options import check_flags
 from ..pickles.unpickling import can_rebind, load_through
 from ..progress import Progress
 from ..remote.urls import is_url
-from .load_errors import raising_as_torch
-from .load_steps import ArchiveSteps, LoadRequest, without_checksums
+from .load_errors import naming_as_torch, raising_as_torch
+from .load_steps import ArchiveSteps, LoadRequest
 from .opened_again import Replaced
 from .trial import loads_like_torch
+from .weight_folders import is_folder
+from .weights import file_to_load, opened_weights
 
 if TYPE_CHECKING:
     from ..remote.ranges import RangedObject
@@ -40,14 +42,16 @@ def load(
 ) -> Any:
     """Loads what :func:`torch.load` would, from the same files, faster.
 
-    Storages are read in parallel, straight into their final memory; the unpickler is torch's own. File objects, the
-    legacy format, TorchScript archives, ``.safetensors`` files, ``mmap`` and fake tensors are left to ``torch.load``
-    altogether.
+    Storages are read in parallel, straight into their final memory; the unpickler is torch's own. So are the tensors of
+    safetensors files, whatever their name. File objects, the legacy format, TorchScript archives, ``mmap`` and fake
+    tensors are left to ``torch.load`` altogether.
 
     Args:
         f: a path; a URL of fsspec (``str``), of which ranges are read; or an object with ``read``, ``readline``,
-            ``tell`` and ``seek``.
-        map_location: None, a string, a :class:`torch.device`, a dict or a callable. ``"meta"`` reads no data.
+            ``tell`` and ``seek``. A path or URL may lead to an index of shards (``*.index.json``), or to a folder of
+            weights as transformers lays them out (such a URL ends in ``/``): all their tensors are returned in a dict.
+        map_location: None, a string, a :class:`torch.device`, a dict or a callable. ``"meta"`` reads no data. What is
+            in a safetensors file counts as saved from the CPU.
         weights_only: unpickle with torch's restricted unpickler: the security boundary. Load with ``False`` only what
             you trust.
         mmap: map the file instead of reading it.
@@ -83,6 +87,8 @@ def load(
     chosen = backends.for_reading(backend)
     with contextlib.ExitStack() as exit_stack:
         source: RangedObject | None = None
+        if is_folder(f):
+            f = file_to_load(f)
         name = f
         if is_url(f):
             from ..remote import ranges
@@ -91,8 +97,15 @@ def load(
             f, name = found.content, found.url
             if not isinstance(f, str):
                 source, f = f, exit_stack.enter_context(f.stream())
-        if verify and isinstance(f, (str, os.PathLike)) and os.fsdecode(f).endswith(".safetensors"):
-            raise ValueError(without_checksums(name, "a safetensors file"))
+        load_file = functools.partial(
+            load, map_location=map_location, weights_only=weights_only, mmap=mmap, verify=verify, backend=backend
+        )
+        weights = None
+        if pickle_module is None and not pickle_load_args:
+            weights = exit_stack.enter_context(opened_weights(f, source, name, chosen, load_file, mmap=mmap))
+        if weights is not None:
+            with progress_module.reporting(progress, "load") as callback, naming_as_torch():
+                return weights.load(map_location, backend, callback, verify=verify)
         loading = loads_like_torch(chosen.lean_pickle)
         backends.warn_if_reading_is_slow(backend, loading=loading)
         has_our_steps = bool(loading) and can_rebind()

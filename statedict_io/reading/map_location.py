@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.serialization
 
-from ..pickles.unpickling import swaps_bytes
 from .records import DATA_PKL, StoredRecords
 
 
@@ -36,12 +35,24 @@ def stays_on_cpu(map_location: Any, records: StoredRecords) -> bool:
     )
 
 
-def only_device(map_location: Any, records: StoredRecords) -> torch.device | None:
-    """The accelerator that torch will move every storage to, whatever it was saved from; None if it is not so sure."""
+def saved_from_cpu_stays(map_location: Any) -> bool:
+    """The same for storages that were saved from the CPU."""
+    if map_location is None or not torch.accelerator.is_available():
+        return True
+    if isinstance(map_location, dict):
+        map_location = map_location.get("cpu", "cpu")
+    return isinstance(map_location, (str, torch.device)) and str(map_location) == "cpu"
+
+
+def only_device(map_location: Any, swaps: Callable[[], bool]) -> torch.device | None:
+    """The accelerator that torch will move every storage to, whatever it was saved from; None if it is not so sure.
+
+    ``swaps`` tells whether the file has the other byte order than this machine.
+    """
     if not isinstance(map_location, (str, torch.device)) or not torch.accelerator.is_available():
         return None
     try:
-        if swaps_bytes(records):  # torch does that before it moves them
+        if swaps():  # torch does that before it moves them
             return None
         restore = torch.serialization.default_restore_location
         moved = restore(torch.UntypedStorage(0, device="cpu"), str(map_location))

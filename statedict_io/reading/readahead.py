@@ -7,7 +7,7 @@ import torch
 from ..errors import CorruptCheckpointError
 from ..progress import ProgressCallback
 from ..untrusted.limits import MAX_RECORDS_AT_ONCE
-from .records import StoredRecords
+from .payloads import StoredPayloads
 
 #: read at once where the storages will not stay: host memory is then needed for no more than this
 WINDOW_NBYTES = 64 << 20
@@ -28,7 +28,7 @@ class ReadAhead:
 
     def __init__(
         self,
-        records: StoredRecords,
+        records: StoredPayloads,
         *,
         stay: bool,
         verify: bool,

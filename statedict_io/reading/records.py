@@ -3,39 +3,27 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import Any
 
-from .. import backends
-from ..archive.record_entry import RecordEntry
-from ..backends.protocol import Backend, OpenArchive
-from ..errors import CorruptCheckpointError, FileKindError, StateDictIOError, UnknownKindError, corrupt, naming
+from ..backends.protocol import OpenArchive
+from ..errors import CorruptCheckpointError, FileKindError, StateDictIOError, UnknownKindError, corrupt
 from ..formats import kinds
 from ..formats.kinds import ZIP_START
 from ..pickles.lean_pickle import LeanPickle
-from ..remote.urls import is_url
-from ..system.descriptors import descriptor_of, read_at
 from ..untrusted.escaping import escaped
 from ..untrusted.limits import MAX_RECORDS_SHOWN, SPARE_NBYTES, listed, shown
-
-if TYPE_CHECKING:
-    from ..remote.ranges import RangedObject
+from .opened_bytes import OpenedBytes, open_bytes
+from .payloads import StoredPayloads
 
 DATA_PKL = "data.pkl"
 _ZIP_END = b"PK\x05\x06"
 _ZIP_END_NBYTES = 22  # without a comment, of which torch writes none
-# A round trip takes milliseconds, in which so much could have come.
-_CHEAP_NBYTES_OF_NETWORK = 256 << 10
-_END_NBYTES = 128 << 10  # the directory of some thousand records; their data.pkl
 
 
-class StoredRecords:
-    """The records of an archive by name.
-
-    Owns nothing: the archive's descriptor must stay open. Used by one thread at a time.
-    """
+class StoredRecords(StoredPayloads):
+    """The records of an archive by name."""
 
     def __init__(
         self,
@@ -48,41 +36,15 @@ class StoredRecords:
         descriptor: int | None = None,
         cheap_nbytes: int = 4 << 10,
     ) -> None:
-        self.archive = archive
-        self.path = path
-        self.file_nbytes = file_nbytes
-        self.mtime_ns = mtime_ns  #: of the file when it was opened, ns since the epoch; None where there is no file
-        self.descriptor = descriptor  #: of the file, for reading; None where there is none
-        self.cheap_nbytes = cheap_nbytes  #: a read of so many costs what a read of one byte does
+        super().__init__(
+            archive,
+            path,
+            file_nbytes=file_nbytes,
+            mtime_ns=mtime_ns,
+            descriptor=descriptor,
+            cheap_nbytes=cheap_nbytes,
+        )
         self.lean_pickle = lean_pickle
-        self.entries = archive.records
-
-    @functools.cached_property
-    def _indices(self) -> dict[str, int]:
-        return {entry.name: index for index, entry in enumerate(self.entries)}
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._indices
-
-    def names(self) -> list[str]:
-        return list(self._indices)
-
-    def index(self, name: str) -> int:
-        found = self._indices.get(name)
-        if found is None:
-            raise corrupt(self.path, f"it has no record {shown(name)!r}, which its data.pkl asks for")
-        return found
-
-    def entry(self, name: str) -> RecordEntry:
-        return self.entries[self.index(name)]
-
-    def sized(self, name: str, nbytes: int) -> int:
-        """The index of the record ``name``, which data.pkl says has ``nbytes``."""
-        index = self.index(name)
-        found = self.entries[index].nbytes
-        if found != nbytes:
-            raise corrupt(self.path, f"record {shown(name)!r} has {found} bytes, data.pkl says {nbytes}")
-        return index
 
     def read(self, name: str) -> bytes:
         if name == DATA_PKL and name not in self:
@@ -169,87 +131,70 @@ def _key_order(name: str) -> tuple[int, int | str]:
 def open_records(
     path: Any, backend: str = "auto", *, random_access: bool = False, name: str | None = None
 ) -> Iterator[StoredRecords]:
-    """The records of the file at ``path``, or at a URL, which is open inside the block.
-
-    ``random_access`` tells the kernel not to read ahead. ``name`` is what errors call the file, where not by its path.
+    """The records of the archive at ``path``, or at a URL, which is open inside the block; arguments as of
+    :func:`~statedict_io.reading.opened_bytes.open_bytes`.
 
     Raises:
         OSError: the file cannot be opened or read.
         CorruptCheckpointError: it is not a sound archive.
         FileKindError: it is of another kind; an :class:`UnknownKindError` is a CorruptCheckpointError too.
     """
-    chosen = backends.for_reading(backend)
-    backends.warn_if_reading_is_slow(backend)
-    if not is_url(path):
-        given = os.fsdecode(path)
-        with _opened_file(given, name or given, chosen, random_access) as records:
-            yield records
-        return
-    from ..remote import ranges
-
-    with ranges.open_url(path) as found:
-        if isinstance(found.content, str):
-            with _opened_file(found.content, found.url, chosen, random_access) as records:
-                yield records
-        else:
-            yield of_ranges(found.content, chosen)
+    with open_bytes(path, backend, random_access=random_access, name=name) as opened:
+        yield records_in(opened)
 
 
-def of_ranges(source: RangedObject, chosen: Backend) -> StoredRecords:
-    """The records of an object that is not on this machine; it must stay open."""
-
-    def read_at(offset: int, nbytes: int) -> bytes:
-        data = bytearray(max(min(nbytes, source.nbytes - offset), 0))
-        source.read_into(memoryview(data), offset)
-        return bytes(data)
-
-    from ..backends.python_reading import NETWORK, PythonOpenArchive
-
-    reader = _open_archive(lambda: PythonOpenArchive(source, source.name, NETWORK), read_at, source.nbytes, source.name)
-    return StoredRecords(
-        reader, source.name, chosen.lean_pickle, file_nbytes=source.nbytes, cheap_nbytes=_CHEAP_NBYTES_OF_NETWORK
-    )
-
-
-def archive_at(fd: int, path: str, backend: Backend) -> OpenArchive:
-    """The archive in an open file.
+def records_in(opened: OpenedBytes) -> StoredRecords:
+    """The records of an open archive.
 
     Raises:
         OSError, CorruptCheckpointError, FileKindError: as :func:`open_records`.
     """
-    return _open_archive(
-        lambda: backend.open_archive(fd, path),
-        lambda offset, nbytes: read_at(fd, nbytes, offset),
-        os.fstat(fd).st_size,
-        path,
+    return StoredRecords(
+        archive_in(opened),
+        opened.name,
+        opened.backend.lean_pickle,
+        file_nbytes=opened.nbytes,
+        mtime_ns=opened.mtime_ns,
+        descriptor=opened.descriptor,
+        cheap_nbytes=opened.cheap_nbytes,
     )
 
 
-def _open_archive(
-    open_archive: Callable[[], OpenArchive], read_at: Callable[[int, int], bytes], file_nbytes: int, path: str
-) -> OpenArchive:
-    """``open_archive()``, where the file is an archive.
-
-    Args:
-        read_at: ``read_at(offset, nbytes)`` gives bytes of the file, fewer at its end.
+def archive_in(opened: OpenedBytes) -> OpenArchive:
     """
-    start = read_at(0, kinds.START_NBYTES)
-    kind = kinds.of_start(start, path)
-    if kind is kinds.UNKNOWN and read_at(max(file_nbytes - _ZIP_END_NBYTES, 0), len(_ZIP_END)) != _ZIP_END:
-        raise UnknownKindError(f"{path}: {kinds.described(kind, start)}")
-    if kind is not None and kind is not kinds.UNKNOWN:
-        raise FileKindError(f"{path}: {kind}")
+    Raises:
+        OSError, CorruptCheckpointError, FileKindError: as :func:`open_records`.
+    """
+    kind = kind_of(opened)
+    if kind is not None:
+        raise FileKindError(f"{opened.name}: {kind}")
+    start = opened.read_at(0, kinds.START_NBYTES)
     if not start.startswith(ZIP_START):
-        if kind is None:
-            raise corrupt(path, kinds.damaged_start(start))
-        raise corrupt(path, "does not begin like a file of torch.save (a zip archive)")
+        if kinds.of_start(start, opened.name) is None:
+            raise corrupt(opened.name, kinds.damaged_start(start))
+        raise corrupt(opened.name, "does not begin like a file of torch.save (a zip archive)")
     try:
-        return open_archive()
+        return opened.open_archive()
     except CorruptCheckpointError:
         kind = kinds.of_refused_zip(start)
         if kind is None:
             raise
-    raise FileKindError(f"{path}: {kind}")
+    raise FileKindError(f"{opened.name}: {kind}")
+
+
+def kind_of(opened: OpenedBytes) -> kinds.FileKind | None:
+    """What a file is by its beginning; None for a zip archive, sound or damaged.
+
+    Raises:
+        UnknownKindError: no kind is recognized.
+    """
+    start = opened.read_at(0, kinds.START_NBYTES)
+    kind = kinds.of_start(start, opened.name)
+    if kind is not kinds.UNKNOWN:
+        return kind
+    if opened.read_at(max(opened.nbytes - _ZIP_END_NBYTES, 0), len(_ZIP_END)) != _ZIP_END:
+        raise UnknownKindError(f"{opened.name}: {kinds.described(kind, start)}")
+    return None
 
 
 def check_kind(records: StoredRecords, *, allowed: Collection[kinds.FileKind] = ()) -> None:
@@ -263,28 +208,3 @@ def check_kind(records: StoredRecords, *, allowed: Collection[kinds.FileKind] = 
     kind = kinds.of_records(entry.name for entry in records.entries)
     if kind is not None and kind not in allowed:
         raise FileKindError(f"{records.path}: {kind}")
-
-
-@contextmanager
-def _opened_file(path: str, given: str, chosen: Backend, random_access: bool) -> Iterator[StoredRecords]:
-    """``given``: what errors call it."""
-    with naming(given), descriptor_of(path, os.O_RDONLY) as fd:
-        if random_access and hasattr(os, "posix_fadvise"):
-            # The directory is at the end and data.pkl at the beginning: the disk fetches both at once.
-            for begin in (max(0, os.fstat(fd).st_size - _END_NBYTES), 0):
-                _advise(fd, begin, _END_NBYTES, os.POSIX_FADV_WILLNEED)
-            _advise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-        found = os.fstat(fd)
-        yield StoredRecords(
-            archive_at(fd, given, chosen),
-            given,
-            chosen.lean_pickle,
-            file_nbytes=found.st_size,
-            mtime_ns=found.st_mtime_ns,
-            descriptor=fd,
-        )
-
-
-def _advise(fd: int, offset: int, nbytes: int, advice: int) -> None:
-    with suppress(OSError):  # a file system that takes none reads as well
-        os.posix_fadvise(fd, offset, nbytes, advice)

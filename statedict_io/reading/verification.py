@@ -1,33 +1,42 @@
-"""``verify``: whether the bytes of a checkpoint are those that were saved. Unpickles nothing."""
+"""``verify``: whether the bytes of a file are those that were saved. Unpickles nothing."""
 
 from __future__ import annotations
 
 import functools
+import os
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from .. import progress as progress_module
 from ..archive.record_entry import RecordEntry
-from ..errors import CorruptCheckpointError, UnknownKindError
-from ..formats import kinds
-from ..progress import Progress, ProgressCallback
+from ..errors import CorruptCheckpointError, FileKindError, UnknownKindError, corrupt
+from ..formats import kinds, safetensors_parsed
+from ..progress import Progress, ProgressCallback, over_parts
+from ..remote.urls import is_url
 from ..untrusted.limits import MAX_RECORDS_AT_ONCE, MAX_RECORDS_SHOWN
 from ..untrusted.on_demand import OnDemand
-from .records import DATA_PKL, StoredRecords, check_kind, open_records
+from . import legacy_file
+from .opened_bytes import OpenedBytes, open_bytes
+from .records import DATA_PKL, StoredRecords, check_kind, kind_of, records_in
+from .safetensors_payloads import open_safetensors
+from .sidecars import expected_sha256, sha256_of
+from .weight_folders import Shards, is_folder, shards_of, sizes_of, weights_in
 
-Status = Literal["ok", "corrupt", "crc-not-recorded"]
-_STATUSES: tuple[Status, ...] = ("ok", "corrupt", "crc-not-recorded")
+Status = Literal["ok", "corrupt", "crc-not-recorded", "no-checksums"]
+_STATUSES: tuple[Status, ...] = ("ok", "corrupt", "crc-not-recorded", "no-checksums")
 
 
 @dataclass(frozen=True)
 class RecordReport:
-    """One record of a checkpoint, such as ``data/0``."""
+    """One record of a checkpoint, such as ``data/0``, or a tensor of a file in a format without records."""
 
-    name: str  #: without the archive's name
+    name: str  #: without the archive's name; of a shard with the shard's file name and a colon before it
     nbytes: int  #: of the payload, uncompressed
-    status: Status  #: "ok", "corrupt", or "crc-not-recorded" where the file was saved with CRCs off
+    #: "ok", "corrupt", "crc-not-recorded" where the file was saved with CRCs off, or "no-checksums" where its format
+    #: has none and nothing beside it has either
+    status: Status
 
 
 class RecordReports(OnDemand[RecordReport]):
@@ -59,6 +68,8 @@ class VerifyReport:
     records: Sequence[RecordReport]  #: in file order; empty if the file is not an archive
     problems: list[str]  #: a line each, for people; names the tensors that live in a corrupt record
     is_known: bool = True  #: False if nothing tells what kind of file it is; it may be a damaged checkpoint
+    #: what was compared: "crc32" of each record, the "sha256" of the file, or "none", where only the structure was
+    checksums: str = "crc32"
 
     @property
     def ok(self) -> bool:
@@ -67,10 +78,17 @@ class VerifyReport:
 
 
 def verify(path: Any, *, backend: str = "auto", progress: Progress = None) -> VerifyReport:
-    """Reads the whole file and compares the CRC-32 of each record with the recorded one.
+    """Tells whether a file is sound, by whatever it can be compared with.
+
+    - An archive of ``torch.save`` is read as a whole, and the CRC-32 of each record compared with the recorded one.
+    - Safetensors files, and torch's formats before 1.6, have no checksums: the structure is checked. Where the SHA-256
+      is in ``FILE.sha256`` or ``SHA256SUMS`` beside it, or huggingface_hub has kept it, the file is read as a whole
+      and compared.
+    - Of a folder, or an index, each shard is verified, and that it has the tensors that the index says.
 
     Args:
-        path: of a file in torch's zip format (a TorchScript archive is one too), or a URL of fsspec (``str``).
+        path: of a file (a TorchScript archive is one in torch's zip format too), a folder of weights, or an index of
+            shards; or a URL of fsspec (``str``), beside which nothing is looked for.
         backend: ``"auto"``, ``"native"`` or ``"python"``, as for :func:`load`.
         progress: ``True`` for a bar on stderr (needs ``tqdm``), or a callable taking (bytes_done, bytes_total).
 
@@ -79,8 +97,7 @@ def verify(path: Any, *, backend: str = "auto", progress: Progress = None) -> Ve
 
     Raises:
         OSError: the file cannot be read.
-        FileKindError: it is not an archive of ``torch.save`` but a file of another kind, such as torch's legacy format
-            or safetensors, which record no checksums; names the kind.
+        FileKindError: it is a file of another kind; names the kind.
         NativeUnavailableError: ``backend="native"`` and the extension cannot be used.
         TypeError: an option is of a wrong type; names it.
 
@@ -90,13 +107,122 @@ def verify(path: Any, *, backend: str = "auto", progress: Progress = None) -> Ve
         True
     """
     progress_module.check(progress)
+    with progress_module.reporting(progress, "verify") as callback:
+        return _verified(path, backend, callback, may_be_several=True)
+
+
+def _verified(path: Any, backend: str, progress: ProgressCallback | None, *, may_be_several: bool) -> VerifyReport:
+    given = path if is_url(path) else os.fsdecode(path)
     try:
-        with progress_module.reporting(progress, "verify") as callback, open_records(path, backend) as records:
-            check_kind(records, allowed=(kinds.TORCHSCRIPT, kinds.MOBILE))  # whose records are checked like others
-            return _verify(records, callback)
+        found = weights_in(given) if may_be_several and is_folder(given) else given
+        with open_bytes(found, backend) as opened:
+            kind = kind_of(opened)
+            if kind is None:
+                return _verify_archive(opened, progress)
+            if kind in _ENTRIES:
+                return _verify_structure(opened, found, _ENTRIES[kind](opened), progress)
+            shards = shards_of(opened, found) if kind is kinds.JSON and may_be_several else None
+            if shards is None:
+                raise FileKindError(f"{opened.name}: {kind}")
+        return _verify_shards(given, shards, backend, progress)
     except CorruptCheckpointError as e:
-        no_records = RecordReports((), array("Q"), bytearray())
-        return VerifyReport(str(path), no_records, [str(e)], is_known=not isinstance(e, UnknownKindError))
+        return VerifyReport(str(path), [], [str(e)], is_known=not isinstance(e, UnknownKindError))
+
+
+def _verify_archive(opened: OpenedBytes, progress: ProgressCallback | None) -> VerifyReport:
+    records = records_in(opened)
+    check_kind(records, allowed=(kinds.TORCHSCRIPT, kinds.MOBILE))  # whose records are checked like others
+    return _verify(records, progress)
+
+
+def _entries_of_safetensors(opened: OpenedBytes) -> Sequence[RecordEntry]:
+    return open_safetensors(opened).payloads.entries
+
+
+def _entries_of_legacy(opened: OpenedBytes) -> Sequence[RecordEntry]:
+    file = legacy_file.parse(opened)
+    try:
+        said = legacy_file.said_without_unpickling(file)
+    except ValueError as e:
+        raise corrupt(opened.name, str(e)) from None
+    return legacy_file.entries(opened, file, said)
+
+
+def _entries_of_tar(opened: OpenedBytes) -> Sequence[RecordEntry]:
+    members = legacy_file.tar_members(opened)
+    return [RecordEntry(name, 0, nbytes, nbytes, 0, False) for name, nbytes in members.items()]
+
+
+# Formats without checksums. Each of these raises CorruptCheckpointError where the structure is not sound.
+_ENTRIES: dict[kinds.FileKind | None, Callable[[OpenedBytes], Sequence[RecordEntry]]] = {
+    kinds.SAFETENSORS: _entries_of_safetensors,
+    kinds.LEGACY: _entries_of_legacy,
+    kinds.TAR: _entries_of_tar,
+}
+
+
+def _verify_structure(
+    opened: OpenedBytes, path: str, entries: Sequence[RecordEntry], progress: ProgressCallback | None
+) -> VerifyReport:
+    """Of a file whose structure is sound."""
+    problems = []
+    try:
+        expected = None if is_url(path) else expected_sha256(path)
+    except ValueError as e:
+        expected = None
+        problems.append(str(e))
+    if expected is not None and (found := sha256_of(opened, progress)) != expected.sha256:
+        problems.append(f"{opened.name}: its SHA-256 is {found}; by {expected.said_by} it should be {expected.sha256}")
+    status = _STATUSES.index("no-checksums" if expected is None or problems else "ok")
+    return VerifyReport(
+        opened.name,
+        RecordReports(entries, array("Q", range(len(entries))), bytearray([status]) * len(entries)),
+        problems,
+        checksums="none" if expected is None else "sha256",
+    )
+
+
+def _verify_shards(path: str, shards: Shards, backend: str, progress: ProgressCallback | None) -> VerifyReport:
+    reports = []
+    problems = []
+    parts = over_parts(progress, sizes_of(shards.paths))
+    for index, (shard, part) in enumerate(zip(shards.paths, parts, strict=True)):
+        try:
+            report = _verified(shard, backend, part, may_be_several=False)
+        except FileNotFoundError:
+            problems.append(f"{shard}: is missing; {shards.path} names it")
+            continue
+        reports.append(report)
+        problems += report.problems
+        if report.ok:
+            problems += _names_problem(shards, index, backend)
+    named = [(os.path.basename(report.path), report) for report in reports]
+    return VerifyReport(
+        path,
+        [replace(record, name=f"{shard}:{record.name}") for shard, report in named for record in report.records],
+        problems,
+        checksums=", ".join(dict.fromkeys(report.checksums for report in reports)) or "none",
+    )
+
+
+def _names_problem(shards: Shards, index: int, backend: str) -> list[str]:
+    """What is wrong with the names of the tensors in a sound shard."""
+    try:
+        with open_bytes(shards.paths[index], backend) as opened:
+            shards.check(index, _names_in(opened))
+    except CorruptCheckpointError as e:
+        return [str(e)]
+    return []
+
+
+def _names_in(opened: OpenedBytes) -> list[str]:
+    """Of the tensors in a file, without unpickling it."""
+    if kind_of(opened) is kinds.SAFETENSORS:
+        return [*safetensors_parsed.parse(opened.read_at, opened.nbytes, opened.name).tensors]
+    from ..names.tensors_of_records import tensors_by_record
+
+    tensors = tensors_by_record(records_in(opened).read(DATA_PKL), opened.nbytes)
+    return [name for names in tensors.values() for name in names]
 
 
 def _verify(records: StoredRecords, progress: ProgressCallback | None) -> VerifyReport:

@@ -47,6 +47,9 @@ MAX_HEADER_NAME_NBYTES = 1 << 16
 MAX_HEADER_METADATA_NBYTES = 8 << 20
 MAX_HEADER_METADATA_ENTRIES = 1 << 16
 MAX_HEADER_ENTRY_NBYTES = 1 << 12
+#: of an index of shards, and of a file's name in one
+MAX_INDEX_NBYTES = 256 << 20
+MAX_SHARD_NAME_NBYTES = 1 << 10
 
 
 def max_hash_work(pickle_nbytes: int) -> int:

@@ -71,7 +71,7 @@ def test_tensors_where_names_do_not_lead_are_refused(tmp_path, capsys, backend):
 
 
 def test_a_header_that_safetensors_would_not_read_is_refused(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(safetensors_format, "_MAX_HEADER_NBYTES", 1000)
+    monkeypatch.setattr(safetensors_format, "MAX_HEADER_NBYTES", 1000)
     torch.save({f"a long name of a tensor {i}": T for i in range(20)}, tmp_path / "in.pt")
     code, said = convert(tmp_path / "in.pt", tmp_path / "out.safetensors", capsys)
     assert code == 2 and "at most 1000" in said and names_in(tmp_path) == ["in.pt"]

@@ -70,6 +70,23 @@ def test_tensors_of_a_device_to_where_they_were_or_elsewhere(map_location, backe
     assert_equal(sio.load(tmp_path / "model.pt", map_location, backend=backend), expected)
 
 
+@pytest.mark.parametrize("form", [*FORMS, "meta"])
+def test_a_safetensors_file_onto_a_device(form, backend, tmp_path, standin):  # noqa: F811
+    package = pytest.importorskip("safetensors.torch")
+    tensors = {name: tensor.detach().clone() for name, tensor in state().items() if name != "view"}
+    tensors |= {"huge": random_bytes(21 * MIB + 3, 5), "odd": random_bytes(20 * MIB, 6).view(torch.float32)}
+    package.save_file(tensors, tmp_path / "model.safetensors")
+    standin.delay_us = LATE_US
+    place = FORMS.get(form, form)
+    found = sio.load(tmp_path / "model.safetensors", place, backend=backend)
+    if form == "meta":
+        assert all(tensor.is_meta for tensor in found.values()) and found.keys() == tensors.keys()
+        return
+    for name, tensor in tensors.items():
+        expected = torch.serialization._get_restore_location(place)(tensor.untyped_storage(), "cpu").device
+        assert found[name].device == expected and torch.equal(found[name].cpu(), tensor), name
+
+
 # ---- through pinned slots, onto one device
 
 

@@ -6,32 +6,18 @@ asked for.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import pickle
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
 import torch
 
-from ...errors import StateDictIOError
-from ...names.tensor_names import HiddenTensors, OtherNames, flat_tensors
 from ...options import check_flags
-from ...pickles.refusals import refusal
-from ...pickles.set_aside import Refused
-from ...pickles.unpickling import DeferredTensor
-from ...untrusted.on_demand import OnDemand
-from ..records import StoredRecords
-from .lazy_file import LazyFile
-from .outlines import WANTS_DATA, Outline
-from .placeholders import DataFeed, is_saved_without_data, lacks_data
-
-_CURE = (
-    "pass weights_only=False (`statedict-io convert --trust`), or allow what it needs with "
-    "torch.serialization.add_safe_globals"
-)
+from ...progress import ProgressCallback
+from .named_tensors import NamedTensors, StoredObject
+from .opening import open_tensors
 
 
 @dataclass(frozen=True)
@@ -42,6 +28,7 @@ class TensorInfo:
     dtype: torch.dtype  #: as saved
     offset: int | None  #: of its first byte in the file; None where its bytes do not lie there as they are
     nbytes: int  #: of its elements
+    path: str = field(default="", compare=False)  #: of the file that it is in: for a folder one of the shards
 
 
 class Checkpoint(Mapping[str, torch.Tensor]):
@@ -53,47 +40,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     def __init__(self, path: Any, *, backend: str = "auto", weights_only: bool = True) -> None:
         check_flags(weights_only=weights_only)
-        self._weights_only = weights_only
-        self._file = LazyFile(path, backend=backend, random_access=True, max_overhead=2, keeps_inflated=False)
-        try:
-            self._tensors, self._others, self._hidden = self._named()
-        except BaseException:
-            self.close()
-            raise
-        refused = [name for name, value in self._tensors.items() if isinstance(value, Refused)]
-        self._refused = {name: self._tensors.pop(name).names for name in refused}
-
-    def _named(self) -> tuple[dict[str, Any], OtherNames, HiddenTensors]:
-        try:
-            self._outline = Outline(self._file, weights_only=self._weights_only)
-        except pickle.UnpicklingError as e:
-            if not self._weights_only:
-                raise
-            raise refusal(self.path, e, _CURE) from None
-        return self._flat(self._outline.root)
-
-    def _flat(self, root: Any) -> tuple[dict[str, Any], OtherNames, HiddenTensors]:
-        try:
-            return flat_tensors(root, (torch.Tensor, DeferredTensor, Refused), self.records.file_nbytes)
-        except StateDictIOError as e:
-            raise StateDictIOError(f"{self.path}: {e}") from None
-
-    def _placeholder(self, name: str) -> torch.Tensor:
-        """A tensor on the meta device with all that is known of ``name``; where kinds need their data, it itself."""
-        found = self._tensors.get(name)
-        if found is None:
-            self._refuse(name)
-            raise KeyError(name)
-        return found.tensor() if isinstance(found, DeferredTensor) else found
-
-    def _refuse(self, name: object) -> None:
-        """Raises where ``name`` is in something that was refused."""
-        for refused, names in self._refused.items():
-            if name == refused or (isinstance(name, str) and name.startswith(f"{refused}.")):
-                raise KeyError(
-                    f"{refused!r} needs {', '.join(names)}, which torch's restricted unpickler refuses; if you trust "
-                    f"{self.path}, {_CURE}"
-                )
+        self._tensors = open_tensors(path, backend=backend, weights_only=weights_only)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         """Reads one tensor, onto the CPU, with the strides that it was saved with.
@@ -105,8 +52,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             OSError: the file cannot be read.
             ValueError: the checkpoint is closed.
         """
-        found = self._placeholder(name)
-        return self._rebuilt(name) if self._record_of(found) is None else self._file.tensor(found)
+        return self._tensors.tensor(name)
 
     def get_slice(self, name: str) -> TensorSlice:
         """``ckpt.get_slice(name)[a:b, c:d]`` reads what it returns, and at most as much again.
@@ -117,7 +63,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             KeyError: there is no tensor of that name. What indexing raises is :class:`IndexError` where the tensor
                 would, and :class:`TypeError` for an index that makes no view, such as a list or a mask.
         """
-        return TensorSlice(self, name, self._placeholder(name))
+        return TensorSlice(self._tensors, name)
 
     def info(self, name: str) -> TensorInfo:
         """What is known of a tensor; no data is read.
@@ -125,24 +71,23 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         Raises:
             KeyError: there is no tensor of that name.
         """
-        found = self._placeholder(name)
-        offset = self._file.offset_of(found) if self._outline.is_lazy else None
+        found = self._tensors.placeholder(name)
+        place = self._tensors.place(name)
         # What a strided nested tensor has instead of a shape is its data.
         shape = torch.Size([found.size(0)]) if found.is_nested else found.shape
-        return TensorInfo(shape, found.dtype, offset, found.numel() * found.element_size())
+        return TensorInfo(shape, found.dtype, place.offset, found.numel() * found.element_size(), place.path)
 
     def blocks(self, name: str, max_nbytes: int) -> Iterator[torch.Tensor]:
-        """The tensor's elements in row-major order, in pieces; see :meth:`record` for which tensors."""
-        placeholder = self._placeholder(name)
-        pending = [placeholder.detach()]
+        """The elements of a plain tensor with data in row-major order, in pieces."""
+        pending = [self._tensors.placeholder(name).detach()]
         whole = None
-        if self._file.is_compressed(placeholder):
-            whole = self[name].detach()  # cannot be read in part
+        if self._tensors.is_read_whole(name) or not self._tensors.has_views(name):
+            whole = self[name].detach()
             pending = [whole]
         while pending:
             view = pending.pop()
             if view.numel() * view.element_size() <= max_nbytes:
-                yield view if whole is not None else self._file.view(view)
+                yield view if whole is not None else self._tensors.view(name, view)
             elif view.is_contiguous() and view.dim() > 1:
                 pending.append(view.view(-1))
             elif view.shape[0] == 1:
@@ -154,7 +99,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
     @property
     def others(self) -> Sequence[str]:
         """Names of the values that are not tensors, without those in :attr:`refused`. Found when they are asked for."""
-        return self._counted(self._others)
+        return self._tensors.others
 
     @property
     def hidden(self) -> Sequence[str]:
@@ -164,42 +109,70 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         Raises:
             StateDictIOError: the objects have many more parts than a file of that size needs.
         """
-        return self._counted(self._hidden)
-
-    def _counted(self, found: OnDemand[str]) -> OnDemand[str]:
-        """``found``, after it has shown that it ends; errors name the file."""
-        try:
-            len(found)
-        except StateDictIOError as e:
-            raise StateDictIOError(f"{self.path}: {e}") from None
-        return found
+        return self._tensors.hidden
 
     @property
     def refused(self) -> dict[str, tuple[str, ...]]:
-        """Names of the values that torch's restricted unpickler refuses, and for each the classes and functions, with
-        their modules, that it does not allow. Tensors may be in them."""
-        return dict(self._refused)
+        """Names of what cannot be had here, and for each what it needs. That is either classes and functions, with
+        their modules, that torch's restricted unpickler does not allow (tensors may be in such a value), or a dtype
+        that this torch lacks."""
+        return dict(self._tensors.refused)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Of a safetensors file, or of the shards; empty for other kinds."""
+        return dict(self._tensors.metadata)
 
     @property
     def path(self) -> str:
-        """As given to :func:`open_checkpoint`."""
-        return self._file.path
+        """As given to :func:`open_checkpoint`; of a folder that of the file that was found in it."""
+        return self._tensors.path
 
     @property
-    def records(self) -> StoredRecords:
-        """Of the open file."""
-        return self._file.records
+    def stored_object(self) -> StoredObject | None:
+        """What was saved, where that is any object, of which the tensors are parts, and not named tensors alone."""
+        return self._tensors.stored_object
+
+    @property
+    def nbytes(self) -> int:
+        """Of the file, or of all shards."""
+        return self._tensors.nbytes
 
     def record(self, name: str) -> str | None:
-        """The record that a tensor's bytes are in; None if they are in several records or in none."""
-        index = self._record_of(self._placeholder(name))
-        return None if index is None else self._file.records.entries[index].name
+        """The record that a tensor's bytes are in; None if they are in several records or in none. In a safetensors
+        file each tensor is a record, of its own name."""
+        return self._tensors.place(name).record
+
+    def is_plain(self, name: str) -> bool:
+        """Whether a tensor is plain, and has data: neither sparse, quantized, nested nor a subclass, nor on the meta
+        device when it was saved."""
+        return self._tensors.is_plain(name)
+
+    def is_read_whole(self, name: str) -> bool:
+        """Whether any part of a tensor takes reading all of it, as where its record is compressed."""
+        return self._tensors.is_read_whole(name)
+
+    def other_values(self) -> Iterator[tuple[str, Any]]:
+        """:attr:`others`, with the values."""
+        return self._tensors.other_values()
+
+    def facts(self) -> dict[str, Any]:
+        """About the format, for people."""
+        return self._tensors.facts()
+
+    def check(self, progress: ProgressCallback | None = None) -> None:
+        """Compares all checksums that there are.
+
+        Raises:
+            CorruptCheckpointError: one does not match; names the record and its tensors.
+        """
+        self._tensors.check(progress)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
+        return iter(self._tensors.names())
 
     def __len__(self) -> int:
-        return len(self._tensors)
+        return len(self._tensors.names())
 
     def __repr__(self) -> str:
         return f"<Checkpoint {self.path!r}: {len(self)} tensors>"
@@ -214,41 +187,16 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     def close(self) -> None:
         """Closes the file; what was read stays valid."""
-        self._file.close()
-
-    def _record_of(self, tensor: torch.Tensor) -> int | None:
-        """The one record that a plain tensor lies in."""
-        return self._file.record_of(tensor) if self._outline.is_lazy else None
-
-    def _rebuilt(self, name: str) -> torch.Tensor:
-        """A tensor of a kind that consists of several storages, or is made with its data."""
-        found = self._placeholder(name)
-        if not self._outline.is_lazy or is_saved_without_data(found):
-            return found
-        # Most of a file are plain tensors: their records are left out if that can be.
-        of_plain = {self._record_of(self._placeholder(other)) for other in self._tensors} - {None}
-        if of_plain:
-            with contextlib.suppress(*WANTS_DATA):
-                again = self._with_data(name, without_data=of_plain)
-                if not lacks_data(again):
-                    return again
-        # Parts of it lie in such records, too, or there are none.
-        return self._with_data(name)
-
-    def _with_data(self, name: str, without_data: Collection[int | None] = ()) -> torch.Tensor:
-        """The tensor of that name in a structure that is made with data, except for that of some records."""
-        feed = DataFeed(self._file.records, without_data)
-        again, _, _ = self._flat(self._outline.made_with(feed))
-        return again[name]
+        self._tensors.close()
 
 
 class TensorSlice:
     """What ``Checkpoint.get_slice`` returns; index it."""
 
-    def __init__(self, checkpoint: Checkpoint, name: str, placeholder: torch.Tensor) -> None:
-        self._checkpoint = checkpoint
+    def __init__(self, tensors: NamedTensors, name: str) -> None:
+        self._tensors = tensors
         self._name = name
-        self._placeholder = placeholder
+        self._placeholder = tensors.placeholder(name)
 
     @property
     def shape(self) -> torch.Size:
@@ -270,9 +218,9 @@ class TensorSlice:
         for part in parts:
             if not (part is None or part is Ellipsis or isinstance(part, slice) or _is_integer(part)):
                 raise TypeError(f"get_slice takes integers, slices, ... and None, not {type(part).__name__}")
-        if self._checkpoint._record_of(self._placeholder) is None:
-            return self._checkpoint[self._name][index].clone()
-        return self._checkpoint._file.view(self._placeholder.detach()[index])
+        if not self._tensors.has_views(self._name):
+            return self._tensors.tensor(self._name)[index].clone()
+        return self._tensors.view(self._name, self._placeholder.detach()[index])
 
 
 def open_checkpoint(path: Any, *, backend: str = "auto", weights_only: bool = True) -> Checkpoint:

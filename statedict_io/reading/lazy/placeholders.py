@@ -31,7 +31,7 @@ class PlaceholderFeed:
 
     def record_of(self, tensor: torch.Tensor) -> int | None:
         """The record in which all bytes of a plain tensor lie, element by element; None for other kinds."""
-        if not _is_plain(tensor):
+        if not is_plain(tensor):
             return None
         return self._indices.get(tensor.untyped_storage()._cdata)
 
@@ -50,7 +50,7 @@ class DataFeed:
         return self._records.archive.load_storages([index], verify=False, progress=None)[0]
 
 
-def _is_plain(tensor: torch.Tensor) -> bool:
+def is_plain(tensor: torch.Tensor) -> bool:
     return (
         type(tensor) in _PLAIN_TYPES
         and tensor.layout == torch.strided
@@ -62,7 +62,7 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 def is_saved_without_data(placeholder: torch.Tensor) -> bool:
     """Of a tensor for which :class:`PlaceholderFeed` knows no record: whether it was on the meta device when it was
     saved."""
-    return placeholder.is_meta and _is_plain(placeholder)
+    return placeholder.is_meta and is_plain(placeholder)
 
 
 def lacks_data(tensor: torch.Tensor) -> bool:

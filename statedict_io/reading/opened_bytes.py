@@ -1,0 +1,190 @@
+"""The bytes that are read, open: of a file, or of an object in a store."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+
+from .. import backends
+from ..backends.protocol import Backend, OpenArchive
+from ..errors import corrupt, naming
+from ..remote.urls import is_url
+from ..system.descriptors import descriptor_of, read_at, read_into
+
+if TYPE_CHECKING:
+    from ..archive.payload_ranges import RangeEntries
+    from ..remote.ranges import RangedObject
+
+# A round trip takes milliseconds, in which so much could have come.
+_CHEAP_NBYTES_OF_NETWORK = 256 << 10
+_CHEAP_NBYTES = 4 << 10
+_END_NBYTES = 128 << 10  # the directory of some thousand records; their data.pkl
+_FIRST_NBYTES = 1 << 20
+
+
+class OpenedBytes(Protocol):
+    """May be read from several threads."""
+
+    name: str  #: what errors call it
+    nbytes: int
+    backend: Backend
+
+    @property
+    def mtime_ns(self) -> int | None:
+        """Of the file when it was opened, ns since the epoch; None where there is no file."""
+
+    @property
+    def descriptor(self) -> int | None:
+        """Of the file, for reading; None where there is none."""
+
+    @property
+    def cheap_nbytes(self) -> int:
+        """A read of so many costs what a read of one byte does."""
+
+    def read_at(self, offset: int, nbytes: int) -> bytes:
+        """``nbytes`` bytes from ``offset`` on, fewer at the end."""
+
+    def open_archive(self) -> OpenArchive: ...
+
+    def open_payloads(self, payloads: RangeEntries) -> OpenArchive: ...
+
+    def stream(self) -> BinaryIO:
+        """A file object at the beginning, independent of others; what it closes is its own."""
+
+
+class FileBytes:
+    """The file behind a descriptor, which stays the caller's."""
+
+    cheap_nbytes = _CHEAP_NBYTES
+
+    def __init__(self, fd: int, name: str, backend: Backend) -> None:
+        found = os.fstat(fd)
+        self.descriptor, self.name, self.backend = fd, name, backend
+        self.nbytes, self.mtime_ns = found.st_size, found.st_mtime_ns
+
+    def read_at(self, offset: int, nbytes: int) -> bytes:
+        # No more memory than there are bytes, whatever a header claims; one call reads 2 GiB at most.
+        with naming(self.name):
+            left = max(min(nbytes, os.fstat(self.descriptor).st_size - offset), 0)
+            data = read_at(self.descriptor, left, offset)
+            while len(data) < left and (more := read_at(self.descriptor, left - len(data), offset + len(data))):
+                data += more
+        return data
+
+    def open_archive(self) -> OpenArchive:
+        return self.backend.open_archive(self.descriptor, self.name)
+
+    def open_payloads(self, payloads: RangeEntries) -> OpenArchive:
+        return self.backend.open_payloads(self.descriptor, self.name, payloads)
+
+    def stream(self) -> BinaryIO:
+        return io.BufferedReader(_FileStream(self.descriptor), _FIRST_NBYTES)
+
+
+class ObjectBytes:
+    """An object of a store, which must stay open."""
+
+    mtime_ns = None
+    descriptor = None
+    cheap_nbytes = _CHEAP_NBYTES_OF_NETWORK
+
+    def __init__(self, source: RangedObject, backend: Backend) -> None:
+        self._source = source
+        self.name, self.nbytes, self.backend = source.name, source.nbytes, backend
+
+    def read_at(self, offset: int, nbytes: int) -> bytes:
+        data = bytearray(max(min(nbytes, self.nbytes - offset), 0))
+        try:
+            self._source.read_into(memoryview(data), offset)
+        except EOFError:
+            raise corrupt(self.name, "the file became shorter while it was read") from None
+        return bytes(data)
+
+    def open_archive(self) -> OpenArchive:
+        from ..backends.python_reading import NETWORK, PythonOpenArchive
+
+        return PythonOpenArchive(self._source, self.name, NETWORK)
+
+    def open_payloads(self, payloads: RangeEntries) -> OpenArchive:
+        from ..backends.python_reading import NETWORK, PythonOpenArchive
+
+        return PythonOpenArchive(self._source, self.name, NETWORK, payloads=payloads)
+
+    def stream(self) -> BinaryIO:
+        return self._source.stream()
+
+
+@contextmanager
+def open_bytes(
+    path: Any, backend: str = "auto", *, random_access: bool = False, name: str | None = None
+) -> Iterator[OpenedBytes]:
+    """The file at ``path``, or at a URL, which is open inside the block.
+
+    ``random_access`` tells the kernel not to read ahead. ``name`` is what errors call the file, where not by its path.
+
+    Raises:
+        OSError: the file cannot be opened; in the block also whatever of a read names no file.
+        NativeUnavailableError, ImportError, ValueError: as of the readers.
+    """
+    chosen = backends.for_reading(backend)
+    backends.warn_if_reading_is_slow(backend)
+    if not is_url(path):
+        given = os.fsdecode(path)
+        with _opened_file(given, name or given, chosen, random_access) as opened:
+            yield opened
+        return
+    from ..remote import ranges
+
+    with ranges.open_url(path) as found:
+        if isinstance(found.content, str):
+            with _opened_file(found.content, found.url, chosen, random_access) as opened:
+                yield opened
+        else:
+            yield ObjectBytes(found.content, chosen)
+
+
+@contextmanager
+def _opened_file(path: str, given: str, chosen: Backend, random_access: bool) -> Iterator[FileBytes]:
+    """``given``: what errors call it."""
+    with naming(given), descriptor_of(path, os.O_RDONLY) as fd:
+        if random_access and hasattr(os, "posix_fadvise"):
+            # The directory is at the end and data.pkl at the beginning: the disk fetches both at once.
+            for begin in (max(0, os.fstat(fd).st_size - _END_NBYTES), 0):
+                _advise(fd, begin, _END_NBYTES, os.POSIX_FADV_WILLNEED)
+            _advise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+        yield FileBytes(fd, given, chosen)
+
+
+def _advise(fd: int, offset: int, nbytes: int, advice: int) -> None:
+    with suppress(OSError):  # a file system that takes none reads as well
+        os.posix_fadvise(fd, offset, nbytes, advice)
+
+
+class _FileStream(io.RawIOBase):
+    """Reads by position: the descriptor's own stays where it is."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: os.fstat(self._fd).st_size}[whence]
+        self._position = max(start + offset, 0)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        taken = read_into(self._fd, memoryview(buffer).cast("B"), self._position)
+        self._position += taken
+        return taken
