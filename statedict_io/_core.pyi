@@ -9,8 +9,59 @@ from typing_extensions import Buffer
 
 testing: ModuleType  #: what only tests call: load_storages_onto, num_slots_allocated, without_unused_puts
 
-class PlannedArchive:
-    """A planned archive; holds the records until it is destroyed.
+class PlannedFile:
+    """Bytes and ranges of storages that are to be a file; holds them until it is destroyed."""
+
+    @property
+    def nbytes(self) -> int: ...
+    def write_fd(
+        self,
+        fd: int,
+        *,
+        direct: str = "auto",
+        progress: Callable[[int, int], Any] | None = None,
+        bytes_per_second: float = 0.0,
+        sha256: bytearray | None = None,
+    ) -> bool:
+        """Writes it at offset 0 of a regular file and sets the file's size.
+
+        Args:
+            fd: open for writing; nobody else may use it meanwhile.
+            direct: ``"auto"``, ``"on"`` or ``"off"``: O_DIRECT.
+            progress: called in this thread with (bytes_done, bytes_total).
+            bytes_per_second: 0: as fast as it goes.
+            sha256: 32 bytes, filled with the hash of the file.
+
+        Returns:
+            Whether the file took direct I/O to the end.
+
+        Raises:
+            OSError: with ``errno``, without a filename.
+        """
+
+    def write_stream(
+        self, write: Callable[[memoryview], Any], *, progress: Callable[[int, int], Any] | None = None
+    ) -> None:
+        """Hands it to ``write`` from front to back; the views are valid during the call only."""
+
+    @property
+    def device_nbytes(self) -> dict[str, int]:
+        """Of the storages on each device that the pipeline copies from."""
+
+    def snapshot_nbytes(self, *, on_devices: bool) -> int:
+        """Of the host memory that :meth:`snapshot` takes."""
+
+    def snapshot(self, *, on_devices: bool, max_nbytes: int) -> Snapshot | None:
+        """Copies its bytes; what it needs of this object it holds itself.
+
+        Args:
+            on_devices: copies storages on devices there, queued on the current streams, and the others to host memory.
+                None is returned where a device has no room. False assembles the whole file in host memory.
+            max_nbytes: idle snapshot slots beyond these go back to the system, those of this snapshot included.
+        """
+
+class PlannedArchive(PlannedFile):
+    """A planned archive of torch.save.
 
     Args:
         archive_name: prefix of all record names, ASCII.
@@ -40,51 +91,23 @@ class PlannedArchive:
         skip_data: bool = False,
         device_types: Sequence[str] = (),
     ) -> None: ...
-    @property
-    def nbytes(self) -> int: ...
-    def write_fd(
-        self,
-        fd: int,
-        *,
-        direct: str = "auto",
-        progress: Callable[[int, int], Any] | None = None,
-        bytes_per_second: float = 0.0,
-    ) -> bool:
-        """Writes the archive at offset 0 of a regular file and sets the file's size.
 
-        Args:
-            fd: open for writing; nobody else may use it meanwhile.
-            direct: ``"auto"``, ``"on"`` or ``"off"``: O_DIRECT.
-            progress: called in this thread with (bytes_done, bytes_total).
-            bytes_per_second: 0: as fast as it goes.
+class GaplessFile(PlannedFile):
+    """A planned file of parts, one behind the other and with nothing between them.
 
-        Returns:
-            Whether the file took direct I/O to the end.
+    Args:
+        parts: bytes, or (name, storage, offset, nbytes) of a range of a storage; names are for messages.
+        device_types: as of :class:`PlannedArchive`.
 
-        Raises:
-            OSError: with ``errno``, without a filename.
-        """
+    Raises:
+        TypeError: a part of another type.
+        ValueError: a storage has no such range.
+        DeviceWithoutStreams: as of :class:`PlannedArchive`.
+    """
 
-    def write_stream(
-        self, write: Callable[[memoryview], Any], *, progress: Callable[[int, int], Any] | None = None
-    ) -> None:
-        """Hands the archive to ``write`` from front to back; the views are valid during the call only."""
-
-    @property
-    def device_nbytes(self) -> dict[str, int]:
-        """Of the storages on each device that the pipeline copies from."""
-
-    def snapshot_nbytes(self, *, on_devices: bool) -> int:
-        """Of the host memory that :meth:`snapshot` takes."""
-
-    def snapshot(self, *, on_devices: bool, max_nbytes: int) -> Snapshot | None:
-        """Copies the archive's bytes; what it needs of this object it holds itself.
-
-        Args:
-            on_devices: copies storages on devices there, queued on the current streams, and the others to host memory.
-                None is returned where a device has no room. False assembles the whole file in host memory.
-            max_nbytes: idle snapshot slots beyond these go back to the system, those of this snapshot included.
-        """
+    def __init__(
+        self, parts: Sequence[bytes | tuple[str, UntypedStorage, int, int]], *, device_types: Sequence[str] = ()
+    ) -> None: ...
 
 class DeviceWithoutStreams(RuntimeError):
     """Storages on it have to be brought to the CPU first; raised before anything is written."""
@@ -181,6 +204,7 @@ class Snapshot:
         direct: str = "auto",
         progress: Callable[[int, int], Any] | None = None,
         bytes_per_second: float = 0.0,
+        sha256: bytearray | None = None,
     ) -> bool:
         """See :meth:`PlannedArchive.write_fd`."""
 

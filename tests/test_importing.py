@@ -25,10 +25,10 @@ def modules_named(names):
 IMPORTED = {"statedict_io"} | modules_named("""
     backends.extension backends.installation backends.native backends.protocol backends.reproduction backends.slower
     errors installed.proofs installed.stock installed.torch_format options pickles.pickling progress remote.urls
-    system.descriptors system.device_room system.directories system.full_writes system.host_memory system.locks
-    system.pacing system.processes version writing.async_saving writing.in_flight writing.in_place writing.leftovers
-    writing.pending writing.places writing.replacement writing.saving writing.stock_saves writing.suffixes
-    writing.targets writing.temporary_names
+    system.descriptors system.device_room system.directories system.file_digest system.full_writes system.host_memory
+    system.locks system.pacing system.processes version writing.async_saving writing.in_flight writing.in_place
+    writing.leftovers writing.pending writing.places writing.replacement writing.saving
+    writing.stock_saves writing.suffixes writing.targets writing.temporary_names
 """)
 # Of torch only what every save asks for its settings.
 OF_TORCH = {"torch.utils.serialization", "torch.utils.serialization.config"}

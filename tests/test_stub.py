@@ -65,7 +65,7 @@ def test_the_stub_is_that_of_the_module():
     assert stub.keys() == module.keys()
     for name, of in module.items():
         assert stub[name] == of, name
-    assert len(module["PlannedArchive"][1]) > 5 and ("fd", False, None) in module["PlannedArchive"][1]["write_fd"]
+    assert len(module["PlannedFile"][1]) > 5 and ("fd", False, None) in module["PlannedFile"][1]["write_fd"]
 
 
 @pytest.mark.parametrize(

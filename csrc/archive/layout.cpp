@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <limits>
 #include <stdexcept>
 #include <unordered_set>
 #include <utility>
@@ -14,9 +13,6 @@ namespace sdio {
 namespace {
 
 constexpr uint64_t kSerializationIdNbytes = 40;
-
-// Padding comes on top, so stay a bit clear of what off_t can address.
-constexpr uint64_t kMaxFileNbytes = std::numeric_limits<int64_t>::max() / 2;
 
 constexpr char kSerializationIdName[] = ".data/serialization_id";
 
@@ -84,19 +80,12 @@ ArchiveLayout::ArchiveLayout(std::string archive_name, std::vector<RecordSpec> r
     if (at.nbytes != 0) at.descriptor_nbytes = zip64_nbytes != 0 ? kDescriptor64Nbytes : kDescriptor32Nbytes;
     cursor = at.end_offset();
     if (cursor > kMaxFileNbytes) throw std::invalid_argument("the archive is larger than a file can be");
-    directory_nbytes_ += kCentralHeaderNbytes + name_nbytes + zip64_nbytes;
+    nbytes_behind_records_ += kCentralHeaderNbytes + name_nbytes + zip64_nbytes;
     names_.push_back(std::move(record.name));
     placements_.push_back(at);
   }
-  if (directory_nbytes_ >= kMax32) throw std::length_error("central directory of 4 GiB or more: too many records");
-  directory_nbytes_ += kZip64EndNbytes + kZip64LocatorNbytes + kEndNbytes;
-}
-
-size_t ArchiveLayout::record_at(uint64_t file_offset) const {
-  const auto after =
-      std::upper_bound(placements_.begin(), placements_.end(), file_offset,
-                       [](uint64_t offset, const RecordPlacement& at) { return offset < at.end_offset(); });
-  return static_cast<size_t>(after - placements_.begin());
+  if (nbytes_behind_records_ >= kMax32) throw std::length_error("central directory of 4 GiB or more: too many records");
+  nbytes_behind_records_ += kZip64EndNbytes + kZip64LocatorNbytes + kEndNbytes;
 }
 
 void ArchiveLayout::write_header(size_t record, char* destination) const {

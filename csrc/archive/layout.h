@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "archive/file_layout.h"
+
 namespace sdio {
 
 struct RecordSpec {
@@ -16,20 +18,7 @@ struct RecordSpec {
   uint64_t nbytes = 0;
 };
 
-// One record in the file: [header_offset, payload_offset) local header, name and padding; then the payload; then the
-// data descriptor, which an empty record does not have.
-struct RecordPlacement {
-  uint64_t header_offset = 0;
-  uint64_t payload_offset = 0;
-  uint64_t nbytes = 0;
-  uint32_t descriptor_nbytes = 0;
-
-  uint64_t header_nbytes() const { return payload_offset - header_offset; }
-  uint64_t descriptor_offset() const { return payload_offset + nbytes; }
-  uint64_t end_offset() const { return descriptor_offset() + descriptor_nbytes; }
-};
-
-class ArchiveLayout {
+class ArchiveLayout final : public FileLayout {
  public:
   // `records` in file order; the serialization id is appended as the last record [F: Serialization id].
   // Throws std::invalid_argument for an empty archive name, an alignment of zero or above 2^32 - 1, a name of 64 KiB or
@@ -38,17 +27,12 @@ class ArchiveLayout {
   ArchiveLayout(std::string archive_name, std::vector<RecordSpec> records, uint64_t alignment);
 
   const std::string& archive_name() const { return archive_name_; }
-  size_t num_records() const { return placements_.size(); }
   const std::string& name(size_t record) const { return names_[record]; }
   const std::vector<std::string>& names() const { return names_; }
-  const RecordPlacement& placement(size_t record) const { return placements_[record]; }
   size_t serialization_id_record() const { return placements_.size() - 1; }
-  uint64_t directory_offset() const { return placements_.back().end_offset(); }
-  uint64_t directory_nbytes() const { return directory_nbytes_; }  // with its end records
-  uint64_t file_nbytes() const { return directory_offset() + directory_nbytes_; }
-
-  // The record in which `file_offset` lies (header, payload or descriptor), or num_records() in the directory.
-  size_t record_at(uint64_t file_offset) const;
+  uint64_t directory_offset() const { return records_end_offset(); }
+  uint64_t directory_nbytes() const { return nbytes_behind_records_; }  // with its end records
+  const ArchiveLayout* archive() const override { return this; }
 
   // Each writes exactly the bytes of its placement to `destination`.
   void write_header(size_t record, char* destination) const;
@@ -62,8 +46,6 @@ class ArchiveLayout {
   std::string archive_name_;
   uint64_t alignment_;
   std::vector<std::string> names_;
-  std::vector<RecordPlacement> placements_;
-  uint64_t directory_nbytes_ = 0;
 };
 
 }  // namespace sdio

@@ -18,12 +18,13 @@
 namespace sdio {
 
 // Throws where `storage` no longer has the `nbytes` of the plan, or where they are no longer at `data`, unless that is
-// null: then they are not read in place. The error names the storage by `what` and `index`.
-inline void check_unmoved(const Storage& storage, const char* data, uint64_t nbytes, const char* what, size_t index) {
+// null: then they are not read in place. `name()` is what the error calls the storage.
+template <typename Name>
+void check_unmoved(const Storage& storage, const char* data, uint64_t nbytes, const Name& name) {
   const StorageBytes now = storage.bytes();
   if (now.nbytes == nbytes && (data == nullptr || now.data == data)) return;
-  throw std::runtime_error(what + std::to_string(index) + " was resized or moved while it was being saved: it had " +
-                           std::to_string(nbytes) + " bytes, now it has " + std::to_string(now.nbytes));
+  throw std::runtime_error(name() + " was resized or moved while it was being saved: it had " + std::to_string(nbytes) +
+                           " bytes, now it has " + std::to_string(now.nbytes));
 }
 
 class KeptStorages {

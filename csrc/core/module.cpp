@@ -8,7 +8,7 @@
 #include "core/memory_object.h"
 #include "core/open_archive.h"
 #include "core/pinned_slots.h"
-#include "core/planned_archive.h"
+#include "core/planned_files.h"
 #include "core/python_error.h"
 #include "core/released_gil.h"
 #include "core/snapshot.h"
@@ -91,7 +91,7 @@ PYBIND11_MODULE(_core, module) {
 
   make_memory_type();
   bind_snapshot(module);
-  bind_planned_archive(module);
+  bind_planned_files(module);
   bind_storage_table(module);
   bind_strips(module);
   bind_open_archive(module, testing);

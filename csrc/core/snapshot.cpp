@@ -7,6 +7,7 @@
 #include "core/direct_io_wish.h"
 #include "core/pinned_slots.h"
 #include "core/python_error.h"
+#include "core/wanted_digest.h"
 #include "core/watching.h"
 #include "pipeline/memory/slot_pool.h"
 
@@ -16,14 +17,21 @@ namespace sdio {
 namespace {
 
 bool write_fd(Snapshot& snapshot, int fd, const std::string& direct, const py::object& progress,
-              double bytes_per_second) {
+              double bytes_per_second, const py::object& sha256) {
+  WantedDigest digest(sha256);
   WriteOptions options;
   options.bytes_per_second = bytes_per_second;
+  options.digest = digest.get();
   const DirectIo direct_io = direct_io_from(direct);
-  ReleasedGil gil;
-  PositionalSink sink(fd, direct_io);
-  snapshot.write(sink, options, [&](uint64_t done) { watch(gil, progress, done, snapshot.nbytes()); });
-  return sink.direct();
+  bool was_direct = false;
+  {
+    ReleasedGil gil;
+    PositionalSink sink(fd, direct_io);
+    snapshot.write(sink, options, [&](uint64_t done) { watch(gil, progress, done, snapshot.nbytes()); });
+    was_direct = sink.direct();
+  }
+  digest.give();
+  return was_direct;
 }
 
 void write_stream(Snapshot& snapshot, const py::object& write, const py::object& progress) {
@@ -80,7 +88,7 @@ void bind_snapshot(py::module_& module) {
       .def("done", &Snapshot::done)
       .def("wait", &Snapshot::wait)
       .def("write_fd", &write_fd, py::arg("fd"), py::kw_only(), py::arg("direct") = "auto",
-           py::arg("progress") = py::none(), py::arg("bytes_per_second") = 0.0)
+           py::arg("progress") = py::none(), py::arg("bytes_per_second") = 0.0, py::arg("sha256") = py::none())
       .def("write_stream", &write_stream, py::arg("write"), py::kw_only(), py::arg("progress") = py::none());
 
   module.def("snapshot_pool_nbytes", [] { return SlotPool::snapshots().nbytes() + pinned_snapshot_slots().nbytes(); });

@@ -50,7 +50,8 @@ std::vector<Strip> strips_from(const py::sequence& list, const std::vector<Stora
 
 void check_all_unmoved(const std::vector<Storage>& storages, const std::vector<StorageBytes>& planned) {
   for (size_t i = 0; i < storages.size(); ++i) {
-    check_unmoved(storages[i], storages[i].on_host() ? planned[i].data : nullptr, planned[i].nbytes, "storage ", i);
+    check_unmoved(storages[i], storages[i].on_host() ? planned[i].data : nullptr, planned[i].nbytes,
+                  [i] { return "storage " + std::to_string(i); });
   }
 }
 

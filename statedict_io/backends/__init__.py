@@ -43,7 +43,12 @@ def choose(wish: str) -> Backend | None:
 
 
 def for_reading(wish: str) -> Backend:
-    """The backend that reads for ``wish``; what the installed torch writes does not matter here.
+    """The backend that reads for ``wish``; what the installed torch writes does not matter here."""
+    return usable(wish)
+
+
+def usable(wish: str) -> Backend:
+    """The backend for ``wish`` where the installed torch's format does not matter: for other formats, and for reading.
 
     Raises:
         NativeUnavailableError: ``wish`` is "native" and it cannot be used.
@@ -110,16 +115,24 @@ def warn_if_reading_is_slow(wish: str, *, loading: Verdict | None = None, device
         loading: whether torch's loading works with our reader; None where that was not asked.
         device: that all of it is read onto; None if there is none.
     """
+    warn_if_not_compiled(wish)
+    if slower.has_warned() or not _wants_compiled(wish):
+        return
+    found = extension.find()
+    if loading is not None and not loading:
+        finding = "does not load through the reader of statedict_io"
+        slower.warn(_not_proved(proofs.LOADING, loading, finding, "torch reads by itself"))
+    elif device is not None and found.core is not None and not found.torch_info:
+        slower.warn(found.torch_info.reason)
+
+
+def warn_if_not_compiled(wish: str) -> None:
+    """The same where the extension is installed and cannot be used."""
     if slower.has_warned() or not _wants_compiled(wish):
         return
     found = extension.find()
     if found.core is None and found.is_installed:
         slower.warn(found.core_info.reason)
-    elif loading is not None and not loading:
-        finding = "does not load through the reader of statedict_io"
-        slower.warn(_not_proved(proofs.LOADING, loading, finding, "torch reads by itself"))
-    elif device is not None and found.core is not None and not found.torch_info:
-        slower.warn(found.torch_info.reason)
 
 
 def release_buffers() -> None:

@@ -12,10 +12,11 @@ from ..pickles.pickling import NativeTables
 from ..progress import ProgressCallback
 from ..system import host_memory
 from ..system.descriptors import sync
+from ..system.file_digest import FileDigest
 from ..system.processes import in_forked_child
 from . import slower
 from .extension import find, known
-from .protocol import Records, Strip
+from .protocol import Records, StorageRange, Strip
 
 if TYPE_CHECKING:
     from ..archive.payload_ranges import RangeEntries
@@ -29,7 +30,7 @@ _BUFFERED_BELOW_NBYTES = 1 << 30
 
 
 class _NativeContent:
-    """What writes, of the extension: a PlannedArchive or a Snapshot."""
+    """What writes, of the extension: a PlannedFile or a Snapshot."""
 
     in_any_order = True
 
@@ -38,22 +39,35 @@ class _NativeContent:
         self.nbytes: int = source.nbytes
 
     def write_fd(
-        self, fd: int, *, durable: bool, progress: ProgressCallback | None, bytes_per_second: float | None = None
+        self,
+        fd: int,
+        *,
+        durable: bool,
+        progress: ProgressCallback | None,
+        bytes_per_second: float | None = None,
+        digest: FileDigest | None = None,
     ) -> None:
         if durable:
             direct = self.nbytes >= _DIRECT_FROM_NBYTES
         else:
             direct = self.nbytes > _BUFFERED_BELOW_NBYTES and self.nbytes > host_memory.unthrottled_nbytes()
+        sha256 = None if digest is None else bytearray(32)
         self._source.write_fd(
-            fd, direct="auto" if direct else "off", progress=progress, bytes_per_second=bytes_per_second or 0.0
+            fd,
+            direct="auto" if direct else "off",
+            progress=progress,
+            bytes_per_second=bytes_per_second or 0.0,
+            sha256=sha256,
         )
+        if digest is not None and sha256 is not None:
+            digest.give(sha256)
 
     def write_stream(self, write: Callable[[memoryview], Any], *, progress: ProgressCallback | None) -> None:
         self._source.write_stream(write, progress=progress)
 
 
-class NativePlannedArchive(_NativeContent):
-    """See :class:`~statedict_io.backends.protocol.PlannedArchive`."""
+class NativeFile(_NativeContent):
+    """See :class:`~statedict_io.backends.protocol.PlannedFile`."""
 
     @property
     def device_nbytes(self) -> dict[str, int]:
@@ -98,11 +112,10 @@ class NativeBackend:
     def native_tables(self) -> NativeTables:
         return cast(NativeTables, self._extension)
 
-    def plan(self, archive_name: str, records: Records, *, alignment: int, compute_crc32: bool) -> NativePlannedArchive:
+    def plan(self, archive_name: str, records: Records, *, alignment: int, compute_crc32: bool) -> NativeFile:
         of_extension = isinstance(records.table, self._extension.StorageTable)
-
-        def make(device_types: list[str]) -> Any:
-            return self._extension.PlannedArchive(
+        return self._plan(
+            lambda device_types: self._extension.PlannedArchive(
                 archive_name,
                 records.head,
                 records.table if of_extension else records.table.storages,
@@ -112,13 +125,19 @@ class NativeBackend:
                 skip_data=records.skip_data,
                 device_types=device_types,
             )
+        )
 
+    def plan_gapless(self, parts: Sequence[bytes | StorageRange]) -> NativeFile:
+        return self._plan(lambda device_types: self._extension.GaplessFile(parts, device_types=device_types))
+
+    def _plan(self, make: Callable[[list[str]], Any]) -> NativeFile:
+        """``make`` is given the types of the devices that the pipeline is to copy from."""
         try:
-            archive = NativePlannedArchive(make(_device_types()))
+            planned = NativeFile(make(_device_types()))
         except self._extension.DeviceWithoutStreams:
-            archive = NativePlannedArchive(make([]))
-        _warn_if_slow(lambda: bool(archive.device_nbytes))
-        return archive
+            planned = NativeFile(make([]))
+        _warn_if_slow(lambda: bool(planned.device_nbytes))
+        return planned
 
     def write_strips(
         self,

@@ -1,4 +1,5 @@
-"""What records of the Python backend contain, and how each kind of it comes in chunks: :func:`payload_of`."""
+"""What the parts of a file that the Python backend writes are made of, and how each kind of it comes in chunks:
+:func:`payload_of`."""
 
 from __future__ import annotations
 
@@ -16,6 +17,32 @@ SMALL_NBYTES = 64 << 10  #: what has fewer is not worth a write or a thread of i
 _START_NBYTES = 8
 
 
+class StorageBytes:
+    """Bytes of a storage, as they are at the time of the plan.
+
+    Args:
+        name: of what they are, for messages: ``"record data/0"``.
+        offset: of the first, in the storage.
+        nbytes: None: all from there on.
+    """
+
+    def __init__(self, name: str, storage: torch.UntypedStorage, offset: int = 0, nbytes: int | None = None) -> None:
+        self.name = name
+        self.storage = storage
+        self.offset = offset
+        self.storage_nbytes = storage.nbytes()
+        self._nbytes = self.storage_nbytes - offset if nbytes is None else nbytes
+        if not 0 <= offset <= offset + self._nbytes <= self.storage_nbytes:
+            raise ValueError(f"{name} is longer than its storage")
+
+    @property
+    def is_on_device(self) -> bool:
+        return self.storage.device.type != "cpu"
+
+    def nbytes(self) -> int:
+        return self._nbytes
+
+
 class Streamed(Protocol):
     """A payload that is never as a whole in memory."""
 
@@ -26,14 +53,14 @@ class Streamed(Protocol):
         """From front to back, of at most so many bytes; each is valid until the next."""
 
 
-#: what a record contains; an int is the size of a hole
-Value: TypeAlias = "bytes | memoryview | torch.UntypedStorage | Streamed | int"
+#: what a part is made of; an int is the size of a hole
+Value: TypeAlias = "bytes | memoryview | StorageBytes | Streamed | int"
 #: a part of a file; an int is a hole of that many bytes
 Chunk: TypeAlias = "bytes | bytearray | memoryview | int"
 
 
 class Payload(Protocol):
-    """The content of one record, to be gone through once."""
+    """The content of one part, to be gone through once."""
 
     start: bytes  #: its first 8 bytes, or all; known when :meth:`chunks` has ended
     crc: int  #: the CRC-32, or 0 where none is wanted; known then too
@@ -47,12 +74,11 @@ class Payload(Protocol):
         """
 
 
-def payload_of(value: Value, record: str, nbytes: int, *, compute_crc32: bool) -> Payload:
-    """Of a record of that name and size; both are for messages."""
+def payload_of(value: Value, *, compute_crc32: bool) -> Payload:
     if isinstance(value, int):
         return _Hole(value)
-    if isinstance(value, (bytes, memoryview, torch.UntypedStorage)):
-        return _InMemory(value, record, nbytes, compute_crc32)
+    if isinstance(value, (bytes, memoryview, StorageBytes)):
+        return _InMemory(value, compute_crc32)
     return _InPieces(value, compute_crc32)
 
 
@@ -98,20 +124,18 @@ class _InPieces:
 class _InMemory:
     """Bytes in host memory, for as long as nobody resizes or moves the storage that they are of."""
 
-    def __init__(
-        self, value: bytes | memoryview | torch.UntypedStorage, record: str, nbytes: int, compute_crc32: bool
-    ) -> None:
-        self._record = record
-        self._nbytes = nbytes
+    def __init__(self, value: bytes | memoryview | StorageBytes, compute_crc32: bool) -> None:
+        self._planned: StorageBytes | None = None
         self._compute_crc32 = compute_crc32
-        self._storage: torch.UntypedStorage | None = None
-        if isinstance(value, torch.UntypedStorage):
-            self._storage = value if value.device.type == "cpu" else value.cpu()
-            self._memory = storage_memory(self._storage)
+        if isinstance(value, StorageBytes):
+            self._planned = value
+            self._storage = value.storage.cpu() if value.is_on_device else value.storage
             self._address = self._storage.data_ptr()
             self._check_unchanged()
+            self._memory = storage_memory(self._storage)[value.offset : value.offset + value.nbytes()]
         else:
             self._memory = memoryview(value)
+        self._nbytes = len(self._memory)
         self.start = bytes(self._memory[:_START_NBYTES])
         self.crc = 0
 
@@ -157,9 +181,12 @@ class _InMemory:
         return wait
 
     def _check_unchanged(self) -> None:
-        storage = self._storage
-        if storage is not None and (storage.nbytes() != self._nbytes or storage.data_ptr() != self._address):
+        planned = self._planned
+        if planned is None:
+            return
+        nbytes = self._storage.nbytes()
+        if nbytes != planned.storage_nbytes or self._storage.data_ptr() != self._address:
             raise RuntimeError(
-                f"the storage of record {self._record} was resized or moved while it was being saved: "
-                f"it had {self._nbytes} bytes, now it has {storage.nbytes()}"
+                f"the storage of {planned.name} was resized or moved while it was being saved: "
+                f"it had {planned.storage_nbytes} bytes, now it has {nbytes}"
             )

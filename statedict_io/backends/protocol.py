@@ -10,6 +10,7 @@ import torch
 
 from ..pickles.pickling import NativeTables, StorageTable
 from ..progress import ProgressCallback
+from ..system.file_digest import FileDigest
 
 if TYPE_CHECKING:  # what only reading needs is imported when something is read
     from ..archive.payload_ranges import RangeEntries
@@ -38,20 +39,38 @@ class Content(Protocol):
         """Of the whole file; None where that is known when the last byte is."""
 
     def write_fd(
-        self, fd: int, *, durable: bool, progress: ProgressCallback | None, bytes_per_second: float | None = None
+        self,
+        fd: int,
+        *,
+        durable: bool,
+        progress: ProgressCallback | None,
+        bytes_per_second: float | None = None,
+        digest: FileDigest | None = None,
     ) -> None:
         """Writes them into an empty file.
 
-        ``durable`` says that an fsync will follow, which decides between direct and buffered writes; it is the caller
-        who makes it.
+        Args:
+            durable: an fsync will follow, which decides between direct and buffered writes; it is the caller who makes
+                it.
+            bytes_per_second: not more than; None: as fast as it goes.
+            digest: is given their hash, or what it hashes.
         """
 
     def write_stream(self, write: Callable[[memoryview], Any], *, progress: ProgressCallback | None) -> None:
         """Hands them to ``write`` from front to back. ``write`` must take all of what it is given."""
 
 
-class PlannedArchive(Content, Protocol):
-    """A planned archive. Nothing has been written; all sizes are known."""
+class StorageRange(NamedTuple):
+    """Bytes of a storage, on any device, as a part of a file."""
+
+    name: str  #: of what they are, for messages: "tensor 'weight'"
+    storage: torch.UntypedStorage
+    offset: int  #: of the first, in the storage
+    nbytes: int
+
+
+class PlannedFile(Content, Protocol):
+    """A planned file. Nothing has been written; all sizes are known."""
 
     @property
     def nbytes(self) -> int:
@@ -65,7 +84,7 @@ class PlannedArchive(Content, Protocol):
         """Of host memory that :meth:`snapshot` takes."""
 
     def snapshot(self, *, on_devices: bool, max_nbytes: int) -> Snapshot | None:
-        """Copies the storages, which then are no longer referred to; of this archive nothing else may be used.
+        """Copies the storages, which then are no longer referred to; of this file nothing else may be used.
 
         Args:
             on_devices: copy storages on devices there. None is returned where a device has no room, and nothing has
@@ -75,7 +94,7 @@ class PlannedArchive(Content, Protocol):
 
 
 class Snapshot(Content, Protocol):
-    """An archive whose bytes are its own. It is written by any thread, and then released."""
+    """A file whose bytes are its own. It is written by any thread, and then released."""
 
     @property
     def nbytes(self) -> int:
@@ -165,7 +184,15 @@ class Backend(Protocol):
     def native_tables(self) -> NativeTables | None:
         """For :func:`~statedict_io.pickles.pickling.pickle_object`."""
 
-    def plan(self, archive_name: str, records: Records, *, alignment: int, compute_crc32: bool) -> PlannedArchive: ...
+    def plan(self, archive_name: str, records: Records, *, alignment: int, compute_crc32: bool) -> PlannedFile:
+        """An archive of ``torch.save``."""
+
+    def plan_gapless(self, parts: Sequence[bytes | StorageRange]) -> PlannedFile:
+        """A file of ``parts``, one behind the other and with nothing between them.
+
+        Raises:
+            ValueError: a storage has no such bytes.
+        """
 
     def write_strips(
         self,

@@ -22,11 +22,12 @@ from ..archive.serialization_id import SerializationId
 from ..pickles.lean_pickle import LeanPickle
 from ..progress import ProgressCallback
 from ..system.descriptors import sync, write_all_at
+from ..system.file_digest import FileDigest
 from ..system.pacing import WritePace
 from . import arenas
 from . import strips as strips_module
-from .payloads import CHUNK_NBYTES, SMALL_NBYTES, Chunk, Value, nbytes_of, payload_of
-from .protocol import Records, Strip
+from .payloads import CHUNK_NBYTES, SMALL_NBYTES, Chunk, StorageBytes, Value, nbytes_of, payload_of
+from .protocol import Records, StorageRange, Strip
 from .python_reading import FileSource, PythonOpenArchive
 
 if TYPE_CHECKING:
@@ -35,27 +36,23 @@ if TYPE_CHECKING:
 _FLUSH_NBYTES = 16 << 20  # the device is kept busy while the rest is written
 
 
-class PythonPlannedArchive:
-    """See :class:`~statedict_io.backends.protocol.PlannedArchive`."""
+class PythonFile:
+    """See :class:`~statedict_io.backends.protocol.PlannedFile`: ``values`` one behind the other."""
 
     in_any_order = True  # over holes
 
-    def __init__(self, archive_name: str, records: Records, *, alignment: int, compute_crc32: bool) -> None:
-        data = [
-            (f"data/{key}", storage.nbytes() if records.skip_data else storage)
-            for key, storage in enumerate(records.table.storages)
-        ]
-        self._records: list[tuple[str, Value]] = [*records.head, *data, *records.tail]
-        sizes = [(record_name, nbytes_of(value)) for record_name, value in self._records]
-        self._layout = ArchiveLayout(archive_name, sizes, alignment)
-        self._compute_crc32 = compute_crc32
-
-    @property
-    def nbytes(self) -> int:
-        return self._layout.nbytes
+    def __init__(self, values: list[Value]) -> None:
+        self._values = values
+        self.nbytes = sum(map(nbytes_of, values))
 
     def write_fd(
-        self, fd: int, *, durable: bool, progress: ProgressCallback | None, bytes_per_second: float | None = None
+        self,
+        fd: int,
+        *,
+        durable: bool,
+        progress: ProgressCallback | None,
+        bytes_per_second: float | None = None,
+        digest: FileDigest | None = None,
     ) -> None:
         strips_module.preallocate(fd, self.nbytes)
         pace = WritePace(bytes_per_second)
@@ -63,7 +60,11 @@ class PythonPlannedArchive:
         for chunk in self._chunks(progress, calls_back=progress is not None):
             if isinstance(chunk, int):
                 offset += chunk
+                if digest is not None:
+                    digest.update_zeros(chunk)
                 continue
+            if digest is not None:
+                digest.update(chunk)
             pace.wait_for(len(chunk))
             write_all_at(fd, chunk, offset)
             offset += len(chunk)
@@ -84,43 +85,43 @@ class PythonPlannedArchive:
 
     def snapshot_nbytes(self, *, on_devices: bool) -> int:
         del on_devices
-        on_host = arenas.arena_nbytes(sum(storage.nbytes() for _, storage in self._storages_on_host()))
-        return on_host + sum(nbytes_of(value) for _, value in self._records if _is_on_device(value))
+        on_host = arenas.arena_nbytes(sum(value.nbytes() for _, value in self._storages_on_host()))
+        return on_host + sum(nbytes_of(value) for value in self._values if _is_on_device(value))
 
     def snapshot(self, *, on_devices: bool, max_nbytes: int) -> PythonSnapshot:
         del on_devices
         return PythonSnapshot(self, max_nbytes)
 
-    def _storages_on_host(self) -> list[tuple[int, torch.UntypedStorage]]:
-        """With the index of the record."""
+    def _storages_on_host(self) -> list[tuple[int, StorageBytes]]:
+        """With the index of the part."""
         return [
             (i, value)
-            for i, (_, value) in enumerate(self._records)
-            if isinstance(value, torch.UntypedStorage) and not _is_on_device(value)
+            for i, value in enumerate(self._values)
+            if isinstance(value, StorageBytes) and not value.is_on_device
         ]
 
     def copy_storages(self, max_nbytes: int) -> mmap.mmap:
         """From now on refers to copies; those of storages in host memory lie in the result."""
         on_host = self._storages_on_host()
-        arena = arenas.acquire(sum(storage.nbytes() for _, storage in on_host), max_nbytes)
+        arena = arenas.acquire(sum(value.nbytes() for _, value in on_host), max_nbytes)
         try:
-            records = [*self._records]
-            for i, (record_name, value) in enumerate(self._records):
-                if isinstance(value, torch.UntypedStorage) and _is_on_device(value):
-                    records[i] = (record_name, value.cpu())
+            values = [*self._values]
+            for i, value in enumerate(self._values):
+                if isinstance(value, StorageBytes) and value.is_on_device:
+                    values[i] = StorageBytes(value.name, value.storage.cpu(), value.offset, value.nbytes())
             start = ctypes.addressof(ctypes.c_char.from_buffer(arena))
             offset = 0
             pieces = []
-            for i, storage in on_host:
-                nbytes = storage.nbytes()
-                pieces.append((start + offset, storage.data_ptr(), nbytes))
-                records[i] = (records[i][0], memoryview(arena)[offset : offset + nbytes])
+            for i, value in on_host:
+                nbytes = value.nbytes()
+                pieces.append((start + offset, value.storage.data_ptr() + value.offset, nbytes))
+                values[i] = memoryview(arena)[offset : offset + nbytes]
                 offset += nbytes
             arenas.copy(pieces)
         except BaseException:
             arenas.release(arena)
             raise
-        self._records = records
+        self._values = values
         return arena
 
     def _chunks(self, progress: ProgressCallback | None, *, calls_back: bool) -> Iterator[Chunk]:
@@ -143,16 +144,44 @@ class PythonPlannedArchive:
             progress(self.nbytes, self.nbytes)
 
     def _pieces(self, progress: ProgressCallback | None, *, calls_back: bool) -> Iterator[Chunk]:
-        """The file from front to back, record by record: header, payload, descriptor; then the directory.
+        """The file from front to back, in parts as they come.
 
         ``calls_back``: as for :meth:`~statedict_io.backends.payloads.Payload.chunks`.
         """
+        offset = 0
+        for value in self._values:
+            payload = payload_of(value, compute_crc32=False)
+            yield from payload.chunks(self._reporting(progress, offset), calls_back=calls_back)
+            offset += nbytes_of(value)
+
+    def _reporting(self, progress: ProgressCallback | None, offset: int) -> Callable[[int], None] | None:
+        """``progress`` of the file, for a payload at ``offset``."""
+        return None if progress is None else lambda done: progress(offset + done, self.nbytes)
+
+
+class PythonPlannedArchive(PythonFile):
+    """An archive of torch.save."""
+
+    def __init__(self, archive_name: str, records: Records, *, alignment: int, compute_crc32: bool) -> None:
+        storages: list[Value] = [
+            storage.nbytes() if records.skip_data else _value_of(storage, f"record data/{key}")
+            for key, storage in enumerate(records.table.storages)
+        ]
+        super().__init__([*(value for _, value in records.head), *storages, *(value for _, value in records.tail)])
+        data = [f"data/{key}" for key in range(len(storages))]
+        names = [*(name for name, _ in records.head), *data, *(name for name, _ in records.tail)]
+        self._layout = ArchiveLayout(archive_name, [*zip(names, map(nbytes_of, self._values), strict=True)], alignment)
+        self.nbytes = self._layout.nbytes
+        self._compute_crc32 = compute_crc32
+
+    def _pieces(self, progress: ProgressCallback | None, *, calls_back: bool) -> Iterator[Chunk]:
+        """Record by record: header, payload, descriptor; then the directory."""
         crcs = []
         serialization_id = SerializationId()
         *records, last = self._layout.records
-        for record, (_, value) in zip(records, self._records, strict=True):
+        for record, value in zip(records, self._values, strict=True):
             serialization_id.fold_write_start(f"{self._layout.archive_name}/{record.name}".encode())
-            payload = payload_of(value, record.name, record.nbytes, compute_crc32=self._compute_crc32)
+            payload = payload_of(value, compute_crc32=self._compute_crc32)
             yield record.header
             yield from payload.chunks(self._reporting(progress, record.payload_offset), calls_back=calls_back)
             yield record.descriptor(payload.crc)
@@ -165,21 +194,17 @@ class PythonPlannedArchive:
         yield last.header + digits + last.descriptor(crcs[-1])
         yield self._layout.directory(crcs)
 
-    def _reporting(self, progress: ProgressCallback | None, offset: int) -> Callable[[int], None] | None:
-        """``progress`` of the file, for a payload at ``offset``."""
-        return None if progress is None else lambda done: progress(offset + done, self.nbytes)
-
 
 class PythonSnapshot:
     """See :class:`~statedict_io.backends.protocol.Snapshot`."""
 
     in_any_order = True
 
-    def __init__(self, archive: PythonPlannedArchive, max_nbytes: int) -> None:
-        self._archive: PythonPlannedArchive | None = archive
+    def __init__(self, file: PythonFile, max_nbytes: int) -> None:
+        self._file: PythonFile | None = file
         self._arena: mmap.mmap | None = None
-        self._arena = archive.copy_storages(max_nbytes)
-        self.nbytes = archive.nbytes
+        self._arena = file.copy_storages(max_nbytes)
+        self.nbytes = file.nbytes
 
     def done(self) -> bool:
         return True
@@ -191,20 +216,26 @@ class PythonSnapshot:
         self.release()  # for a signal's exception that came up before anybody else could
 
     def release(self) -> None:
-        self._archive = None
+        self._file = None
         arena, self._arena = self._arena, None
         if arena is not None:
             arenas.release(arena)
 
     def write_fd(
-        self, fd: int, *, durable: bool, progress: ProgressCallback | None, bytes_per_second: float | None = None
+        self,
+        fd: int,
+        *,
+        durable: bool,
+        progress: ProgressCallback | None,
+        bytes_per_second: float | None = None,
+        digest: FileDigest | None = None,
     ) -> None:
-        assert self._archive is not None
-        self._archive.write_fd(fd, durable=durable, progress=progress, bytes_per_second=bytes_per_second)
+        assert self._file is not None
+        self._file.write_fd(fd, durable=durable, progress=progress, bytes_per_second=bytes_per_second, digest=digest)
 
     def write_stream(self, write: Callable[[memoryview], Any], *, progress: ProgressCallback | None) -> None:
-        assert self._archive is not None
-        self._archive.write_stream(write, progress=progress)
+        assert self._file is not None
+        self._file.write_stream(write, progress=progress)
 
 
 class PythonBackend:
@@ -217,6 +248,9 @@ class PythonBackend:
 
     def plan(self, archive_name: str, records: Records, *, alignment: int, compute_crc32: bool) -> PythonPlannedArchive:
         return PythonPlannedArchive(archive_name, records, alignment=alignment, compute_crc32=compute_crc32)
+
+    def plan_gapless(self, parts: Sequence[bytes | StorageRange]) -> PythonFile:
+        return PythonFile([part if isinstance(part, bytes) else StorageBytes(*part) for part in parts])
 
     def write_strips(
         self,
@@ -253,5 +287,10 @@ class PythonBackend:
 BACKEND = PythonBackend()
 
 
+def _value_of(storage: Any, name: str) -> Value:
+    """Of a storage, or of what stands for one that is not in memory."""
+    return StorageBytes(name, storage) if isinstance(storage, torch.UntypedStorage) else storage
+
+
 def _is_on_device(value: Value) -> bool:
-    return isinstance(value, torch.UntypedStorage) and value.device.type != "cpu"
+    return isinstance(value, StorageBytes) and value.is_on_device

@@ -16,19 +16,19 @@ import torch.serialization
 from .. import backends
 from ..backends import reproduction
 from ..backends.payloads import Value
-from ..backends.protocol import Content, PlannedArchive, Records
+from ..backends.protocol import Content, PlannedFile, Records
 from ..installed import torch_format
 from ..pickles.pickling import pickle_object
 from ..progress import ProgressCallback
 from ..reading.lazy.checkpoint import Checkpoint
 from ..reading.lazy.named_tensors import StoredObject
-from ..reading.lazy.strided_reads import memory_of
 from ..reading.safetensors_payloads import on_storage
 from ..untrusted.written_out import check_written_out, untied
 from ..writing.places import write_content, write_file
 from ..writing.stock_saves import StockZip
 from ..writing.targets import FileTarget
 from .outcome import Conversion
+from .streamed_tensor import StreamedTensor
 from .to_safetensors import check_none_refused, shared_by
 
 _PIECE_NBYTES = 8 << 20
@@ -78,11 +78,11 @@ class _NamedTensors:
         check_written_out(checkpoint.path, total, checkpoint.nbytes)
         memory = _Untouched()
         self.obj = {}
-        self._payloads: dict[int, _Tensor] = {}
+        self._payloads: dict[int, StreamedTensor] = {}
         for name, info in infos.items():
             storage = memory.take(info.nbytes)
             self.obj[name] = on_storage(storage, info.dtype, tuple(info.shape))
-            self._payloads[storage._cdata] = _Tensor(checkpoint, name, info.nbytes)
+            self._payloads[storage._cdata] = StreamedTensor(checkpoint, name, info.nbytes)
         self.left_out = checkpoint.others
         self.untied = untied(shared_by(checkpoint))
 
@@ -150,21 +150,6 @@ class _Untouched:
         return self._block[begin : begin + nbytes]
 
 
-class _Tensor:
-    """A tensor of a checkpoint as the payload of a record. See :class:`~statedict_io.backends.payloads.Streamed`."""
-
-    def __init__(self, checkpoint: Checkpoint, name: str, nbytes: int) -> None:
-        self._checkpoint, self._name, self._nbytes = checkpoint, name, nbytes
-
-    def nbytes(self) -> int:
-        return self._nbytes
-
-    def pieces(self, piece_nbytes: int) -> Iterator[memoryview]:
-        for block in self._checkpoint.blocks(self._name, piece_nbytes):
-            plain = block.resolve_conj().resolve_neg().contiguous()
-            yield memory_of(plain)
-
-
 class _Record:
     """A record of the source as one of the target."""
 
@@ -178,7 +163,7 @@ class _Record:
         return self._stored.pieces(self._record, piece_nbytes)
 
 
-def _archive(source: _Source, archive_name: str) -> PlannedArchive:
+def _archive(source: _Source, archive_name: str) -> PlannedFile:
     pickled = pickle_object(source.obj, pickle, torch.serialization.DEFAULT_PROTOCOL)
     alignment = torch_format.storage_alignment()
     records = reproduction.records(pickled, alignment)

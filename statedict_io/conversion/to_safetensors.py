@@ -5,19 +5,18 @@ from __future__ import annotations
 import pickle
 from collections.abc import Hashable, Iterator
 
+from ..backends.payloads import Value
+from ..backends.python import PythonFile
 from ..errors import StateDictIOError
 from ..formats import safetensors_format
 from ..progress import ProgressCallback
 from ..reading.lazy.checkpoint import Checkpoint
-from ..reading.lazy.strided_reads import memory_of
-from ..system.descriptors import write_all_at
 from ..untrusted.limits import listed
 from ..untrusted.written_out import check_written_out, untied
-from ..writing.places import OpenFile, write_file
+from ..writing.places import write_content, write_file
 from ..writing.targets import FileTarget
 from .outcome import Conversion
-
-_BLOCK_NBYTES = 8 << 20
+from .streamed_tensor import StreamedTensor
 
 
 def to_safetensors(
@@ -25,11 +24,9 @@ def to_safetensors(
 ) -> Conversion:
     _check_can_be_held(checkpoint)
     infos = {name: checkpoint.info(name) for name in checkpoint}
-    names = safetensors_format.in_order((name, info.dtype) for name, info in infos.items())
-    header = safetensors_format.header(
-        ((name, infos[name].dtype, tuple(infos[name].shape)) for name in names), {"format": "pt"}
+    header, names = safetensors_format.planned(
+        {name: (info.dtype, tuple(info.shape)) for name, info in infos.items()}, {"format": "pt"}, checkpoint.path
     )
-    safetensors_format.check_header(header, checkpoint.path)
     total = sum(info.nbytes for info in infos.values())
     check_written_out(checkpoint.path, total, checkpoint.nbytes)
     file_nbytes = checkpoint.nbytes
@@ -37,21 +34,18 @@ def to_safetensors(
     def report(done: int) -> None:
         """Of reading everything once and writing it."""
         if progress is not None:
-            progress(done, file_nbytes + total)
+            progress(done, file_nbytes + len(header) + total)
 
     checkpoint.check(lambda done, _: report(min(done, file_nbytes)))
 
-    def write(file: OpenFile) -> None:
-        done = 0
-        write_all_at(file.fd, header, 0)
-        for name in names:
-            for block in checkpoint.blocks(name, _BLOCK_NBYTES):
-                plain = block.resolve_conj().resolve_neg().contiguous()
-                write_all_at(file.fd, memory_of(plain), len(header) + done)
-                done += plain.numel() * plain.element_size()
-                report(file_nbytes + done)
-
-    write_file(target, write, durable=True, atomic=atomic)
+    parts: list[Value] = [header, *(StreamedTensor(checkpoint, name, infos[name].nbytes) for name in names)]
+    content = PythonFile(parts)
+    write_file(
+        target,
+        lambda file: write_content(content, file, durable=True, progress=lambda done, _: report(file_nbytes + done)),
+        durable=True,
+        atomic=atomic,
+    )
     shared = untied(shared_by(checkpoint))
     return Conversion(len(names), total, checkpoint.others, shared, [])
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from .. import backends
-from ..backends.protocol import PlannedArchive, Snapshot
+from ..backends.protocol import PlannedFile, Snapshot
 from ..options import check_above_zero, check_at_least, check_choice, check_flags, whole
 from ..progress import Progress
 from ..system import host_memory
@@ -173,7 +173,7 @@ def _start_thread(write: Callable[..., None], snapshot: Snapshot, name: str) -> 
     write(snapshot, in_call=True)
 
 
-def _take_snapshot(save: SaveInFlight, archive: PlannedArchive, limits: Limits, room: DeviceRoom) -> Snapshot | None:
+def _take_snapshot(save: SaveInFlight, archive: PlannedFile, limits: Limits, room: DeviceRoom) -> Snapshot | None:
     """None, and ``save`` in flight without, where the state is larger than all snapshots may be, or no memory is to be
     had: it has to be written in the call."""
     devices = archive.device_nbytes
@@ -200,7 +200,7 @@ def _take_snapshot(save: SaveInFlight, archive: PlannedArchive, limits: Limits, 
 
 def _write(
     save: SaveInFlight,
-    source: PlannedArchive | Snapshot,
+    source: PlannedFile | Snapshot,
     *,
     target: Target,
     durable: bool,

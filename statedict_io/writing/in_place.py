@@ -80,6 +80,10 @@ class InPlace:
         """Ends the writing; a file that was not there before goes. Again, or after the commit: does nothing."""
         self._end(failed=True)
 
+    def open_to_read(self) -> int:
+        """Another descriptor, for what has been written."""
+        return self.target.directory.open(self.target.name, os.O_RDONLY | NOFOLLOW)
+
     def start_again(self) -> None:
         """Empties the file."""
         fd, self.fd = self.fd, -1

@@ -11,6 +11,7 @@ from ..backends.protocol import Content
 from ..progress import ProgressCallback
 from ..system.descriptors import NOT_IMPLEMENTED, write_all
 from ..system.directories import OpenDirectory
+from ..system.file_digest import FileDigest
 from ..system.pacing import paced
 from .in_place import InPlace
 from .replacement import Replacement
@@ -35,6 +36,7 @@ def write_file(
     atomic: bool | None,
     is_superseded: Callable[[], bool] = lambda: False,
     for_torch: bool = False,
+    before: Callable[[], None] = lambda: None,
 ) -> OSError | None:
     """Opens ``target``, has ``write`` write it and commits it, unless ``is_superseded``.
 
@@ -42,6 +44,7 @@ def write_file(
         write: may be called twice.
         durable, for_torch: as of :class:`~statedict_io.writing.replacement.Replacement`.
         atomic: whether to replace the file; None: where it can be replaced, else in place.
+        before: called when the old file is about to go.
 
     Returns:
         Why the file was written in place although it was to be replaced; None where that was not so.
@@ -59,7 +62,7 @@ def write_file(
             try:
                 with replacement:
                     write(replacement)
-                    replacement.commit(is_superseded)
+                    replacement.commit(is_superseded, before)
             finally:
                 replacement.abandon()  # a signal's exception can come up on the way into the block's end
             return None
@@ -71,6 +74,7 @@ def write_file(
             refusal = OSError(e.errno, os.strerror(e.errno or 0), target.given)
     if is_superseded():
         return refusal
+    before()
     file = InPlace(target, durable=durable)
     try:
         with file:
@@ -88,6 +92,7 @@ def write_content(
     durable: bool,
     progress: ProgressCallback | None,
     bytes_per_second: float | None = None,
+    digest: FileDigest | None = None,
 ) -> None:
     """Writes ``content`` into an empty file: in any order, which is fastest, or from front to back where nothing
     else is taken.
@@ -95,25 +100,42 @@ def write_content(
     Args:
         durable: an fsync will follow.
         bytes_per_second: not more than; None: no limit.
+        digest: that is wanted.
     """
+    if digest is not None:
+        digest.begin()
     if isinstance(content, StockZip):
         content.write_open_file(file.fd, file.paths_for_torch)
+        if digest is not None:
+            _read_again(file, digest)
         return
 
     def write_in_order() -> None:
-        content.write_stream(paced(lambda data: write_all(file.fd, data), bytes_per_second), progress=progress)
+        write = paced(lambda data: write_all(file.fd, data), bytes_per_second)
+        content.write_stream(write if digest is None else digest.teed(write), progress=progress)
 
     if content.in_any_order and _in_order_only and _file_system_of(file) in _in_order_only:
         write_in_order()
         return
     try:
-        content.write_fd(file.fd, durable=durable, progress=progress, bytes_per_second=bytes_per_second)
+        content.write_fd(file.fd, durable=durable, progress=progress, bytes_per_second=bytes_per_second, digest=digest)
     except OSError as e:
         if not (content.in_any_order and takes_bytes_in_order_only(e)):
             raise
         file.start_again()
+        if digest is not None:
+            digest.begin()
         write_in_order()
         _in_order_only.add(_file_system_of(file))
+
+
+def _read_again(file: OpenFile, digest: FileDigest) -> None:
+    """Of what torch wrote by itself, and not from front to back."""
+    fd = file.open_to_read()
+    try:
+        digest.update_from(fd)
+    finally:
+        os.close(fd)
 
 
 def takes_bytes_in_order_only(error: OSError) -> bool:

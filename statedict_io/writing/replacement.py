@@ -93,6 +93,10 @@ class Replacement:
     def __del__(self) -> None:
         self.abandon()  # for a signal's exception that came up on the way into __exit__
 
+    def open_to_read(self) -> int:
+        """Another descriptor, for what has been written."""
+        return self._directory.open(self._temporary, os.O_RDONLY | NOFOLLOW)
+
     def start_again(self) -> None:
         """Goes on with an empty temporary."""
         self.abandon()
@@ -102,37 +106,69 @@ class Replacement:
             self._name_target_in(e)
             raise
 
-    def commit(self, is_superseded: Callable[[], bool] = lambda: False) -> None:
-        """Puts the temporary in the target's place, unless ``is_superseded``, which may wait and is asked last of all.
+    def commit(
+        self, is_superseded: Callable[[], bool] = lambda: False, before: Callable[[], None] = lambda: None
+    ) -> None:
+        """Puts the temporary in the target's place, unless ``is_superseded``, which may wait and is asked last of all;
+        ``before`` is called then.
+
         On an error the target is untouched, unless it is the last fsync that fails: then the new file is there, and
         what may not survive a power loss is its name."""
         began = time.monotonic()
         try:
-            self._take_over_ownership()
-            if self._durable:
-                sync(self.fd)
+            self._finish()
             if is_superseded():
                 return
             if time.monotonic() - began > leftovers.YOUNG_SECONDS / 2:
                 leftovers.renew(self.fd)
-            # Closed first: close can report a write error (NFS, quota), and some network mounts refuse to rename an
-            # open file.
-            fd, self.fd = self.fd, -1
-            os.close(fd)
+            self._close()
             if is_superseded():  # by a signal's handler
                 return
-            try:
-                self._directory.move(self._temporary, self.target.name)
-            except OSError as e:
-                if e.errno in _MAY_REFUSE_RENAME:
-                    self._refuse(e, at_the_end=True)
-                raise
-            self._temporary = ""
+            before()
+            self._move(self.target.name)
             if self._durable:
                 self._directory.sync()
         except OSError as e:
             self._name_target_in(e)
             raise
+
+    def finish(self) -> None:
+        """Makes the temporary what it is to be, for :meth:`move_to`; it stays open, and locked."""
+        try:
+            self._finish()
+        except OSError as e:
+            self._name_target_in(e)
+            raise
+
+    def move_to(self, name: str) -> None:
+        """Puts the finished temporary under any name of the directory, whose names are for the caller to flush."""
+        try:
+            leftovers.renew(self.fd)
+            self._close()
+            self._move(name)
+        except OSError as e:
+            self._name_target_in(e)
+            raise
+
+    def _finish(self) -> None:
+        self._take_over_ownership()
+        if self._durable:
+            sync(self.fd)
+
+    def _close(self) -> None:
+        # Before the rename: close can report a write error (NFS, quota), and some network mounts refuse to rename an
+        # open file.
+        fd, self.fd = self.fd, -1
+        os.close(fd)
+
+    def _move(self, name: str) -> None:
+        try:
+            self._directory.move(self._temporary, name)
+        except OSError as e:
+            if e.errno in _MAY_REFUSE_RENAME:
+                self._refuse(e, at_the_end=True)
+            raise
+        self._temporary = ""
 
     def _refuse(self, error: OSError, *, at_the_end: bool) -> None:
         self.is_refused, self.was_refused_at_the_end = True, at_the_end

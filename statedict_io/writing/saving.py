@@ -14,7 +14,7 @@ import torch.serialization
 from .. import backends
 from .. import progress as progress_module
 from ..backends import reproduction
-from ..backends.protocol import Backend, Content, PlannedArchive
+from ..backends.protocol import Backend, Content, PlannedFile
 from ..installed import torch_format
 from ..options import check_flags
 from ..pickles.pickling import pickle_object, reduces_like_torch
@@ -124,7 +124,7 @@ def fastsave(model: object, path: Any, **options: Any) -> None:
 @dataclass(slots=True)  # as targets.FileTarget
 class PlannedSave:
     target: Target
-    content: PlannedArchive | StockContent
+    content: PlannedFile | StockContent
 
 
 def plan(
@@ -173,7 +173,7 @@ def _content(
     pickle_protocol: int,
     use_new_zipfile_serialization: bool,
     disable_byteorder_record: bool,
-) -> PlannedArchive | StockContent:
+) -> PlannedFile | StockContent:
     # A hole cannot be streamed: torch seeks there, and says so where it cannot.
     streams_holes = torch_format.skip_data() and not isinstance(target, FileTarget)
     if chosen is None or streams_holes or not use_new_zipfile_serialization:

@@ -19,6 +19,7 @@ from ..installed.stock import torch_save
 from ..progress import ProgressCallback
 from ..system.descriptors import NONBLOCK, open_file, write_all
 from ..system.directories import OpenDirectory
+from ..system.file_digest import FileDigest
 from ..system.pacing import paced
 from .targets import archive_name_of
 
@@ -42,10 +43,17 @@ class StockContent:
         self._options = torch_options
 
     def write_fd(
-        self, fd: int, *, durable: bool, progress: ProgressCallback | None, bytes_per_second: float | None = None
+        self,
+        fd: int,
+        *,
+        durable: bool,
+        progress: ProgressCallback | None,
+        bytes_per_second: float | None = None,
+        digest: FileDigest | None = None,
     ) -> None:
         del durable  # the commit's affair
-        self.write_stream(paced(lambda data: write_all(fd, data), bytes_per_second), progress=progress)
+        write = paced(lambda data: write_all(fd, data), bytes_per_second)
+        self.write_stream(write if digest is None else digest.teed(write), progress=progress)
 
     def write_stream(self, write: Callable[[memoryview], Any], *, progress: ProgressCallback | None) -> None:
         raise NotImplementedError

@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "archive/layout.h"
 #include "file/system_error.h"
 #include "pipeline/write/archive_writer.h"
 #include "random_bytes.h"

@@ -18,7 +18,9 @@ namespace {
 constexpr uint64_t kPreallocateFromNbytes = 4u << 20;
 
 size_t num_writers(const WriteOptions& options, bool from_device, const PositionalSink& sink) {
-  return options.num_writers != 0 ? options.num_writers : default_num_writers(sink.direct(), from_device);
+  if (options.num_writers != 0) return options.num_writers;
+  const size_t num_writers = default_num_writers(sink.direct(), from_device);
+  return options.digest == nullptr ? num_writers : std::max<size_t>(num_writers, 2);  // one hashes, another writes
 }
 
 // A direct write is a whole number of blocks; the file is cut to its length afterwards.
@@ -50,13 +52,16 @@ class ArchiveRegions final : public StagedWriter {
         regions_(regions),
         assembler_(records),
         gather_(sink.direct() ? RegionAssembler::Gather::kAll : RegionAssembler::Gather::kSmall),
+        digest_(options.digest),
         writing_(sink, options) {}
 
   void fill(StagedWrite& staged) override {
     const uint64_t begin = regions_.begin(staged.index);
     const uint64_t nbytes = regions_.nbytes_of(staged.index);
-    if (records_.is_hole(begin, nbytes)) return;
-    assembler_.assemble(begin, nbytes, staged.slot.memory(), gather_, staged.pieces);
+    const bool is_hole = records_.is_hole(begin, nbytes);
+    if (!is_hole) assembler_.assemble(begin, nbytes, staged.slot.memory(), gather_, staged.pieces);
+    if (digest_ != nullptr) digest_->add(staged.index, staged.pieces, nbytes, records_.gate);
+    if (is_hole) return;
     if (gather_ == RegionAssembler::Gather::kAll) {
       pad_to_blocks(staged.slot.data(), staged.pieces.front(), writing_.sink.alignment());
     }
@@ -70,6 +75,7 @@ class ArchiveRegions final : public StagedWriter {
 
   void cancel() override {
     assembler_.cancel();
+    if (digest_ != nullptr) digest_->cancel();
     writing_.pace.cancel();
   }
 
@@ -78,17 +84,21 @@ class ArchiveRegions final : public StagedWriter {
   const Regions regions_;
   RegionAssembler assembler_;
   const RegionAssembler::Gather gather_;
+  FileDigest* const digest_;
   Writing writing_;
 };
 
 class SnapshotRegions final : public RegionWorker {
  public:
-  SnapshotRegions(HostSnapshot& snapshot, Writing& writing) : snapshot_(snapshot), writing_(writing) {}
+  SnapshotRegions(HostSnapshot& snapshot, Writing& writing, FileDigest* digest)
+      : snapshot_(snapshot), writing_(writing), digest_(digest) {}
 
   void work(uint64_t begin, uint64_t nbytes) override {
     char* const memory = snapshot_.memory(begin);
+    pieces_.clear();
+    if (memory != nullptr) pieces_.push_back({memory, nbytes});
+    if (digest_ != nullptr) digest_->add(begin / kSlotNbytes, pieces_, nbytes, nullptr);
     if (memory == nullptr) return;
-    pieces_.assign(1, {memory, nbytes});
     if (writing_.sink.direct()) pad_to_blocks(memory, pieces_.front(), writing_.sink.alignment());
     writing_.write(begin, nbytes, pieces_);
   }
@@ -96,6 +106,7 @@ class SnapshotRegions final : public RegionWorker {
  private:
   HostSnapshot& snapshot_;
   Writing& writing_;
+  FileDigest* const digest_;
   std::vector<iovec> pieces_;
 };
 
@@ -128,7 +139,12 @@ void write_snapshot(HostSnapshot& snapshot, PositionalSink& sink, const WriteOpt
   preallocate(sink, file_nbytes);
   for_each_region(
       {file_nbytes, kSlotNbytes}, num_writers(options, /*from_device=*/false, sink),
-      [&] { return std::make_unique<SnapshotRegions>(snapshot, writing); }, [&] { writing.pace.cancel(); }, watch);
+      [&] { return std::make_unique<SnapshotRegions>(snapshot, writing, options.digest); },
+      [&] {
+        if (options.digest != nullptr) options.digest->cancel();
+        writing.pace.cancel();
+      },
+      watch);
   sink.set_nbytes(file_nbytes);
   watch(file_nbytes);
 }

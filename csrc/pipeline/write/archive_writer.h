@@ -1,6 +1,7 @@
-// Writes one archive: into a file in parallel and at offsets, or through a callback from front to back.
+// Writes one file, an archive or payloads alone: into a file in parallel and at offsets, or through a callback from
+// front to back.
 //
-// Each call returns when the archive is written; different archives may be written at once. The payloads must stay
+// Each call returns when it is written; different ones may be written at once. The payloads must stay
 // readable and unchanged until then.
 //
 // The file is cut into regions, 8 MiB at multiples of 8 MiB. Past the page cache a region is assembled in a slot of
@@ -16,18 +17,20 @@
 #include "file/positional_sink.h"
 #include "pipeline/threads/parallel_regions.h"
 #include "pipeline/threads/worker_threads.h"
+#include "pipeline/write/file_digest.h"
 #include "pipeline/write/host_snapshot.h"
 #include "pipeline/write/records.h"
 
 namespace sdio {
 
 struct WriteOptions {
-  size_t num_writers = 0;       // at once; 0: chosen from the sink, the device and the machine
-  size_t region_nbytes = 0;     // 0: chosen from the sink; a power of two, at most kSlotNbytes
-  double bytes_per_second = 0;  // 0: as fast as it goes
+  size_t num_writers = 0;        // at once; 0: chosen from the sink, the device and the machine
+  size_t region_nbytes = 0;      // 0: chosen from the sink; a power of two, at most kSlotNbytes
+  double bytes_per_second = 0;   // 0: as fast as it goes
+  FileDigest* digest = nullptr;  // is given all bytes of the file; serves one write
 };
 
-// The file may hold anything before; it holds the archive after. Throws SystemError, std::bad_alloc, and what `watch`
+// The file may hold anything before; it holds the records after. Throws SystemError, std::bad_alloc, and what `watch`
 // or the device throws.
 void write_archive(const Records& records, PositionalSink& sink, const WriteOptions& options, const Watcher& watch);
 

@@ -7,7 +7,7 @@
 
 namespace sdio {
 
-RecordChecksums::RecordChecksums(const ArchiveLayout& layout)
+RecordChecksums::RecordChecksums(const FileLayout& layout)
     : layout_(layout), states_(new State[layout.num_records()]), records_left_(0) {
   size_t unfinished = 0;
   for (size_t record = 0; record < layout.num_records(); ++record) {

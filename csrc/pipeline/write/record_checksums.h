@@ -9,7 +9,7 @@
 #include <memory>
 #include <mutex>
 
-#include "archive/layout.h"
+#include "archive/file_layout.h"
 
 namespace sdio {
 
@@ -20,7 +20,7 @@ struct Cancelled : std::exception {
 
 class RecordChecksums {
  public:
-  explicit RecordChecksums(const ArchiveLayout& layout);
+  explicit RecordChecksums(const FileLayout& layout);
 
   // The piece of `record` that starts at `record_offset` has the CRC `crc` (0 when none is computed); its bytes are
   // still at `bytes`.
@@ -48,7 +48,7 @@ class RecordChecksums {
   template <typename Predicate>
   void wait_until(Predicate done);
 
-  const ArchiveLayout& layout_;
+  const FileLayout& layout_;
   const std::unique_ptr<State[]> states_;
   std::atomic<size_t> records_left_;
   std::atomic<int> waiting_{0};

@@ -6,7 +6,7 @@
 #include <memory>
 #include <vector>
 
-#include "archive/layout.h"
+#include "archive/file_layout.h"
 #include "pipeline/write/device_source.h"
 #include "pipeline/write/payload_copies.h"
 #include "pipeline/write/read_gate.h"
@@ -28,7 +28,7 @@ struct Payload {
 };
 
 struct Records {
-  std::shared_ptr<const ArchiveLayout> layout;
+  std::shared_ptr<const FileLayout> layout;
   std::vector<Payload> payloads;  // one a record, without the serialization id
   bool compute_crc32 = true;
   DeviceSource* devices = nullptr;        // needed for Kind::kDevice

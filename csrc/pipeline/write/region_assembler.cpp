@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "archive/serialization_id.h"
 #include "checksum/crc32.h"
 #include "pipeline/threads/profiled_step.h"
 
@@ -36,7 +35,7 @@ class RegionAssembler::Range {
 
  private:
   struct Deferred {
-    enum What { kDescriptor, kSerializationId, kDirectory } what;
+    ArchiveFrame::Part part;
     size_t record;
     uint64_t skip;  // bytes of it that lie in earlier ranges
     uint64_t nbytes;
@@ -53,9 +52,9 @@ class RegionAssembler::Range {
       const RecordPlacement& at = layout_.placement(record);
       if (const uint64_t nbytes = nbytes_until(at.payload_offset)) put_header(record, nbytes);
       if (const uint64_t nbytes = nbytes_until(at.descriptor_offset())) put_payload(record, nbytes);
-      if (const uint64_t nbytes = nbytes_until(at.end_offset())) defer(Deferred::kDescriptor, record, nbytes);
+      if (const uint64_t nbytes = nbytes_until(at.end_offset())) defer(ArchiveFrame::Part::kDescriptor, record, nbytes);
     }
-    if (const uint64_t nbytes = nbytes_until(layout_.file_nbytes())) defer(Deferred::kDirectory, 0, nbytes);
+    if (const uint64_t nbytes = nbytes_until(layout_.file_nbytes())) defer(ArchiveFrame::Part::kDirectory, 0, nbytes);
   }
 
   // The next `nbytes` of the range, in the slot.
@@ -70,15 +69,8 @@ class RegionAssembler::Range {
   }
 
   void put_header(size_t record, uint64_t nbytes) {
-    const RecordPlacement& at = layout_.placement(record);
-    const uint64_t skip = offset_ - at.header_offset;
-    if (nbytes == at.header_nbytes()) {
-      layout_.write_header(record, take(nbytes));
-    } else {
-      std::string whole(at.header_nbytes(), '\0');
-      layout_.write_header(record, &whole[0]);
-      std::memcpy(take(nbytes), whole.data() + skip, nbytes);
-    }
+    const uint64_t skip = offset_ - layout_.placement(record).header_offset;
+    assembler_.frame_->put_header(record, skip, nbytes, take(nbytes));
   }
 
   void put_payload(size_t record, uint64_t nbytes) {
@@ -97,7 +89,7 @@ class RegionAssembler::Range {
         std::memset(take(nbytes), 0, nbytes);
         break;
       case Payload::Kind::kSerializationId:
-        defer(Deferred::kSerializationId, record, nbytes);
+        defer(ArchiveFrame::Part::kSerializationId, record, nbytes);
         break;
     }
   }
@@ -117,20 +109,17 @@ class RegionAssembler::Range {
       crc = assembler_.checksum(source, nbytes);
       pieces_.push_back({const_cast<char*>(source), nbytes});
       offset_ += nbytes;
-    } else if (assembler_.records_.compute_crc32) {
+    } else if (assembler_.computes_crc32_) {
       crc = crc32_copy(0, take(nbytes), source, nbytes);
     } else {
       std::memcpy(take(nbytes), source, nbytes);
     }
-    assembler_.checksums_.add(record, record_offset, source, nbytes, crc);
+    assembler_.add(record, record_offset, source, nbytes, crc);
   }
 
-  void defer(typename Deferred::What what, size_t record, uint64_t nbytes) {
-    uint64_t start = layout_.directory_offset();
-    if (what == Deferred::kDescriptor) start = layout_.placement(record).descriptor_offset();
-    if (what == Deferred::kSerializationId) start = layout_.placement(record).payload_offset;
-    const uint64_t skip = offset_ - start;
-    deferred_.push_back({what, record, skip, nbytes, take(nbytes)});
+  void defer(ArchiveFrame::Part part, size_t record, uint64_t nbytes) {
+    const uint64_t skip = offset_ - assembler_.frame_->offset_of(part, record);
+    deferred_.push_back({part, record, skip, nbytes, take(nbytes)});
   }
 
   void copy_device_pieces() {
@@ -142,28 +131,18 @@ class RegionAssembler::Range {
     const ProfiledStep step("statedict_io::crc32");
     for (const DevicePiece& piece : device_pieces_) {
       const uint32_t crc = assembler_.checksum(piece.destination, piece.nbytes);
-      assembler_.checksums_.add(piece.record, piece.record_offset, piece.destination, piece.nbytes, crc);
+      assembler_.add(piece.record, piece.record_offset, piece.destination, piece.nbytes, crc);
     }
   }
 
   void put_deferred() {
     for (const Deferred& item : deferred_) {
-      char descriptor[24];
-      const char* source = descriptor;
-      if (item.what == Deferred::kDescriptor) {
-        if (item.record == layout_.serialization_id_record()) assembler_.tail();
-        layout_.write_descriptor(item.record, assembler_.checksums_.wait(item.record), descriptor);
-      } else if (item.what == Deferred::kSerializationId) {
-        source = assembler_.tail().serialization_id.data();
-      } else {
-        source = assembler_.tail().directory.data();
-      }
-      std::memcpy(item.destination, source + item.skip, item.nbytes);
+      assembler_.frame_->put(item.part, item.record, item.skip, item.nbytes, item.destination);
     }
   }
 
   RegionAssembler& assembler_;
-  const ArchiveLayout& layout_;
+  const FileLayout& layout_;
   uint64_t offset_;
   const uint64_t end_;
   char* cursor_;
@@ -173,14 +152,10 @@ class RegionAssembler::Range {
   std::vector<Deferred> deferred_;
 };
 
-RegionAssembler::RegionAssembler(const Records& records)
-    : records_(records),
-      layout_(*records.layout),
-      checksums_(layout_),
-      tail_{record_names_hash(layout_.names(), layout_.serialization_id_record()), "",
-            std::string(layout_.directory_nbytes(), '\0')} {
-  for (size_t record = 0; record < records_.payloads.size(); ++record) {
-    if (records_.payloads[record].kind == Payload::Kind::kHole) checksums_.set_complete(record);
+RegionAssembler::RegionAssembler(const Records& records) : records_(records), layout_(*records.layout) {
+  if (const ArchiveLayout* const archive = layout_.archive()) {
+    frame_ = std::make_unique<ArchiveFrame>(records, *archive);
+    computes_crc32_ = records.compute_crc32;
   }
 }
 
@@ -190,32 +165,7 @@ void RegionAssembler::assemble(uint64_t begin, uint64_t nbytes, SlotMemory& slot
 }
 
 uint32_t RegionAssembler::checksum(const char* bytes, uint64_t nbytes) const {
-  return records_.compute_crc32 ? crc32(0, bytes, nbytes) : 0;
-}
-
-const RegionAssembler::Tail& RegionAssembler::tail() {
-  // Not std::call_once: it may hang when the callable throws (GCC bug 66146), as Cancelled does here.
-  std::lock_guard<std::mutex> lock(tail_mutex_);
-  if (!tail_.serialization_id.empty()) return tail_;
-  const size_t id_record = layout_.serialization_id_record();
-  checksums_.wait_for_all_but(id_record);
-  std::vector<uint32_t> crcs;
-  crcs.reserve(id_record + 1);
-  CrcFold fold;
-  for (size_t record = 0; record < id_record; ++record) {
-    const uint64_t nbytes = layout_.placement(record).nbytes;
-    crcs.push_back(checksums_.crc(record));
-    const bool has_start = nbytes >= 8 && records_.kind(record) != Payload::Kind::kHole;
-    const unsigned char* const first_bytes = has_start ? checksums_.first_bytes(record) : nullptr;
-    fold.fold_record(layout_.archive_name(), layout_.name(record), first_bytes, nbytes, crcs.back());
-  }
-  const std::string id = serialization_id(tail_.names_hash, fold.value());
-  const uint32_t crc = checksum(id.data(), id.size());
-  crcs.push_back(crc);
-  layout_.write_directory(crcs, &tail_.directory[0]);
-  tail_.serialization_id = id;
-  checksums_.add(id_record, 0, id.data(), id.size(), crc);
-  return tail_;
+  return computes_crc32_ ? crc32(0, bytes, nbytes) : 0;
 }
 
 }  // namespace sdio

@@ -1,4 +1,4 @@
-// Produces the bytes of any range of the archive, and on the way the CRCs that later ranges need.
+// Produces the bytes of any range of the file, and on the way, of an archive, the CRCs that later ranges need.
 //
 // assemble() may be called from several threads for different ranges, provided that every range before one's own has
 // been handed to some thread: a range waits for the CRCs of records that began in earlier ones.
@@ -15,13 +15,12 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <mutex>
-#include <string>
+#include <memory>
 #include <vector>
 
-#include "archive/layout.h"
+#include "archive/file_layout.h"
 #include "pipeline/memory/slot_pool.h"
-#include "pipeline/write/record_checksums.h"
+#include "pipeline/write/archive_frame.h"
 #include "pipeline/write/records.h"
 
 namespace sdio {
@@ -32,8 +31,6 @@ class RegionAssembler {
   // are.
   enum class Gather { kAll, kSmall };
 
-  // Hashes all names and allocates the directory here, in the caller's thread: malloc would keep such memory in the
-  // heap of each worker that had needed it.
   explicit RegionAssembler(const Records& records);
 
   // Appends to `pieces` the bytes [begin, begin + nbytes) of the file, in order. They lie in `slot` and in the
@@ -41,26 +38,22 @@ class RegionAssembler {
   void assemble(uint64_t begin, uint64_t nbytes, SlotMemory& slot, Gather gather, std::vector<iovec>& pieces);
 
   void cancel() {
-    checksums_.cancel();
+    if (frame_ != nullptr) frame_->cancel();
     if (records_.gate != nullptr) records_.gate->cancel();
   }
 
  private:
-  struct Tail {
-    uint64_t names_hash;
-    std::string serialization_id;  // empty until the CRCs are known, as is the directory
-    std::string directory;
-  };
   class Range;
 
-  const Tail& tail();
+  void add(size_t record, uint64_t record_offset, const char* bytes, uint64_t nbytes, uint32_t crc) {
+    if (frame_ != nullptr) frame_->add(record, record_offset, bytes, nbytes, crc);
+  }
   uint32_t checksum(const char* bytes, uint64_t nbytes) const;
 
   const Records& records_;
-  const ArchiveLayout& layout_;
-  RecordChecksums checksums_;
-  std::mutex tail_mutex_;
-  Tail tail_;
+  const FileLayout& layout_;
+  std::unique_ptr<ArchiveFrame> frame_;  // null: the file is payloads and nothing else
+  bool computes_crc32_ = false;
 };
 
 }  // namespace sdio
