@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .reading.loading import load
     from .reading.verification import RecordReport, VerifyReport, verify
     from .writing.patching import Patch, patch_torch
+    from .writing.safetensors_saving import save_safetensors
 
 __version__ = VERSION
 
@@ -71,6 +72,7 @@ __all__ = [
     "release_buffers",
     "save",
     "save_async",
+    "save_safetensors",
     "trainable_state_dict",
     "verify",
     "wait_all",
@@ -94,6 +96,7 @@ _LATER = {
     "load": "reading.loading",
     "open_checkpoint": "reading.lazy.checkpoint",
     "patch_torch": "writing.patching",
+    "save_safetensors": "writing.safetensors_saving",
     "trainable_state_dict": "checkpoints.trainable",
     "verify": "reading.verification",
 }

@@ -27,7 +27,7 @@ IMPORTED = {"statedict_io"} | modules_named("""
     errors installed.proofs installed.stock installed.torch_format options pickles.pickling progress remote.urls
     system.descriptors system.device_room system.directories system.file_digest system.full_writes system.host_memory
     system.locks system.pacing system.processes version writing.async_saving writing.in_flight writing.in_place
-    writing.leftovers writing.pending writing.places writing.replacement writing.saving
+    writing.leftovers writing.pending writing.places writing.replacement writing.saving writing.sidecar
     writing.stock_saves writing.suffixes writing.targets writing.temporary_names
 """)
 # Of torch only what every save asks for its settings.

@@ -49,7 +49,7 @@ IMPORTS = {
     "conversion": "backends errors formats installed pickles progress reading reading/lazy system untrusted writing",
     "reading/lazy": "archive errors formats installed names options pickles progress reading remote untrusted",
     "reading": "archive backends errors formats installed names options pickles progress remote system untrusted",
-    "writing": "backends errors installed options pickles progress remote system",
+    "writing": "backends errors formats installed options pickles progress remote system untrusted",
     "backends": "archive errors installed options pickles progress system",
     "names": "errors pickles untrusted",
     "pickles": "errors installed system untrusted",

@@ -168,7 +168,8 @@ FLAGS = ("no", None, [], 0.5)
 NUMBERS = ("8GiB", [8], {})
 TEXTS = (3, None, ["native"])
 BYTES_OR_NONE = dict.fromkeys(("max_snapshot_nbytes", "max_device_snapshot_nbytes", "device_margin_nbytes"), NUMBERS)
-OF_SAVE = {"durable": FLAGS, "atomic": FLAGS, "backend": TEXTS, "progress": ("yes", 3)}
+OF_PATCH = {"durable": FLAGS, "atomic": FLAGS, "backend": TEXTS, "progress": ("yes", 3)}
+OF_SAVE = {**OF_PATCH, "digest": (3, True, ["sha256"])}
 #: call -> its options -> values of a wrong type
 OPTIONS = {
     "save": OF_SAVE,
@@ -181,7 +182,8 @@ OPTIONS = {
         "when_full": TEXTS,
         "wait_snapshot": FLAGS,
     },
-    "patch_torch": OF_SAVE,
+    "save_safetensors": {**OF_SAVE, "max_shard_nbytes": NUMBERS},
+    "patch_torch": OF_PATCH,
     "load": {"verify": FLAGS, "backend": TEXTS, "progress": ("yes", 3)},
     "open_checkpoint": {"weights_only": FLAGS, "backend": TEXTS},
     "verify": {"backend": TEXTS, "progress": ("yes", 3)},

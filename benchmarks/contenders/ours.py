@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from .base import Contender, StateDict
+from .base import Contender, StateDict, flat_tensors
 
 
 class StatedictIO(Contender):
@@ -79,3 +79,24 @@ class FallbackFast(StatedictIO):
     key = "fallback_nodurable"
     label = "statedict_io, Python backend, durable=False"
     backend = "torch"
+
+
+class SafetensorsDurable(NativeDurable):
+    key = "native_safetensors"
+    label = "statedict_io save_safetensors, durable"
+
+    def save(self, state_dict: StateDict, path: Path) -> None:
+        import statedict_io as sio
+
+        sio.save_safetensors(flat_tensors(state_dict), path, durable=self.durable, backend=self.backend)
+
+    def read_back(self, path: Path) -> StateDict:
+        from safetensors.torch import load_file
+
+        return load_file(path, device=self.device)
+
+
+class SafetensorsFast(SafetensorsDurable):
+    key = "native_safetensors_nodurable"
+    label = "statedict_io save_safetensors, durable=False"
+    durable = False

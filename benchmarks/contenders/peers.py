@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from ..measure import fsync
 from .base import Contender, StateDict, cuda_missing, flat_tensors
 
 
@@ -24,6 +25,19 @@ class Safetensors(Contender):
         from safetensors.torch import load_file
 
         return load_file(path, device=self.device)
+
+
+class SafetensorsFsync(Safetensors):
+    """What a careful user adds: bytes and name are on the device."""
+
+    key = "safetensors_fsync"
+    label = "safetensors save_file + fsync"
+    durable = True
+
+    def save(self, state_dict: StateDict, path: Path) -> None:
+        super().save(state_dict, path)
+        fsync(path)
+        fsync(path.parent)
 
 
 class Tensorizer(Contender):

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from ..errors import CorruptCheckpointError
 from ..options import check_choice, check_flags
+from ..system.file_digest import FileDigest
 from ..system.processes import in_forked_child
 from ..writing import async_saving, saving
 from ..writing.pending import PendingSave
@@ -128,7 +129,8 @@ class CheckpointDirectory:
             state: anything that :func:`save` takes.
             step: at least 0.
             metric: what ``best`` compares; NaN and None are never the best.
-            digest: ``"sha256"`` notes the hash of the file's bytes, which are read again for that.
+            digest: ``"sha256"`` notes the hash of the file's bytes, computed as they are written; with
+                ``storage="dcp"`` they are read again for that.
             storage: ``"dcp"``: every rank writes its part, through a :class:`~statedict_io.dcp.SingleFileWriter`. A
                 collective call; the first rank alone keeps the directory in order.
             process_group: of that call; None: the default group.
@@ -156,12 +158,13 @@ class CheckpointDirectory:
         self, state: object, step: int, metric: float | None, digest: str | None, options: dict[str, Any]
     ) -> None:
         announced, durable = self._announce(step, metric, digest, options)
+        wanted = _noted(digest)
         try:
-            saving.save(state, announced.path, **options)
+            saving.save_hashed(wanted, state, announced.path, **options)
         except BaseException:
             self._writer.failed(announced)
             raise
-        self._writer.committed(announced, durable=durable, digest=digest)
+        self._writer.committed(announced, durable=durable, sha256=None if wanted is None else wanted.hexdigest)
 
     def save_async(
         self, state: object, step: int, metric: float | None = None, *, digest: str | None = None, **options: Any
@@ -183,15 +186,16 @@ class CheckpointDirectory:
             raise ValueError("save_async writes from one process; for many ranks there is save(storage='dcp')")
         self._followings.catch_up()
         announced, durable = self._announce(step, metric, digest, options)
+        wanted = _noted(digest)
         try:
-            saved = async_saving.save_async(state, announced.path, **options)
+            saved = async_saving.save_hashed_async(wanted, state, announced.path, **options)
         except BaseException:
             self._writer.failed(announced)
             raise
 
         def follow(is_there: bool) -> None:
             if is_there:
-                self._writer.committed(announced, durable=durable, digest=digest)
+                self._writer.committed(announced, durable=durable, sha256=None if wanted is None else wanted.hexdigest)
             else:
                 self._writer.failed(announced)
 
@@ -469,6 +473,11 @@ class CheckpointDirectory:
     def _start_anew(self) -> None:
         self._writer.start_anew()
         self._followings.start_anew()
+
+
+def _noted(digest: str | None) -> FileDigest | None:
+    """What :mod:`facts` keep beside the checkpoint, without a sidecar."""
+    return None if digest is None else FileDigest(has_sidecar=False)
 
 
 def _is_dcp(storage: str | None) -> bool:

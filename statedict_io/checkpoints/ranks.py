@@ -38,7 +38,8 @@ def save(
             writer.failed(announced)
         raise
     if is_first:
-        writer.committed(announced, durable=durable, digest=digest)
+        sha256 = None if digest is None else lambda: writer.read_sha256(announced)
+        writer.committed(announced, durable=durable, sha256=sha256)
 
 
 def of_first(action: Callable[[], T], process_group: Any) -> T:

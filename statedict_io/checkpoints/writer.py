@@ -14,6 +14,7 @@ import dataclasses
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import CheckpointDirectoryWarning, StateDictIOError
@@ -156,11 +157,15 @@ class Writer:
                     self._write_facts(announced.step, announced.facts_before)
         self._no_longer_in_flight(announced.name)
 
-    def committed(self, announced: Announced, *, durable: bool, digest: str | None = None) -> None:
+    def committed(self, announced: Announced, *, durable: bool, sha256: Callable[[], str] | None = None) -> None:
         """The checkpoint is there: notes what could not be known before, and puts the folder in order. What cannot be
-        done becomes a warning."""
+        done becomes a warning.
+
+        Args:
+            sha256: of the file's bytes, in hex, to be noted; may raise OSError.
+        """
         try:
-            self._write_completed(announced, digest, durable=durable)
+            self._write_completed(announced, sha256, durable=durable)
         finally:
             with self._lock:
                 self._no_longer_in_flight(announced.name)
@@ -169,10 +174,10 @@ class Writer:
         with self._lock:
             self._tidy(announced.step)
 
-    def _write_completed(self, announced: Announced, digest: str | None, *, durable: bool) -> None:
+    def _write_completed(self, announced: Announced, sha256: Callable[[], str] | None, *, durable: bool) -> None:
         is_changed = False
         try:
-            completed = self._completed(announced, digest)
+            completed = self._completed(announced, sha256)
             is_changed = completed != announced.facts
             if is_changed:
                 self._write_facts(announced.step, completed)
@@ -194,10 +199,14 @@ class Writer:
         except OSError as e:
             warn(f"{self._facts_shown(announced)}: may not survive a power loss: {e.strerror or e}")
 
-    def _completed(self, announced: Announced, digest: str | None) -> Facts:
+    def read_sha256(self, announced: Announced) -> str:
+        """Of what has not been hashed while it was written."""
+        return digest_of(self._folder, announced.name)
+
+    def _completed(self, announced: Announced, sha256: Callable[[], str] | None) -> Facts:
         known = announced.facts
-        if digest is not None:
-            known = dataclasses.replace(known, sha256=digest_of(self._folder, announced.name))
+        if sha256 is not None:
+            known = dataclasses.replace(known, sha256=sha256())
         with self._lock:
             return dataclasses.replace(known, protected=self._wishes.pop(announced.step, known.protected))
 

@@ -40,7 +40,7 @@ def _without_crc(obj: Any, path: str) -> None:
     torch_save(obj, path)
 
 
-CONTENDERS: dict[str, Callable[[Any, str], None]] = {
+CONTENDERS: dict[str, Callable[[Any, str], object]] = {
     "torch.save": torch_save,
     "torch.save, CRC off": _without_crc,
     "statedict_io": save,
@@ -124,7 +124,7 @@ def _serve(connection: Connection, label: str, nbytes: int, device: str, path: s
         connection.send(e)
 
 
-def _time_one(save_to: Callable[[Any, str], None], state_dict: Any, path: str) -> tuple[float, float]:
+def _time_one(save_to: Callable[[Any, str], object], state_dict: Any, path: str) -> tuple[float, float]:
     if os.path.exists(path):
         os.unlink(path)
     if hasattr(os, "sync"):

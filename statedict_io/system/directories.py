@@ -128,6 +128,11 @@ class OpenDirectory:
         at = {"src_dir_fd": self.fd, "dst_dir_fd": self.fd} if _HAS_DESCRIPTORS else {}
         os.replace(self._name(name), self._name(new_name), **at)
 
+    def link(self, name: str, new_name: str) -> None:
+        """Another name for a file."""
+        at: dict[str, Any] = {"src_dir_fd": self.fd, "dst_dir_fd": self.fd} if _HAS_DESCRIPTORS else {}
+        os.link(self._name(name), self._name(new_name), **at)
+
     def remove_file(self, name: str) -> None:
         os.unlink(self._name(name), **self._at)
 

@@ -19,6 +19,7 @@ from ..options import check_above_zero, check_at_least, check_choice, check_flag
 from ..progress import Progress
 from ..system import host_memory
 from ..system.device_room import DeviceRoom
+from ..system.file_digest import FileDigest
 from . import pending, saving
 from .in_flight import Call, Limits, SaveInFlight, register
 from .pending import PendingSave
@@ -46,6 +47,7 @@ def save_async(
     device_margin_nbytes: int | None = None,
     wait_snapshot: bool = True,
     max_bytes_per_second: float | None = None,
+    digest: str | None = None,
 ) -> PendingSave:
     """Saves ``obj`` as :func:`save` does, but returns as soon as the tensors may be changed.
 
@@ -69,6 +71,7 @@ def save_async(
         wait_snapshot: False returns when copies on devices are queued on their current streams. Later work on these
             streams comes after them; before anything else, call :meth:`PendingSave.wait_snapshot`.
         max_bytes_per_second: of writing; None: as fast as it goes.
+        digest: as for :func:`save`; the sum is :attr:`PendingSave.digest`.
 
     Returns:
         What to ask for the result.
@@ -88,6 +91,50 @@ def save_async(
         >>> pending.done()
         True
     """
+    return save_hashed_async(
+        saving.wanted_digest(digest),
+        obj,
+        path,
+        pickle_module,
+        pickle_protocol,
+        _use_new_zipfile_serialization,
+        _disable_byteorder_record,
+        durable=durable,
+        backend=backend,
+        progress=progress,
+        atomic=atomic,
+        max_in_flight=max_in_flight,
+        max_snapshot_nbytes=max_snapshot_nbytes,
+        when_full=when_full,
+        max_device_snapshot_nbytes=max_device_snapshot_nbytes,
+        device_margin_nbytes=device_margin_nbytes,
+        wait_snapshot=wait_snapshot,
+        max_bytes_per_second=max_bytes_per_second,
+    )
+
+
+def save_hashed_async(
+    digest: FileDigest | None,
+    obj: object,
+    path: Any,
+    pickle_module: Any = pickle,
+    pickle_protocol: int = torch.serialization.DEFAULT_PROTOCOL,
+    use_new_zipfile_serialization: bool = True,
+    disable_byteorder_record: bool = False,
+    *,
+    durable: bool = True,
+    backend: str = "auto",
+    progress: Progress = None,
+    atomic: bool = True,
+    max_in_flight: int = 2,
+    max_snapshot_nbytes: int | None = None,
+    when_full: Literal["wait", "raise"] = "wait",
+    max_device_snapshot_nbytes: int | None = None,
+    device_margin_nbytes: int | None = None,
+    wait_snapshot: bool = True,
+    max_bytes_per_second: float | None = None,
+) -> PendingSave:
+    """:func:`save_async`, with a digest that says itself what becomes of it; None: none is wanted."""
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"save_async writes to a path, after the call has returned; got {type(path).__name__}")
     check_suffix(path)
@@ -102,15 +149,15 @@ def save_async(
             path,
             pickle_module,
             pickle_protocol,
-            _use_new_zipfile_serialization,
-            _disable_byteorder_record,
+            use_new_zipfile_serialization,
+            disable_byteorder_record,
             backend=backend,
             progress=progress,
         )
         # A URL without its password.
         shown = planned.target.given if isinstance(planned.target, URLTarget) else os.fspath(path)
         assert not isinstance(planned.target, ObjectTarget), "it was given as a path"
-        save = SaveInFlight(shown, planned.target.identity, call)
+        save = SaveInFlight(shown, planned.target.identity, call, digest)
         write = functools.partial(
             _write,
             save,
@@ -142,7 +189,7 @@ def _start(
         if isinstance(content, StockContent):  # torch's own code reads the tensors while it writes
             register.admit(save, 0, {}, limits)
             register.wait_for_predecessor(save)
-            saving.write(content, planned.target, durable, None, atomic=atomic)
+            saving.write(content, planned.target, durable, None, atomic=atomic, digest=save.digest)
             planned.target.close()
             pending.finish(save, None)
             return
@@ -173,23 +220,23 @@ def _start_thread(write: Callable[..., None], snapshot: Snapshot, name: str) -> 
     write(snapshot, in_call=True)
 
 
-def _take_snapshot(save: SaveInFlight, archive: PlannedFile, limits: Limits, room: DeviceRoom) -> Snapshot | None:
+def _take_snapshot(save: SaveInFlight, planned: PlannedFile, limits: Limits, room: DeviceRoom) -> Snapshot | None:
     """None, and ``save`` in flight without, where the state is larger than all snapshots may be, or no memory is to be
     had: it has to be written in the call."""
-    devices = archive.device_nbytes
+    devices = planned.device_nbytes
     on_devices = bool(devices) and room.is_there_for(devices, register.device_nbytes)
-    nbytes = archive.snapshot_nbytes(on_devices=on_devices)
+    nbytes = planned.snapshot_nbytes(on_devices=on_devices)
     if nbytes > limits.max_snapshot_nbytes and limits.when_full == "wait":
         register.admit(save, 0, {}, limits)
         return None
     register.admit(save, nbytes, devices if on_devices else {}, limits)
     try:
-        snapshot = archive.snapshot(on_devices=on_devices, max_nbytes=limits.max_snapshot_nbytes)
+        snapshot = planned.snapshot(on_devices=on_devices, max_nbytes=limits.max_snapshot_nbytes)
         if snapshot is None:  # a device had less room than it seemed
-            nbytes = archive.snapshot_nbytes(on_devices=False)
+            nbytes = planned.snapshot_nbytes(on_devices=False)
             # It cannot wait for memory here: a later save to the path may hold it, and wait for this one.
             if register.resize(save, nbytes, limits):
-                snapshot = archive.snapshot(on_devices=False, max_nbytes=limits.max_snapshot_nbytes)
+                snapshot = planned.snapshot(on_devices=False, max_nbytes=limits.max_snapshot_nbytes)
     except MemoryError:  # the host had less, and the writing needs some
         snapshot = None
         backends.release_buffers()
@@ -217,7 +264,7 @@ def _write(
         with contextlib.nullcontext() if in_call else save.call:
             register.wait_for_predecessor(save)
             save.wait_snapshot()
-            saving.write(source, target, durable, progress, bytes_per_second, atomic=atomic)
+            saving.write(source, target, durable, progress, bytes_per_second, atomic=atomic, digest=save.digest)
     except BaseException as e:
         error = e
         traceback.clear_frames(e.__traceback__)  # they hold the tensors, and the error may be kept for long

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from ..errors import SnapshotLimitError
+from ..system.file_digest import FileDigest
 from ..system.processes import in_forked_child
 
 
@@ -99,11 +100,12 @@ def own_saves() -> list[SaveInFlight]:
 class SaveInFlight:
     """One asynchronous save, from its call on. What is public here is changed by the register, but for the snapshot."""
 
-    def __init__(self, path: str, file: str, call: Call) -> None:
+    def __init__(self, path: str, file: str, call: Call, digest: FileDigest | None = None) -> None:
         self.path = path  #: as given to save_async
         self.file = file  #: what path leads to
         self.process = os.getpid()
         self.call = call
+        self.digest = digest  #: what is wanted of the file's bytes; complete when the save has ended well
         self.has_ended = False
         self.error: BaseException | None = None  #: known when it has ended
         self._claimed = threading.Lock()  # by who will end it

@@ -34,6 +34,14 @@ class PendingSave:
         """As given to :func:`~statedict_io.save_async`."""
         return self._save.path
 
+    @property
+    def digest(self) -> str | None:
+        """The file's SHA-256 in hex, where ``digest="sha256"`` asked for it and the save has ended well; else None."""
+        save = self._save
+        if save.digest is None or not self.done() or save.error is not None:
+            return None
+        return save.digest.hexdigest()
+
     def done(self) -> bool:
         """Whether the save has ended, well or not."""
         return self._save.process == os.getpid() and self._save.has_ended

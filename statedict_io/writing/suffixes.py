@@ -24,8 +24,7 @@ def check_suffix(f: Any) -> None:
     """
     path = os.fspath(f) if isinstance(f, (str, os.PathLike)) else None
     if isinstance(path, str) and path.endswith(".safetensors") and not save_is_rebound():
-        stem = path.removesuffix(".safetensors")
         raise FileKindError(
             f"{path}: the file would be a zip archive of torch.save, which nothing that reads safetensors can load; "
-            f"save it as {stem}.pt, then run `statedict-io convert {stem}.pt {path}`"
+            "write tensors in that format with statedict_io.save_safetensors, or save to a name that ends in .pt"
         )

@@ -18,6 +18,7 @@ import statedict_io as sio
 from statedict_io.__main__ import main
 from statedict_io.checkpoints import background, deletion, links, local_folder, writer
 from statedict_io.system import locks
+from statedict_io.system.file_digest import FileDigest
 
 
 def files(path):
@@ -376,14 +377,14 @@ def test_protection_is_changed_while_the_step_is_saved_again(tmp_path, state, pr
 
 
 def test_an_interrupted_digest_leaves_a_checkpoint_that_can_go(tmp_path, state, monkeypatch):
-    """Ctrl-C while the hash is made: the file is there."""
+    """Ctrl-C when the hash is asked for: the file is there."""
     ckpts = sio.CheckpointDirectory(tmp_path, keep_last=1)
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as m:
-        m.setattr(writer, "digest_of", interrupted)
+        m.setattr(FileDigest, "hexdigest", interrupted)
         with pytest.raises(KeyboardInterrupt):
             ckpts.save(state(1), 1, digest="sha256")
     assert ckpts.latest().sha256 is None

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import promised, require_native, require_torch_module
 from oracle import assert_same_bytes, assert_same_file, first_difference, names_in, two_directories
+from safetensors.torch import save_file
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -113,6 +114,19 @@ def test_same_bytes_as_torch_save(tmp_path, backend, standin, durable):
     loaded = torch.load(tmp_path / "ours" / "model.pt", map_location="cpu")
     assert torch.equal(loaded["standin:1"]["big"], state["standin:1"]["big"].cpu())
     assert torch.load(tmp_path / "ours" / "model.pt")["standin:1"]["big"].device == torch.device("standin:1")
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_same_safetensors(tmp_path, backend, standin, durable):
+    state = mixed_state(big_nbytes=20 * MIB + 13)
+    kept = ("big", "bf16", "fp32", "empty", "scalar", "parameter")
+    state = {f"{place}.{name}": of[name] for place, of in state.items() for name in kept if name in of}
+    whole = torch.arange(100_000).to(DEVICES[0])
+    state |= {"first": whole[:7], "second": whole[7:], **small_tensors(300, DEVICES[1])}
+    save_file({name: tensor.cpu() for name, tensor in state.items()}, tmp_path / "ref")
+    with late(standin):
+        sio.save_safetensors(state, tmp_path / "ours", backend=backend, durable=durable)
+    assert_same_bytes(tmp_path / "ref", tmp_path / "ours")
 
 
 def test_same_bytes_into_a_file_object(backend, standin):

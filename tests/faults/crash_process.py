@@ -1,6 +1,6 @@
 """Kills savers and looks at what is left, with a reader looking on all the time; run under preload.c.
 
-    crash_process.py DIRECTORY {native,torch,legacy,stock}[-async] NUM_RANDOM SEED
+    crash_process.py DIRECTORY {native,torch,legacy,stock,safetensors}[-async] NUM_RANDOM SEED
 
 Savers are forked from a process that has saved before. Some are killed before, in the middle of and after each call of
 a save, the others at random moments. Prints counts, as JSON.
@@ -20,10 +20,10 @@ import zipfile
 import torch
 
 import statedict_io as sio
+from faults import ways
 from faults.killed_children import Onlooker, forked, wait_until_killed
 from faults.preload import AFTER, BEFORE, HALFWAY, Preload
 from faults.temporary_files import age_temporaries
-from faults.ways import options_for
 
 SMALL, LARGE = 100_000, 9 << 20
 
@@ -35,12 +35,12 @@ class Checkpoints:
 
     def save(self, generation, nbytes):
         weight = torch.full((nbytes,), generation % 251, dtype=torch.uint8)
-        state = {"generation": generation, "weight": weight}
-        with options_for(self.way) as options:
-            if self.is_async:
-                sio.save_async(state, self.path, **options).result()
-            else:
-                sio.save(state, self.path, **options)
+        state = {"generation": torch.tensor(generation), "weight": weight}
+        if not self.is_async:
+            ways.save_in(self.way, state, self.path)
+            return
+        with ways.options_for(self.way) as options:
+            sio.save_async(state, self.path, **options).result()
 
     def generation(self):
         """Of the file at the path, all of which is looked at."""
@@ -48,9 +48,9 @@ class Checkpoints:
         if content[:2] == b"PK":
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
                 assert archive.testzip() is None
-        loaded = torch.load(io.BytesIO(content))
+        loaded = ways.loaded(self.way, content)
         assert bool((loaded["weight"] == loaded["generation"] % 251).all())
-        return loaded["generation"]
+        return loaded["generation"].item()
 
     def generations(self):
         while True:

@@ -24,6 +24,7 @@ ERRORS = {
                   errno.EINTR),
     "renameat": (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EXDEV, errno.ESTALE,
                  errno.EBUSY, errno.EINTR),
+    "linkat": (errno.EIO, errno.EPERM, errno.EMLINK, errno.ENOSPC, errno.EDQUOT, errno.EXDEV),
     "fcntl": (errno.EINVAL, errno.EIO, errno.EMFILE),
     "flock": (errno.ENOLCK, errno.EWOULDBLOCK, errno.ENOSYS, errno.EBADF, errno.EIO, errno.EINTR),
     "fstat": (errno.EIO, errno.ESTALE, errno.EOVERFLOW),

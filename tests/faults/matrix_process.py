@@ -1,6 +1,6 @@
 """Makes every call of a save fail, in every way; run under preload.c.
 
-    matrix_process.py DIRECTORY {native,torch,legacy,stock}[-async] {quick,exhaustive}
+    matrix_process.py DIRECTORY {native,torch,legacy,stock,safetensors,safetensors_torch}[-async] {quick,exhaustive}
 
 Prints each failure and a summary, the last line, as JSON.
 """
@@ -23,9 +23,9 @@ from unittest import mock
 import torch
 
 import statedict_io as sio
+from faults import ways
 from faults.fault_oracle import REFUSED, SAVED, decisive, expected_errno, faults_of, leaves_temporary, steps_of
 from faults.preload import AFTERWARDS, Preload
-from faults.ways import options_for
 from statedict_io.writing import places, stock_saves
 
 SECONDS_A_SAVE = 20
@@ -61,13 +61,14 @@ class Laboratory:
 
     def save(self):
         way, _, is_async = self.way.partition("-")
-        with options_for(way) as options, self.only_private_files_for_torch():
-            if is_async:
+        with self.only_private_files_for_torch():
+            if not is_async:
+                ways.save_in(way, self.new, str(self.path), durable=self.durable)
+                return
+            with ways.options_for(way) as options:
                 # The limit is given: nothing is asked about memory, where an error is no error of the save.
                 options = {**options, "max_snapshot_nbytes": 1 << 30}
                 sio.save_async(self.new, str(self.path), durable=self.durable, **options).result()
-                return
-            sio.save(self.new, str(self.path), durable=self.durable, **options)
 
     def only_private_files_for_torch(self):
         if not self.copied:

@@ -48,14 +48,17 @@ class Flush:
 
 @dataclass
 class History:
-    """The calls of a save, as operations and flushes; inode 0 is the file that was there before."""
+    """The calls of a save, as operations and flushes; inode 0 is the file that was there before, -1, -2, ... those of
+    other names."""
 
     target: str
     steps: list = field(default_factory=list)
+    others: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, events, target):
-        history, names, open_files, next_inode = cls(target), {target: 0}, {}, itertools.count(1)
+    def of(cls, events, target, others=()):
+        history, open_files, next_inode = cls(target, others=others), {}, itertools.count(1)
+        names = {path: -i for i, path in enumerate((target, *others))}
         for event in events:
             if event.error or (event.result < 0 and event.call != "close"):
                 continue
@@ -90,7 +93,7 @@ class History:
 
     def without(self, doomed):
         """The history of a save that forgot the steps for which `doomed` is true."""
-        return History(self.target, [step for step in self.steps if not doomed(step)])
+        return History(self.target, [step for step in self.steps if not doomed(step)], self.others)
 
     def states(self, num_steps, chance):
         """What the disk may hold after the first steps: each operation and how much of it is there."""
@@ -119,7 +122,13 @@ class History:
 
     def content(self, state, before):
         """Of the target in a state; None where there is no file. `before`: its content before the save, or None."""
-        names = {} if before is None else {self.target: 0}
+        return self.contents(state, {} if before is None else {self.target: before}).get(self.target)
+
+    def contents(self, state, before):
+        """The same of all files, by their names."""
+        inodes = {path: -i for i, path in enumerate((self.target, *self.others))}
+        old = {inodes[path]: content for path, content in before.items()}
+        names = {path: inodes[path] for path in before}
         for operation, fate in state:
             if fate != NONE and operation.kind == "name":
                 names[operation.paths[0]] = operation.inode
@@ -128,13 +137,11 @@ class History:
             elif fate != NONE and operation.kind == "rename":
                 names.pop(operation.paths[0], None)
                 names[operation.paths[1]] = operation.inode
-        inode = names.get(self.target)
-        if inode is None:
-            return None
+        return {path: self._content_of(inode, state, old.get(inode)) for path, inode in names.items()}
+
+    def _content_of(self, inode, state, before):
         changes = [(operation, fate) for operation, fate in state if operation.inode == inode and fate != NONE]
-        if inode == 0 and not changes:
-            return before
-        content = bytearray(before if inode == 0 else b"")
+        content = bytearray(before or b"")
         for operation, fate in changes:
             if operation.kind == "resize":
                 del content[operation.nbytes :]

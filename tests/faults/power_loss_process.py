@@ -2,8 +2,9 @@
 
     power_loss_process.py DIRECTORY WAY...
 
-A way is native, torch or legacy, or `stock` for the installed torch.save writing in place. Writes
-DIRECTORY/records.pickle: a list of (name, durable, events, target, file before or None, file after).
+A way is one of ways.py, or `stock` for the installed torch.save writing in place. Writes
+DIRECTORY/records.pickle: a list of (name, durable, events, target, file before or None, file after), and
+DIRECTORY/sums.pickle: the same of durable saves with a sum beside the file, the files before and after by their paths.
 """
 
 import itertools
@@ -13,7 +14,7 @@ import sys
 
 import torch
 
-import statedict_io as sio
+from faults import ways
 from faults.preload import Preload
 
 SMALL, LARGE = 3000, 9 << 20
@@ -23,13 +24,12 @@ def save(way, obj, path, durable):
     if way == "stock":
         torch.save(obj, path, _use_new_zipfile_serialization=False)
     else:
-        options = {"_use_new_zipfile_serialization": False} if way == "legacy" else {"backend": way}
-        sio.save(obj, path, durable=durable, **options)
+        ways.save_in(way, obj, path, durable=durable)
 
 
-def main(directory, *ways):
+def main(directory, *chosen):
     preload, records = Preload(), []
-    cases = itertools.product(ways, (SMALL, LARGE), (True, False), (True, False))
+    cases = itertools.product(chosen, (SMALL, LARGE), (True, False), (True, False))
     for number, (way, nbytes, durable, overwrite) in enumerate(cases):
         if way in ("legacy", "stock") and nbytes == LARGE:
             continue
@@ -47,6 +47,20 @@ def main(directory, *ways):
         name = f"{way} {'small' if nbytes == SMALL else 'large'} {'overwrite' if overwrite else 'fresh'}"
         records.append((name, durable, preload.events(), str(path), before, path.read_bytes()))
     pathlib.Path(directory, "records.pickle").write_bytes(pickle.dumps(records))
+    sums = [with_sum(preload, directory, way) for way in chosen if way != "stock"]
+    pathlib.Path(directory, "sums.pickle").write_bytes(pickle.dumps(sums))
+
+
+def with_sum(preload, directory, way):
+    place = pathlib.Path(directory, f"{way}-with-sum")
+    place.mkdir()
+    path = place / "model.pt"
+    ways.save_in(way, {"weight": torch.ones(SMALL)}, str(path), digest="sha256")
+    before = {str(file): file.read_bytes() for file in place.iterdir()}
+    with preload.watching(record=2):
+        ways.save_in(way, {"weight": torch.zeros(SMALL)}, str(path), digest="sha256")
+    after = {str(file): file.read_bytes() for file in place.iterdir()}
+    return way, preload.events(), str(path), before, after
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@
   X(open) X(openat) X(close) X(read) X(pread) X(write) X(writev) X(pwrite) X(pwritev) X(fsync) X(fdatasync) X(sync)         \
   X(ftruncate) X(fallocate) X(posix_fallocate) X(stat) X(lstat) X(fstat) X(fstatat) X(statx) X(access) X(faccessat)         \
   X(readlink) X(readlinkat) X(rename) X(renameat) X(unlink) X(unlinkat) X(mkdir) X(mkdirat) X(rmdir) X(fchmod) X(fchmodat)  \
-  X(fchown) X(fcntl) X(flock) X(lseek) X(opendir) X(fdopendir) X(readdir) X(closedir) X(pthread_create) X(symlink)
+  X(fchown) X(fcntl) X(flock) X(lseek) X(opendir) X(fdopendir) X(readdir) X(closedir) X(pthread_create) X(symlink)  \
+  X(linkat)
 
 enum {
 #define X(name) ID_##name,
@@ -310,6 +311,7 @@ DEFINE(readlink, readlink, ssize_t, (F0, char* b, size_t n), (path, b, n), -1, p
 DEFINE(readlinkat, readlinkat, ssize_t, (int fd, F0, char* b, size_t n), (fd, path, b, n), fd, path, -1, NULL, 0, n)
 DEFINE(rename, rename, int, (F0, const char* to), (path, to), -1, path, -1, to, 0, 0)
 DEFINE(renameat, renameat, int, (int fd, F0, int fd2, const char* to), (fd, path, fd2, to), fd, path, fd2, to, 0, 0)
+DEFINE(linkat, linkat, int, (int fd, F0, int fd2, const char* to, int f), (fd, path, fd2, to, f), fd, path, fd2, to, 0, f)
 DEFINE(unlink, unlink, int, (F0), (path), -1, path, -1, NULL, 0, 0)
 DEFINE(unlinkat, unlinkat, int, (int fd, F0, int f), (fd, path, f), fd, path, -1, NULL, 0, f)
 // Not the library's: a sanitizer's runtime makes a directory before it can look up a symbol.

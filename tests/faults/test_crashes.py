@@ -18,7 +18,8 @@ from faults.test_fault_injection import require
         ("stock", 0),
         ("native-async", 10),
         ("torch-async", 10),
-        *(pytest.param(way, 500, marks=pytest.mark.long) for way in ("native", "torch", "native-async")),
+        ("safetensors", 10),
+        *(pytest.param(way, 500, marks=pytest.mark.long) for way in ("native", "torch", "native-async", "safetensors")),
     ],
 )
 def test_killed_savers_leave_a_whole_file(way, num_random, preload, tmp_path, report_counts):

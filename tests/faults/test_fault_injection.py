@@ -10,11 +10,11 @@ import pytest
 from conftest import require_native
 
 from faults.preload import run_module
-from faults.ways import OPTIONS
+from faults.ways import OPTIONS, SAFETENSORS
 
 
 def require(way):
-    if way.startswith("native"):
+    if way.startswith("native") or SAFETENSORS.get(way) == "native":
         require_native()
 
 
@@ -24,7 +24,7 @@ def way(request):
     return request.param
 
 
-@pytest.mark.parametrize("way", [*OPTIONS, "native-async", "torch-async"])
+@pytest.mark.parametrize("way", [*OPTIONS, "native-async", "torch-async", *SAFETENSORS])
 @pytest.mark.parametrize("size", ["quick", pytest.param("exhaustive", marks=pytest.mark.long)])
 @pytest.mark.timeout(900)
 def test_every_call_failing_in_every_way(size, way, preload, tmp_path, report_counts):

@@ -1,7 +1,9 @@
 """The model of power loss, replayed over recorded saves: see power_loss.py for what it assumes."""
 
+import hashlib
 import os
 import pickle
+import random
 
 import pytest
 
@@ -11,11 +13,22 @@ from faults.preload import run_module
 
 
 @pytest.fixture(scope="module")
-def records(preload, tmp_path_factory):
+def recorded(preload, tmp_path_factory):
     directory = tmp_path_factory.mktemp("records")
-    ways = ["torch", "legacy", "stock", *(["native"] if sio.backend_info().name == "native" else [])]
+    ways = [
+        "torch",
+        "legacy",
+        "stock",
+        "safetensors_torch",
+        *(["native", "safetensors"] if sio.backend_info().name == "native" else []),
+    ]
     run_module(preload, "power_loss_process", directory, *ways)
-    return pickle.loads((directory / "records.pickle").read_bytes())
+    return {name: pickle.loads((directory / f"{name}.pickle").read_bytes()) for name in ("records", "sums")}
+
+
+@pytest.fixture(scope="module")
+def records(recorded):
+    return recorded["records"]
 
 
 def histories(records, *, durable, stock=False):
@@ -112,3 +125,34 @@ def test_what_is_not_durable_may_be_lost(records):
     """Why durable=True is the default; a file system may well do better than the model."""
     for name, history, before, after in histories(records, durable=False):
         assert examine(history, before, after, first_violation_only=True).violations > 0, name
+
+
+def misfits(history, before, after):
+    """States in which the file is neither the old nor the new one, or the sum beside it is of another."""
+    target, sidecar = history.target, f"{history.target}.sha256"
+    right = {
+        content: f"{hashlib.sha256(content).hexdigest()}  model.pt\n" for content in (before[target], after[target])
+    }
+    for num_steps in range(len(history.steps) + 1):
+        for state in history.states(num_steps, random.Random(num_steps)):
+            files = history.contents(state, before)
+            line = files.get(sidecar, b"").decode()
+            if line not in ("", right.get(files.get(target), "no such file")) or files.get(target) not in right:
+                yield num_steps
+            if num_steps == len(history.steps):
+                assert files[sidecar] == after[sidecar]
+
+
+def test_no_sum_is_that_of_another_file(recorded):
+    for way, events, target, before, after in recorded["sums"]:
+        assert next(misfits(History.of(events, target, (f"{target}.sha256",)), before, after), None) is None, way
+
+
+def test_the_model_sees_a_sum_that_is_not_removed_first(recorded):
+    way, events, target, before, after = recorded["sums"][0]
+    history = History.of(events, target, (f"{target}.sha256",))
+    kept = history.without(lambda step: isinstance(step, Operation) and step.kind == "unname")
+    assert len(kept.steps) == len(history.steps) - 1 and next(misfits(kept, before, after), None) is not None, way
+    unname = next(i for i, step in enumerate(history.steps) if getattr(step, "kind", "") == "unname")
+    flush = next(step for step in history.steps[unname:] if is_flush_of_directory(step))
+    assert next(misfits(history.without(lambda step: step is flush), before, after), None) is not None, way
