@@ -21,18 +21,21 @@ def large(tmp_path_factory):
         path.with_suffix(suffix).unlink()
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt"])
 @pytest.mark.parametrize(
     ("action", "at_most"),
     [
         ("c = sio.open_checkpoint(path, backend=backend); [c.info(n) for n in c]", 3 * MIB),
         ("assert sio.open_checkpoint(path, backend=backend)['s'].shape == (5,)", 3 * MIB),
         ("assert sio.open_checkpoint(path, backend=backend).get_slice('matrix')[64:128].nbytes == 2**20", 4 * MIB),
+        ("assert 'matrix' in sio.open_checkpoint(path, backend=backend)", 3 * MIB),
         ("assert sio.verify(path, backend=backend).ok", 3 * MIB),
     ],
 )
 def test_only_what_is_needed_is_read(action, at_most, suffix, large, backend):
-    found = measured(action, f"{large}{suffix}", backend)
+    if suffix == ".pt" and "verify" in action:
+        pytest.skip("reads all")
+    found = measured(action, large.with_suffix(suffix), backend)
     assert found["read"] <= at_most and found["extra"] <= 24 * MIB, found
 
 

@@ -168,6 +168,9 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         """
         self._tensors.check(progress)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors.names()  # a mapping's own would read the tensor
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors.names())
 

@@ -33,15 +33,16 @@ class SafetensorsTensors:
                 tensor.in_torch()
             except ValueError as e:
                 self.refused[name] = (str(e),)
+        self._readable = self._file.tensors
+        if self.refused:
+            self._readable = {name: each for name, each in self._file.tensors.items() if name not in self.refused}
 
     @property
     def nbytes(self) -> int:
         return self._stored.nbytes
 
     def names(self) -> Collection[str]:
-        if not self.refused:
-            return self._file.tensors.keys()
-        return [name for name in self._file.tensors if name not in self.refused]
+        return self._readable.keys()
 
     def placeholder(self, name: str) -> torch.Tensor:
         if name in self.refused:
