@@ -184,7 +184,7 @@ def load_safetensors(
         storage = feed.take(name, tensor.nbytes)
         if file.swaps:
             storage.byteswap(dtype)
-        if device is None:
+        if storage.device.type == "cpu":  # not read onto the device at once
             storage = restore(storage, "cpu")
         found[name] = on_storage(storage, dtype, shape)
     return found
