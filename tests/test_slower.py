@@ -189,7 +189,7 @@ def test_a_proof_of_loading_that_does_not_hold(verdict, monkeypatch, path):
 
 def test_saving_from_a_device_that_no_torch_module_serves(monkeypatch, no_torch_module, path):
     assert warned_by(SAVES["save"], path) == []  # on the host nothing is slower
-    monkeypatch.setattr(native.NativePlannedArchive, "device_nbytes", {"cuda:0": 4000})
+    monkeypatch.setattr(native.NativeFile, "device_nbytes", {"cuda:0": 4000})
     (warning,) = warned_by(SAVES["save"], path)
     assert "9.9" in str(warning.message) and "do this" in str(warning.message)
 

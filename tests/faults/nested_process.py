@@ -104,7 +104,7 @@ def admission(path, action, backend, save):
 def snapshot(path, action, backend, save):
     from statedict_io.backends import native, python
 
-    for archive in (native.NativePlannedArchive, python.PythonPlannedArchive):
+    for archive in (native.NativeFile, python.PythonFile):
         raised_in(archive, "snapshot", action)
     save(state(1), path, backend=backend)
 
