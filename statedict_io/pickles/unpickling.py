@@ -199,6 +199,11 @@ class LoadSteps:
 
     name = "the file"  #: what errors call it
 
+    def open_file(self, f: Any, mode: str) -> contextlib.AbstractContextManager[Any]:
+        """In place of ``torch.serialization._open_file_like``, before all others."""
+        opened: contextlib.AbstractContextManager[Any] = torch.serialization._open_file_like(f, mode)
+        return opened
+
     def open_archive(self, file: Any) -> contextlib.AbstractContextManager[Any]:
         """A :class:`ZipReader`, or torch's own reader, for the opened file."""
         raise NotImplementedError
@@ -243,6 +248,7 @@ def load_through(steps: LoadSteps) -> Callable[..., Any]:
     module = vars(torch.serialization)
     names = {
         **module,
+        "_open_file_like": steps.open_file,
         "_open_zipfile_reader": steps.open_archive,
         "_load": functools.partial(_unpickle_archive, steps),
         "_legacy_load": functools.partial(_unpickle_legacy, steps),

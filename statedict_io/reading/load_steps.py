@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 import torch.serialization
@@ -59,10 +59,15 @@ def wants_map(mmap: bool | None) -> bool:
 
 
 class ArchiveSteps(LoadSteps):
-    """The steps of one load. Which reader it is that :meth:`open_archive` opens decides which steps follow."""
+    """The steps of one load. Which reader it is that :meth:`open_archive` opens decides which steps follow.
 
-    def __init__(self, request: LoadRequest) -> None:
+    Args:
+        file: the file at the path, where it has been opened. It is read once, and left open.
+    """
+
+    def __init__(self, request: LoadRequest, file: BinaryIO | None) -> None:
         self.request = request
+        self._file = file
         self.stopped_at_end = False  #: whether the unpickler has failed at the end of a file that is no archive
         self.name = os.fsdecode(request.name) if isinstance(request.name, (str, os.PathLike)) else "the file"
         # Of an archive that is read here:
@@ -71,6 +76,10 @@ class ArchiveSteps(LoadSteps):
         # Of one that torch reads by itself:
         self._unchecked: StoredRecords | None = None  #: to be verified before that
         self._settle: Callable[[], None] = lambda: None  #: of :func:`opened_again`
+
+    def open_file(self, f: Any, mode: str) -> contextlib.AbstractContextManager[Any]:
+        file, self._file = self._file, None
+        return super().open_file(f, mode) if file is None else contextlib.nullcontext(file)
 
     def open_archive(self, file: Any) -> contextlib.AbstractContextManager[Any]:
         records = self._open_records(file)

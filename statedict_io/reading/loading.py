@@ -20,7 +20,7 @@ from .load_steps import ArchiveSteps, LoadRequest
 from .opened_again import Replaced
 from .trial import loads_like_torch
 from .weight_folders import is_folder
-from .weights import file_to_load, opened_weights
+from .weights import file_to_load, opened_file, weights_of
 
 if TYPE_CHECKING:
     from ..remote.ranges import RangedObject
@@ -100,9 +100,10 @@ def load(
         load_file = functools.partial(
             load, map_location=map_location, weights_only=weights_only, mmap=mmap, verify=verify, backend=backend
         )
-        weights = None
+        file, weights = None, None
         if pickle_module is None and not pickle_load_args:
-            weights = exit_stack.enter_context(opened_weights(f, source, name, chosen, load_file, mmap=mmap))
+            file = None if source is not None else exit_stack.enter_context(opened_file(f))
+            weights = weights_of(file if source is None else source, name, chosen, load_file, mmap=mmap)
         if weights is not None:
             with progress_module.reporting(progress, "load") as callback, naming_as_torch():
                 return weights.load(map_location, backend, callback, verify=verify)
@@ -122,7 +123,7 @@ def load(
         )
         options: dict[str, Any] = {"weights_only": weights_only, "mmap": mmap, **pickle_load_args}
         for _ in range(_MAX_ATTEMPTS):
-            steps = ArchiveSteps(request)
+            steps, file = ArchiveSteps(request, file), None
             with contextlib.suppress(Replaced), raising_as_torch(steps, pickled_by_default=is_default):
                 if has_our_steps:
                     return load_through(steps)(f, map_location, pickle_module, **options)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,7 +19,6 @@ from ..errors import FileKindError, LoadedKindError, StateDictIOError, as_raised
 from ..formats import kinds
 from ..progress import ProgressCallback, over_parts
 from ..remote.urls import is_url
-from ..system.descriptors import descriptor_of
 from ..untrusted.limits import listed
 from .load_steps import makes_no_data, wants_map, without_checksums
 from .map_location import is_meta, only_device, saved_from_cpu_stays
@@ -65,43 +65,48 @@ def file_to_load(folder: Any) -> str:
         raise error from None
 
 
-@contextlib.contextmanager
-def opened_weights(
-    f: Any, source: RangedObject | None, name: Any, backend: Backend, load_file: LoadFile, *, mmap: bool | None
-) -> Iterator[Weights | None]:
-    """What a path or URL leads to, open inside the block; None where it is for ``torch.load``, which then says too what
-    is wrong with it.
+def opened_file(f: Any) -> contextlib.AbstractContextManager[io.BufferedReader | None]:
+    """The file at a path; None for what is no path, or cannot be opened: ``torch.load`` says why."""
+    if isinstance(f, (str, os.PathLike)):
+        with contextlib.suppress(OSError, ValueError):
+            return open(f, "rb")
+    return contextlib.nullcontext()
+
+
+def weights_of(
+    file: io.BufferedReader | RangedObject | None,
+    name: Any,
+    backend: Backend,
+    load_file: LoadFile,
+    *,
+    mmap: bool | None,
+) -> Weights | None:
+    """What a path or URL leads to; None where it is for ``torch.load``, which then says too what is wrong with it.
 
     Args:
-        f, mmap: as of :func:`~statedict_io.load`.
-        source: where ``f`` came as a URL.
+        file: is read positionally, while it is open.
         name: of the file, for messages and for what is beside it.
         load_file: for files that an index names.
+        mmap: as of :func:`~statedict_io.load`.
     """
-    with contextlib.ExitStack() as exit_stack:
-        opened: OpenedBytes | None = None
-        kind: kinds.FileKind | None = None
-        if source is not None:
-            opened = ObjectBytes(source, backend)
-        elif isinstance(f, (str, os.PathLike)):
-            with contextlib.suppress(OSError, ValueError):
-                fd = exit_stack.enter_context(descriptor_of(os.fsdecode(f), os.O_RDONLY))
-                opened = FileBytes(fd, os.fsdecode(name), backend)
-        if opened is not None:
-            with contextlib.suppress(OSError):
-                kind = kinds.of_start(opened.read_at(0, kinds.START_NBYTES), opened.name)
-        if opened is None or kind not in (kinds.SAFETENSORS, kinds.JSON):
-            exit_stack.close()
-            yield None
-        elif kind is kinds.JSON:
-            shards = shards_of(opened, opened.name)
-            if shards is not None and _in_index.get():
-                raise FileKindError(f"{opened.name}: {kinds.JSON}")
-            yield None if shards is None else _Sharded(shards, load_file)
-        elif makes_no_data() or (wants_map(mmap) and opened.name.endswith(".safetensors")):
-            yield None
+    if file is None:
+        return None
+    try:
+        if isinstance(file, io.IOBase):
+            opened: OpenedBytes = FileBytes(file.fileno(), os.fsdecode(name), backend)
         else:
-            yield _Safetensors(opened)
+            opened = ObjectBytes(file, backend)
+        kind = kinds.of_start(opened.read_at(0, kinds.START_NBYTES), opened.name)
+    except OSError:
+        return None
+    if kind is kinds.JSON:
+        shards = shards_of(opened, opened.name)
+        if shards is not None and _in_index.get():
+            raise FileKindError(f"{opened.name}: {kinds.JSON}")
+        return None if shards is None else _Sharded(shards, load_file)
+    if kind is not kinds.SAFETENSORS or makes_no_data() or (wants_map(mmap) and opened.name.endswith(".safetensors")):
+        return None
+    return _Safetensors(opened)
 
 
 class _Safetensors:

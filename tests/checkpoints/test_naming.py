@@ -55,7 +55,7 @@ def test_patterns_that_cannot_be(text):
 
 
 def test_a_pattern_that_promises_another_format():
-    with pytest.raises(sio.FileKindError, match=r"save it as \{step\}\.pt"):
+    with pytest.raises(sio.FileKindError, match=r"a name that ends in \.pt"):
         sio.CheckpointDirectory("runs", pattern="{step}.safetensors")
 
 

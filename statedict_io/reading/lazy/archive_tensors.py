@@ -47,13 +47,7 @@ class ArchiveTensors(ObjectTensors):
             if not weights_only:
                 raise
             raise refusal(self._file.path, e, CURE) from None
-        super().__init__(
-            self._file.stored,
-            self._outline.root,
-            record_of=self._file.record_of if self._outline.is_lazy else lambda _: None,
-            rebuilt=self._rebuilt,
-            close=close,
-        )
+        super().__init__(self._file.stored, self._outline.root, close=close)
 
     def facts(self) -> dict[str, Any]:
         records = self._file.records
@@ -82,6 +76,9 @@ class ArchiveTensors(ObjectTensors):
                 "statedict_io.load returns for it"
             )
         return self._outline.made_with(_Feed(self._file.records, take))
+
+    def _record_of(self, placeholder: torch.Tensor) -> int | None:
+        return self._file.record_of(placeholder) if self._outline.is_lazy else None
 
     def _rebuilt(self, name: str) -> torch.Tensor:
         found = self.placeholder(name)

@@ -87,12 +87,10 @@ class LegacyTensors(ObjectTensors):
         if weights_only:
             check_pickle(self._file.object_pickle, opened.name)
         self._whole: Any = None
-        is_lazy = True
         try:
             self._storages, root = self._outlined()
             entries = legacy_file.entries(opened, self._file, self._storages.said)
         except (_NeedsData, *WANTS_DATA):
-            is_lazy = False
             entries = RangeEntries([], [])
             root = self._whole = _loaded(opened, weights_only)
         except pickle.UnpicklingError as e:
@@ -101,13 +99,7 @@ class LegacyTensors(ObjectTensors):
             raise refusal(opened.name, e, CURE) from None
         stored = StoredTensors(payloads_in(opened, entries), swaps=sys.byteorder == "big")
         self._indices = {key: index for index, key in enumerate(self._file.keys)}
-        super().__init__(
-            stored,
-            root,
-            record_of=self._plain_record_of if is_lazy else lambda _: None,
-            rebuilt=self._rebuilt,
-            close=close,
-        )
+        super().__init__(stored, root, close=close)
 
     def _outlined(self) -> tuple[_Storages, Any]:
         if not self._weights_only:
@@ -149,7 +141,9 @@ class LegacyTensors(ObjectTensors):
         pickle_module = torch._weights_only_unpickler if self._weights_only else pickle
         return self._unpickled(pickle_module, take=take)[1]
 
-    def _plain_record_of(self, placeholder: torch.Tensor) -> int | None:
+    def _record_of(self, placeholder: torch.Tensor) -> int | None:
+        if self._whole is not None:
+            return None
         key = self._storages.key_of(placeholder)
         if key is None:
             return None
@@ -182,13 +176,14 @@ class TarTensors(ObjectTensors):
                 "trust the file, pass weights_only=False (`statedict-io convert --trust`)"
             )
         self._root = root = _loaded(opened, weights_only)
-        super().__init__(
-            StoredTensors(payloads_in(opened, RangeEntries([], []))),
-            root,
-            record_of=lambda _: None,
-            rebuilt=self.placeholder,
-            close=close,
-        )
+        super().__init__(StoredTensors(payloads_in(opened, RangeEntries([], []))), root, close=close)
+
+    def _record_of(self, placeholder: torch.Tensor) -> int | None:
+        del placeholder
+        return None
+
+    def _rebuilt(self, name: str) -> torch.Tensor:
+        return self.placeholder(name)
 
     def made_on(self, take: Callable[[str, int], torch.UntypedStorage]) -> Any:
         return self._root

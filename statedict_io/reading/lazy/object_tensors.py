@@ -25,14 +25,11 @@ CURE = (
 
 class ObjectTensors:
     """What of :class:`~.named_tensors.NamedTensors` and :class:`~.named_tensors.StoredObject` follows from the object;
-    to be derived from for what is left: ``facts``, ``check`` and ``made_on``.
+    to be derived from for what is left: ``facts``, ``check``, ``made_on`` and the two methods that come first here.
 
     Args:
         stored: reads the tensors that have placeholders.
         root: what was saved.
-        record_of: the payload that all of a tensor in ``root`` lies in, or would if it were not deferred; None for
-            other kinds.
-        rebuilt: ``rebuilt(name)`` makes a tensor that consists of several storages, or is made with its data.
         close: closes the file.
     """
 
@@ -41,18 +38,23 @@ class ObjectTensors:
         stored: StoredTensors,
         root: Any,
         *,
-        record_of: Callable[[torch.Tensor], int | None],
-        rebuilt: Callable[[str], torch.Tensor],
         close: Callable[[], None],
     ) -> None:
         self._stored = stored
-        self._record_of = record_of
-        self._make_rebuilt = rebuilt
         self._close = close
         self.metadata: dict[str, str] = {}
         self._tensors, self._others, self._hidden = self.flat(root)
         refused = [name for name, value in self._tensors.items() if isinstance(value, Refused)]
         self._refused = {name: self._tensors.pop(name).names for name in refused}
+
+    def _record_of(self, placeholder: torch.Tensor) -> int | None:
+        """The payload that all of a tensor of the object lies in, or would if it were not deferred; None for other
+        kinds."""
+        raise NotImplementedError
+
+    def _rebuilt(self, name: str) -> torch.Tensor:
+        """A tensor that consists of several storages, or is made with its data."""
+        raise NotImplementedError
 
     def flat(self, root: Any) -> tuple[dict[str, Any], OtherNames, HiddenTensors]:
         try:
@@ -97,7 +99,7 @@ class ObjectTensors:
     def tensor(self, name: str) -> torch.Tensor:
         placeholder = self.placeholder(name)
         record = self._record_of(placeholder)
-        return self._make_rebuilt(name) if record is None else self._stored.tensor(record, placeholder)
+        return self._rebuilt(name) if record is None else self._stored.tensor(record, placeholder)
 
     def is_plain(self, name: str) -> bool:
         placeholder = self.placeholder(name)
