@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from statedict_io.formats.safetensors_header import entries
+from statedict_io.formats.safetensors_header import METADATA, TensorFields, entries
 
 ENTRY = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
 HEADERS = {
@@ -21,7 +21,12 @@ HEADERS = {
 @pytest.mark.parametrize("options", [{}, {"indent": 1}, {"ensure_ascii": False, "separators": (",", ":")}])
 def test_sound_headers(name, options):
     text = json.dumps(HEADERS[name], **options).encode()
-    assert dict(entries(text)) == HEADERS[name] and [*dict(entries(text + b"  "))] == [*HEADERS[name]]
+    expected = [(key, fields if key == METADATA else _fields(**fields)) for key, fields in HEADERS[name].items()]
+    assert [*entries(text)] == expected and [*entries(text + b"  ")] == expected
+
+
+def _fields(dtype, shape, data_offsets, **others):
+    return TensorFields(dtype, tuple(shape), *data_offsets)
 
 
 @pytest.mark.parametrize(
