@@ -120,37 +120,45 @@ class History:
             fate = dict(zip(pending, chosen, strict=True))
             yield [(step, fate.get(step, ALL)) for step in done if isinstance(step, Operation)]
 
-    def content(self, state, before):
-        """Of the target in a state; None where there is no file. `before`: its content before the save, or None."""
-        return self.contents(state, {} if before is None else {self.target: before}).get(self.target)
-
     def contents(self, state, before):
-        """The same of all files, by their names."""
+        """Of all files in a state, by their names; `before`: those before the save."""
+        return {path: content_of(changes, before) for path, changes in self.changes(state, before).items()}
+
+    def changes(self, state, before):
+        """What each file is made of, by its name: the path that its old content had, or None, and what has been done
+        to that. Equal for equal contents."""
         inodes = {path: -i for i, path in enumerate((self.target, *self.others))}
-        old = {inodes[path]: content for path, content in before.items()}
+        paths = {inode: path for path, inode in inodes.items()}
         names = {path: inodes[path] for path in before}
+        done = {}
         for operation, fate in state:
-            if fate != NONE and operation.kind == "name":
+            if fate == NONE:
+                continue
+            if operation.kind == "name":
                 names[operation.paths[0]] = operation.inode
-            elif fate != NONE and operation.kind == "unname":
+            elif operation.kind == "unname":
                 names.pop(operation.paths[0], None)
-            elif fate != NONE and operation.kind == "rename":
+            elif operation.kind == "rename":
                 names.pop(operation.paths[0], None)
                 names[operation.paths[1]] = operation.inode
-        return {path: self._content_of(inode, state, old.get(inode)) for path, inode in names.items()}
+            else:
+                done.setdefault(operation.inode, []).append((operation, fate))
+        return {path: (paths.get(inode), tuple(done.get(inode, ()))) for path, inode in names.items()}
 
-    def _content_of(self, inode, state, before):
-        changes = [(operation, fate) for operation, fate in state if operation.inode == inode and fate != NONE]
-        content = bytearray(before or b"")
-        for operation, fate in changes:
-            if operation.kind == "resize":
-                del content[operation.nbytes :]
-                content.extend(bytes(operation.nbytes - len(content)))
-            elif operation.kind == "write":
-                data = operation.data if fate == ALL else operation.data[: len(operation.data) // 2]
-                content.extend(bytes(max(0, operation.offset + len(data) - len(content))))
-                content[operation.offset : operation.offset + len(data)] = data
-        return bytes(content)
+
+def content_of(changes, before):
+    """The bytes of a file, from what :meth:`History.changes` says of it; `before`: contents by their paths."""
+    path, done = changes
+    content = bytearray(before.get(path, b""))
+    for operation, fate in done:
+        if operation.kind == "resize":
+            del content[operation.nbytes :]
+            content.extend(bytes(operation.nbytes - len(content)))
+        else:
+            data = operation.data if fate == ALL else operation.data[: len(operation.data) // 2]
+            content.extend(bytes(max(0, operation.offset + len(data) - len(content))))
+            content[operation.offset : operation.offset + len(data)] = data
+    return bytes(content)
 
 
 @dataclass
@@ -164,13 +172,21 @@ class Verdict:
 def examine(history, before, after, *, seed=0, first_violation_only=False):
     """Cuts the power after every step, in every way (or many ways, where there are too many)."""
     chance, verdict = random.Random(seed), Verdict()
+    files = {} if before is None else {history.target: before}
+    known = {
+        None: (before is None, False)
+    }  # by what the file is made of: whether it is the old or new one, the new one
     for num_steps in range(len(history.steps) + 1):
         verdict.prefixes += 1
         for state in history.states(num_steps, chance):
             verdict.states += 1
-            found = history.content(state, before)
-            verdict.violations += found not in (before, after)
-            verdict.lost_after_return += num_steps == len(history.steps) and found != after
+            changes = history.changes(state, files).get(history.target)
+            if changes not in known:
+                found = content_of(changes, files)
+                known[changes] = (found in (before, after), found == after)
+            is_sound, is_new = known[changes]
+            verdict.violations += not is_sound
+            verdict.lost_after_return += num_steps == len(history.steps) and not is_new
             if first_violation_only and verdict.violations:
                 return verdict
     return verdict
