@@ -4,43 +4,17 @@ The wire is real: HTTP on loopback, multipart uploads, range requests, signature
 """
 
 import contextlib
-import re
+import functools
 import socket
 import threading
 import time
-from typing import NamedTuple
-from urllib.parse import parse_qs
 
 from werkzeug.serving import WSGIRequestHandler, make_server
 
+from .s3_request import request_of
+
 KEY, SECRET = "the-key", "the-secret"
 ERROR = "<?xml version='1.0'?><Error><Code>{}</Code><Message>{}</Message></Error>"
-
-
-class Request(NamedTuple):
-    method: str
-    path: str
-    query: dict[str, list[str]]
-    range: tuple[int, int] | None  #: of a GET, end excluded
-    nbytes: int  #: of the body
-
-    @property
-    def part(self):
-        return int(self.query["partNumber"][0]) if "partNumber" in self.query else None
-
-    @property
-    def kind(self):
-        """The S3 action, as far as the tests care."""
-        names = {
-            ("POST", "uploads"): "create",
-            ("POST", "uploadId"): "complete",
-            ("PUT", "uploadId"): "part",
-            ("DELETE", "uploadId"): "abort",
-        }
-        for (method, word), name in names.items():
-            if self.method == method and word in self.query:
-                return name
-        return {"PUT": "put", "GET": "get", "HEAD": "head"}.get(self.method, self.method)
 
 
 def error(status, code, message="injected"):
@@ -129,12 +103,11 @@ class S3Server:
         return [request.kind for request in self.requests]
 
     def _door(self, environ, start_response):
-        request = Request(
+        request = request_of(
             environ["REQUEST_METHOD"],
             environ["PATH_INFO"],
-            parse_qs(environ["QUERY_STRING"], keep_blank_values=True),
-            _range(environ.get("HTTP_RANGE", "")),
-            int(environ.get("CONTENT_LENGTH") or 0),
+            environ["QUERY_STRING"],
+            functools.partial(_header, environ),
         )
         with self._lock:
             self.requests.append(request)
@@ -157,6 +130,6 @@ class S3Server:
                 self._now -= 1
 
 
-def _range(header):
-    match = re.fullmatch(r"bytes=(\d+)-(\d+)", header)
-    return (int(match[1]), int(match[2]) + 1) if match else None
+def _header(environ, name):
+    name = name.upper().replace("-", "_")
+    return environ.get(name if name == "CONTENT_LENGTH" else f"HTTP_{name}")
