@@ -19,6 +19,11 @@ PACKAGES = (
     "torch_checkpointing",
     "deepspeed",
     "numpy",
+    "fsspec",
+    "s3fs",
+    "boto3",
+    "obstore",
+    "s3torchconnector",
 )
 
 

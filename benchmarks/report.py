@@ -51,6 +51,11 @@ def markdown(document: dict[str, Any]) -> str:
         of_save = document["timeline"]
         parts = [source(document), markdown_table(timeline.title(of_save), *timeline.cells(of_save))]
         return "\n\n".join([*parts, timeline.writes_line(of_save)])
+    if "remote" in document:
+        tables = (
+            markdown_table(results.remote_title(part), *results.remote_cells(part)) for part in document["remote"]
+        )
+        return "\n\n".join([source(document), *tables])
     if results.is_compared(document):
         return "\n\n".join([source(document), *map(compared_table, results.compared(document))])
     return "\n\n".join([source(document), *(table(run) for run in document["runs"] if run["contenders"])])

@@ -97,7 +97,7 @@ class Compared(NamedTuple):
 
 
 #: What the documents have in which one quantity after the other is compared.
-COMPARED = ("stall", "parts", "directories")
+COMPARED = ("stall", "parts", "directories", "remote")
 
 
 def is_compared(document: dict[str, Any]) -> bool:
@@ -105,7 +105,18 @@ def is_compared(document: dict[str, Any]) -> bool:
 
 
 def compared(document: dict[str, Any]) -> list[Compared]:
-    """What a file of `benchmarks.asynchronous`, `benchmarks.reading` or `benchmarks.directories` compares."""
+    """What a file of `benchmarks.asynchronous`, `.reading`, `.directories` or `.remote` compares."""
+    if "remote" in document:
+        return [
+            Compared(
+                "-".join([part["action"], str(part["connections"]), *([] if part["rate"] else ["unlimited"])]),
+                remote_title(part),
+                f"seconds, {part['action'].replace('_', ' ')}",
+                "s",
+                {entry["label"]: entry for entry in part["contenders"].values() if entry["median"]},
+            )
+            for part in document["remote"]
+        ]
     if "directories" in document:
         return [
             Compared(f"{number}", part["what"], "seconds of the call", "s", part["contenders"])
@@ -286,3 +297,38 @@ def plain_table(headings: list[str], body: list[list[str]]) -> str:
         )
         lines.append("  ".join([first, *rest]))
     return "\n".join(lines)
+
+
+def remote_title(part: dict[str, Any]) -> str:
+    speed = f"{part['rate'] / 1e6:g} MB/s each" if part["rate"] else "no limit of the rate"
+    size, connections = format_size(part["payload_bytes"]), part["connections"]
+    action = part["action"].replace("_", " ")
+    return f"{action}: {size}, {connections} connections, {part['latency_s'] * 1e3:g} ms, {speed}"
+
+
+def remote_cells(part: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of what `benchmarks.remote` measured of one action at one number of connections."""
+    nbytes, rate = part["payload_bytes"], part["rate"]
+    is_whole = part["action"] != "first_tensor"
+    headings = ["", "seconds", "MB/s", "of the network", "extra MiB", "CPU s/GB", "requests"]
+    if not is_whole:
+        headings[2:4] = ["MB read", "round trips"]
+    body = []
+    for entry in part["contenders"].values():
+        if not entry["median"]:
+            continue
+        median = entry["median"]
+        speed, extra = nbytes / median["s"], median.get("extra_bytes")
+        share = f"{speed / (part['connections'] * rate):.0%}" if rate else "-"
+        body.append(
+            [
+                entry["label"],
+                f"{median['s']:.2f}",
+                f"{speed / 1e6:.0f}" if is_whole else f"{median['nbytes_down'] / 1e6:.1f}",
+                share if is_whole else f"{median['round_trips']:g}",
+                "-" if extra is None else f"{extra / 2**20:.0f}",
+                f"{median['cpu_s_per_gb']:.2f}",
+                f"{median['requests']:g}",
+            ]
+        )
+    return headings, body

@@ -81,6 +81,24 @@ def test_ranks(tmp_path):
 
 
 @pytest.mark.timeout(200)
+def test_remote(tmp_path):
+    pytest.importorskip("s3fs")
+    contenders = ["statedict_io", "operations_presigned"]
+    _, document = smoke("remote", tmp_path, "--contenders", *contenders)
+    save, load, first = document["remote"]
+    assert [part["action"] for part in (save, load, first)] == ["save", "load", "first_tensor"]
+    assert list(save["contenders"]) == list(load["contenders"]) == contenders
+    assert list(first["contenders"]) == ["statedict_io"]
+    for part in (save, load, first):
+        for of in part["contenders"].values():
+            assert of["status"] == "ok" and of["rounds"] == 1
+            assert of["median"]["s"] >= part["latency_s"] and of["median"]["requests"] >= 1
+    assert save["contenders"]["operations_presigned"]["median"]["kinds"] == {"create": 1, "part": 2, "complete": 1}
+    tables = [line for line in report.markdown(document).splitlines() if line.startswith("|")]
+    assert len(tables) == 3 * 2 + 5
+
+
+@pytest.mark.timeout(200)
 def test_timeline(tmp_path):
     if sio.backend_info().name != "native":
         run, _ = smoke("timeline", tmp_path, returncode=1)
