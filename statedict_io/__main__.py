@@ -71,7 +71,27 @@ def main(argv: list[str] | None = None) -> int:
         help="write into the file DST (of a directory: its .metadata) itself, where it cannot be replaced as a whole; "
         "if that fails, it is damaged",
     )
-    convert_.set_defaults(run=lambda a: convert.run(a.source, a.destination, trust=a.trust, in_place=a.in_place))
+    convert_.add_argument(
+        "--max-shard-size",
+        "--max-shard-nbytes",
+        type=_shard_nbytes,
+        metavar="SIZE",
+        help="write .safetensors shards of at most so many bytes of tensors, such as 5GB, and an index; DST is a "
+        "directory, or the name of the index in one",
+    )
+    convert_.add_argument(
+        "--digest", choices=["sha256"], help="write the sums of what is written beside it, for sha256sum -c"
+    )
+    convert_.set_defaults(
+        run=lambda a: convert.run(
+            a.source,
+            a.destination,
+            trust=a.trust,
+            in_place=a.in_place,
+            max_shard_nbytes=a.max_shard_size,
+            digest=a.digest,
+        )
+    )
 
     list_ = commands.add_parser(
         "list", help="list the checkpoints of a directory; exit code 0 all sound, 1 one is damaged, 2 it cannot be read"
@@ -157,6 +177,14 @@ def _nbytes(text: str) -> int:
     if not match:
         raise argparse.ArgumentTypeError(f"not a size: {text!r}")
     return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def _shard_nbytes(text: str) -> int:
+    """As huggingface_hub and transformers understand it: of ``5GB`` and ``5GiB`` the second is larger."""
+    match = re.fullmatch(r"(\d+)\s*(?:([KMGT])(I?)B)?", text.upper())
+    if not match or not int(match[1]):
+        raise argparse.ArgumentTypeError(f"not a size such as 5GB: {text!r}")
+    return int(match[1]) * (1024 if match[3] else 1000) ** (" KMGT".index(match[2] or " "))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,10 @@ import torch
 from safetensors.torch import load_file
 
 
+def contents_of(directory):
+    return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+
+
 def state_of(generation, size=1000):
     return {name: torch.full((size,), float(generation)) for name in ("a", "b", "c")}
 

@@ -41,12 +41,14 @@ INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', re.M)
 IMPORTS = {
     "__main__": "backends commands errors untrusted version",
     "__init__": "backends checkpoints errors reading reading/lazy version writing",
-    "commands": "checkpoints conversion dcp errors installed progress reading reading/lazy system untrusted writing",
+    "commands": "checkpoints conversion dcp errors installed progress reading reading/lazy remote system untrusted"
+    " writing",
     "integrations": "reading writing",
     "checkpoints": "dcp errors options reading remote system writing",
     "dcp": "archive backends errors installed names options pickles progress reading reading/lazy remote system"
     " untrusted writing",
-    "conversion": "backends errors formats installed pickles progress reading reading/lazy system untrusted writing",
+    "conversion": "backends errors formats installed options pickles progress reading reading/lazy system untrusted"
+    " writing",
     "reading/lazy": "archive errors formats installed names options pickles progress reading remote untrusted",
     "reading": "archive backends errors formats installed names options pickles progress remote system untrusted",
     "writing": "backends errors formats installed options pickles progress remote system untrusted",

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import require_package
 from oracle import attempt
+from shard_sets import contents_of as contents
 from shard_sets import state_of, whole_set
 
 import statedict_io as sio
@@ -36,10 +37,6 @@ STATES = {
     "names": ({'a"é\n': torch.ones(100), "": torch.ones(100), "\U0001f600": torch.ones(100)}, 400),
     "a module": (torch.nn.Sequential(*(torch.nn.Linear(20, 20) for _ in range(6))).state_dict(), 2500),
 }
-
-
-def contents(directory):
-    return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
 
 
 @pytest.mark.parametrize(("state", "nbytes"), STATES.values(), ids=STATES)

@@ -16,17 +16,18 @@ import torch.serialization
 from .. import backends
 from ..backends import reproduction
 from ..backends.payloads import Value
-from ..backends.protocol import Content, PlannedFile, Records
+from ..backends.protocol import PlannedFile, Records
 from ..installed import torch_format
 from ..pickles.pickling import pickle_object
 from ..progress import ProgressCallback
 from ..reading.lazy.checkpoint import Checkpoint
 from ..reading.lazy.named_tensors import StoredObject
 from ..reading.safetensors_payloads import on_storage
+from ..system.file_digest import FileDigest
 from ..untrusted.written_out import check_written_out, untied
-from ..writing.places import write_content, write_file
+from ..writing.saving import PlannedSave, write_planned
 from ..writing.stock_saves import StockZip
-from ..writing.targets import FileTarget
+from ..writing.targets import FileTarget, URLTarget
 from .outcome import Conversion
 from .streamed_tensor import StreamedTensor
 from .to_safetensors import check_none_refused, shared_by
@@ -35,26 +36,27 @@ _PIECE_NBYTES = 8 << 20
 _BLOCK_NBYTES = 256 << 20
 
 
-def to_pt(checkpoint: Checkpoint, target: FileTarget, progress: ProgressCallback | None, atomic: bool) -> Conversion:
+def to_pt(
+    checkpoint: Checkpoint,
+    target: FileTarget | URLTarget,
+    progress: ProgressCallback | None,
+    atomic: bool,
+    digest: FileDigest | None,
+) -> Conversion:
     check_none_refused(checkpoint)
     checkpoint.check()
     stored = checkpoint.stored_object
     source = _NamedTensors(checkpoint) if stored is None else _Object(checkpoint, stored)
     if backends.choose("python") is None:
-        content: Content = StockZip(source.with_data(), target.archive_name)
+        content: PlannedFile | StockZip = StockZip(source.with_data(), target.archive_name)
     else:
         content = _archive(source, target.archive_name)
-    write_file(
-        target,
-        lambda file: write_content(content, file, durable=True, progress=progress),
-        durable=True,
-        atomic=atomic,
-        for_torch=isinstance(content, StockZip),
-    )
+    write_planned(PlannedSave(target, content), durable=True, progress=progress, atomic=atomic, digest=digest)
     num_tensors = len(checkpoint)
     nbytes = sum(checkpoint.info(name).nbytes for name in checkpoint)
     left_out = [key for key, value in checkpoint.metadata.items() if (key, value) != ("format", "pt")]
-    return Conversion(num_tensors, nbytes, source.left_out, source.untied, left_out)
+    sums = {} if digest is None else {target.file_name: digest.hexdigest()}
+    return Conversion(num_tensors, nbytes, source.left_out, source.untied, left_out, sums)
 
 
 class _Source(Protocol):

@@ -1,53 +1,89 @@
-"""From a checkpoint of ``torch.save`` to ``.safetensors``, block by block."""
+"""From a checkpoint of any kind to ``.safetensors``, block by block."""
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 
 from ..backends.payloads import Value
 from ..backends.python import PythonFile
 from ..errors import StateDictIOError
 from ..formats import safetensors_format
 from ..progress import ProgressCallback
-from ..reading.lazy.checkpoint import Checkpoint
+from ..reading.lazy.checkpoint import Checkpoint, TensorInfo
+from ..system.file_digest import FileDigest
 from ..untrusted.limits import listed
 from ..untrusted.written_out import check_written_out, untied
-from ..writing.places import write_content, write_file
-from ..writing.targets import FileTarget
+from ..writing.saving import PlannedSave, write_planned
+from ..writing.targets import FileTarget, URLTarget
 from .outcome import Conversion
 from .streamed_tensor import StreamedTensor
 
 
 def to_safetensors(
-    checkpoint: Checkpoint, target: FileTarget, progress: ProgressCallback | None, atomic: bool
+    checkpoint: Checkpoint,
+    target: FileTarget | URLTarget,
+    progress: ProgressCallback | None,
+    atomic: bool,
+    digest: FileDigest | None,
 ) -> Conversion:
+    infos = holdable(checkpoint)
+    content = content_of(checkpoint, infos, {"format": "pt", **checkpoint.metadata}, checkpoint.path)
+    report = Reports(checkpoint, content.nbytes, progress)
+    checkpoint.check(report.checked)
+    write_planned(PlannedSave(target, content), durable=True, progress=report.written, atomic=atomic, digest=digest)
+    return outcome(checkpoint, infos, {} if digest is None else {target.file_name: digest.hexdigest()})
+
+
+def outcome(checkpoint: Checkpoint, infos: Mapping[str, TensorInfo], sums: Mapping[str, str]) -> Conversion:
+    nbytes = sum(info.nbytes for info in infos.values())
+    return Conversion(len(infos), nbytes, checkpoint.others, untied(shared_by(checkpoint)), [], sums)
+
+
+class Reports:
+    """The progress of reading a checkpoint once for its checksums, and of writing what it becomes."""
+
+    def __init__(self, checkpoint: Checkpoint, nbytes: int, progress: ProgressCallback | None) -> None:
+        self._before = checkpoint.nbytes
+        self._total = checkpoint.nbytes + nbytes
+        self._progress = progress
+
+    def checked(self, done: int, _total: int) -> None:
+        self._report(min(done, self._before))
+
+    def written(self, done: int, _total: int) -> None:
+        self._report(self._before + done)
+
+    def _report(self, done: int) -> None:
+        if self._progress is not None:
+            self._progress(done, self._total)
+
+
+def content_of(
+    checkpoint: Checkpoint, infos: Mapping[str, TensorInfo], metadata: dict[str, str], path: str
+) -> PythonFile:
+    """A safetensors file.
+
+    Args:
+        infos: of the tensors that are in it.
+        path: for messages.
+    """
+    shapes = {name: (info.dtype, tuple(info.shape)) for name, info in infos.items()}
+    header, names = safetensors_format.planned(shapes, metadata, path)
+    parts: list[Value] = [header, *(StreamedTensor(checkpoint, name, infos[name].nbytes) for name in names)]
+    return PythonFile(parts)
+
+
+def holdable(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
+    """All tensors of a checkpoint, none of which safetensors files cannot hold.
+
+    Raises:
+        StateDictIOError: there are others; names them. Or written out they take much more than the file.
+    """
     _check_can_be_held(checkpoint)
     infos = {name: checkpoint.info(name) for name in checkpoint}
-    header, names = safetensors_format.planned(
-        {name: (info.dtype, tuple(info.shape)) for name, info in infos.items()}, {"format": "pt"}, checkpoint.path
-    )
-    total = sum(info.nbytes for info in infos.values())
-    check_written_out(checkpoint.path, total, checkpoint.nbytes)
-    file_nbytes = checkpoint.nbytes
-
-    def report(done: int) -> None:
-        """Of reading everything once and writing it."""
-        if progress is not None:
-            progress(done, file_nbytes + len(header) + total)
-
-    checkpoint.check(lambda done, _: report(min(done, file_nbytes)))
-
-    parts: list[Value] = [header, *(StreamedTensor(checkpoint, name, infos[name].nbytes) for name in names)]
-    content = PythonFile(parts)
-    write_file(
-        target,
-        lambda file: write_content(content, file, durable=True, progress=lambda done, _: report(file_nbytes + done)),
-        durable=True,
-        atomic=atomic,
-    )
-    shared = untied(shared_by(checkpoint))
-    return Conversion(len(names), total, checkpoint.others, shared, [])
+    check_written_out(checkpoint.path, sum(info.nbytes for info in infos.values()), checkpoint.nbytes)
+    return infos
 
 
 def shared_by(checkpoint: Checkpoint) -> Iterator[tuple[str, Hashable]]:

@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 from ..errors import corrupt
 from ..untrusted.limits import MAX_HEADER_METADATA_NBYTES, MAX_SHARD_NAME_NBYTES, SPARE_NBYTES, shown
-from .json_text import JSONText
+from .json_text import JSONText, Pairs
 
 SUFFIX = ".index.json"
 _WEIGHT_MAP = "weight_map"
+_METADATA = "metadata"
 # What a name takes here, beside its characters.
 _NAME_NBYTES = 200
 
@@ -17,6 +18,7 @@ _NAME_NBYTES = 200
 class ShardIndex(NamedTuple):
     shards: list[str]  #: names of files beside the index, in the order in which they first come
     shard_of: dict[str, int]  #: name of a tensor -> index in ``shards``
+    metadata: dict[str, str]  #: those of its entries that are texts
 
 
 def parse(text: bytes, path: str) -> ShardIndex | None:
@@ -36,13 +38,16 @@ def parse(text: bytes, path: str) -> ShardIndex | None:
 
 def _parsed(text: JSONText, nbytes: int) -> ShardIndex | None:
     found: ShardIndex | None = None
+    metadata: dict[str, str] = {}
     if not text.take(b"{"):
         return None
     if not text.take(b"}"):
         while True:
             key = text.name()
             if key != _WEIGHT_MAP:
-                text.value(MAX_HEADER_METADATA_NBYTES)
+                value = text.value(MAX_HEADER_METADATA_NBYTES)
+                if key == _METADATA and isinstance(value, Pairs):
+                    metadata = {name: entry for name, entry in value if isinstance(entry, str)}
             elif found is not None:
                 raise text.error(f"{_WEIGHT_MAP!r} is there twice")
             else:
@@ -51,7 +56,7 @@ def _parsed(text: JSONText, nbytes: int) -> ShardIndex | None:
                 break
             text.expect(b",")
     text.expect_end()
-    return found
+    return None if found is None else found._replace(metadata=metadata)
 
 
 def _weight_map(text: JSONText, room: int) -> ShardIndex:
@@ -71,7 +76,7 @@ def _weight_map(text: JSONText, room: int) -> ShardIndex:
         if text.take(b"}"):
             break
         text.expect(b",")
-    return ShardIndex([*numbers], shard_of)
+    return ShardIndex([*numbers], shard_of, {})
 
 
 def _check_shard(text: JSONText, shard: str) -> None:

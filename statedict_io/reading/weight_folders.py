@@ -35,6 +35,7 @@ class Shards(NamedTuple):
     path: str  #: of the index
     paths: list[str]  #: of the files, as they are opened
     shard_of: Mapping[str, int]  #: name of a tensor -> index in ``paths``
+    metadata: Mapping[str, str]  #: of the index
 
     def names_in(self, shard: int) -> list[str]:
         return [name for name, its in self.shard_of.items() if its == shard]
@@ -82,7 +83,7 @@ def shards_of(opened: OpenedBytes, path: str) -> Shards | None:
     if index is None:
         return None
     folder = path[: path.rfind("/") + 1] if is_url(path) else os.path.dirname(path)
-    return Shards(opened.name, [_joined(folder, shard) for shard in index.shards], index.shard_of)
+    return Shards(opened.name, [_joined(folder, shard) for shard in index.shards], index.shard_of, index.metadata)
 
 
 def is_folder(path: Any) -> bool:

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from .. import backends
 from .. import progress as progress_module
-from ..backends.protocol import Backend
+from ..backends.protocol import Backend, Content
 from ..errors import StateDictIOError, as_raised, naming
 from ..options import check_at_least, check_flags
 from ..progress import Progress
@@ -115,9 +116,9 @@ def _save_set(
     progress: Progress,
     is_hashed: bool,
 ) -> dict[str, str] | None:
-    folder, stem = _place(path)
+    folder, stem = place_of_set(path)
     tensors, described = shards.kept(state_dict, metadata, os.path.join(folder, stem + shards.SUFFIX))
-    groups, total_nbytes = shards.split(tensors, max_shard_nbytes)
+    groups, total_nbytes = shards.split(shards.storages_of(tensors), max_shard_nbytes)
     of_file = {"format": "pt", **(described if len(groups) == 1 else {})}
     names = shards.names_of(stem, len(groups))
     contents = [
@@ -126,6 +127,37 @@ def _save_set(
         )
         for name, group in zip(names, groups, strict=True)
     ]
+    return write_set(
+        folder,
+        stem,
+        contents,
+        lambda files: shards.index(files, groups, total_nbytes, described),
+        durable=durable,
+        progress=progress,
+        is_hashed=is_hashed,
+    )
+
+
+def write_set(
+    folder: str,
+    stem: str,
+    contents: Sequence[Content],
+    index_of: Callable[[Sequence[str]], bytes],
+    *,
+    durable: bool,
+    progress: Progress,
+    is_hashed: bool,
+) -> dict[str, str] | None:
+    """Writes a set and puts it into place, for the innermost call, after asynchronous saves of it that were started
+    earlier.
+
+    Args:
+        folder: exists.
+        contents, index_of: as of :meth:`ShardSet.write`.
+
+    Returns:
+        The sums of the files, where they are wanted.
+    """
     with naming(folder):
         directory = OpenDirectory(folder)
     try:
@@ -135,20 +167,22 @@ def _save_set(
             register.wait_for_earlier(call, call.file())
         with progress_module.reporting(progress, stem) as callback:
             written = ShardSet(directory, stem, durable=durable, is_hashed=is_hashed)
-            written.write(
-                contents,
-                lambda files: shards.index(files, groups, total_nbytes, described),
-                callback,
-                call.is_superseded,
-            )
+            written.write(contents, index_of, callback, call.is_superseded)
         call.committed = True
         return written.sums if is_hashed else None
     finally:
         directory.close()
 
 
-def _place(path: Any) -> tuple[str, str]:
-    """The directory of a set, and the name with which all its files begin."""
+def place_of_set(path: Any, *, may_be_missing: bool = False) -> tuple[str, str]:
+    """The directory of a set, and the name with which all its files begin.
+
+    Args:
+        may_be_missing: what has no suffix is a directory that will be made.
+
+    Raises:
+        TypeError, ValueError: ``path`` is neither a directory nor a name in one; StateDictIOErrors too.
+    """
     given = os.fspath(path) if isinstance(path, (str, os.PathLike)) else path
     if not isinstance(given, str) or is_url(given):
         raise as_raised(
@@ -162,6 +196,8 @@ def _place(path: Any) -> tuple[str, str]:
     for suffix in (shards.INDEX_SUFFIX, shards.SUFFIX):
         if name.endswith(suffix) and name != suffix:
             return folder or os.curdir, name.removesuffix(suffix)
+    if may_be_missing and not os.path.splitext(name)[1]:
+        return given, "model"
     raise as_raised(
         StateDictIOError,
         ValueError,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -53,17 +53,26 @@ def _covers_its_storage(tensor: torch.Tensor) -> bool:
     return tensor.data_ptr() == storage.data_ptr() and tensor.nbytes == storage.nbytes()
 
 
-def split(tensors: Mapping[str, torch.Tensor], max_shard_nbytes: float) -> tuple[list[list[str]], int]:
-    """The names in each shard, and the bytes of all storages. In the order of ``tensors``; those of one storage stay
-    together, and one that is larger has a shard of its own."""
-    together: dict[tuple[torch.device, int, int], list[str]] = {}
+def storages_of(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, Hashable, int]]:
+    """For :func:`split`."""
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage()
+        yield name, (tensor.device, storage.data_ptr(), storage.nbytes()), storage.nbytes()
+
+
+def split(storages: Iterable[tuple[str, Hashable, int]], max_shard_nbytes: float) -> tuple[list[list[str]], int]:
+    """The names in each shard, and the bytes of all storages. In the order that is given; those of one storage stay
+    together, and one that is larger has a shard of its own.
+
+    Args:
+        storages: name of a tensor, what tells its storage, and the bytes of that.
+    """
+    together: dict[Hashable, list[str]] = {}
     shards: list[list[str]] = []
     current: list[str] = []
     current_nbytes = total_nbytes = 0
-    for name, tensor in tensors.items():
-        storage = tensor.untyped_storage()
-        nbytes = storage.nbytes()
-        of_storage = together.setdefault((tensor.device, storage.data_ptr(), nbytes), [])
+    for name, storage, nbytes in storages:
+        of_storage = together.setdefault(storage, [])
         of_storage.append(name)
         if len(of_storage) > 1:
             continue

@@ -38,6 +38,10 @@ class FileTarget:
     existing: os.stat_result | None
 
     @property
+    def file_name(self) -> str:
+        return self.name
+
+    @property
     def identity(self) -> str:
         """Equal for all spellings of the path; also after :meth:`close`."""
         return self.directory.identity_of(self.name)
@@ -91,6 +95,10 @@ class URLTarget:
     given: str
     place: Place
     archive_name: str
+
+    @property
+    def file_name(self) -> str:
+        return self.place.file_name
 
     @property
     def identity(self) -> str:

@@ -49,6 +49,7 @@ def test_only_what_is_needed_is_read(action, at_most, suffix, large, backend):
         ("convert(path + '.pt', path + '.new.pt')", 0),
         ("convert(path + '.safetensors', path + '.new.safetensors')", 0),
         ("convert(path + '.pth', path + '.new.safetensors')", 0),
+        ("convert(path + '.pt', path + '.set/', max_shard_nbytes=2**20, digest='sha256')", 0),
     ],
 )
 def test_memory_is_bounded(action, kept, large, backend):

@@ -63,6 +63,7 @@ ROWS = {
     "`statedict-io inspect`": [command("inspect", "{F}")],
     "`sio.verify`, `statedict-io verify`": [lambda path, trust: sio.verify(path), command("verify", "{F}")],
     "`statedict-io convert` to `.safetensors`": [command("convert", "{F}", "{OUT}/out.safetensors")],
+    "`statedict-io convert` to shards": [command("convert", "--max-shard-size", "900", "{F}", "{OUT}/out")],
     "`statedict-io convert` to `.pt`": [command("convert", "{F}", "{OUT}/out.pt")],
     "`statedict-io convert` to a DCP directory": [command("convert", "{F}", "{OUT}/out/")],
 }  # fmt: skip

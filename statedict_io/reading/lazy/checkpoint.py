@@ -120,7 +120,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     @property
     def metadata(self) -> dict[str, str]:
-        """Of a safetensors file, or of the shards; empty for other kinds."""
+        """Of a safetensors file, or of the shards and their index; empty for other kinds."""
         return dict(self._tensors.metadata)
 
     @property

@@ -100,8 +100,9 @@ class ShardedTensors:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """Of all shards; those of the last where they differ."""
-        return {key: value for shard in self._all() for key, value in shard.metadata.items()}
+        """Of all shards, those of the last where they differ, and of the index."""
+        of_shards = {key: value for shard in self._all() for key, value in shard.metadata.items()}
+        return {**of_shards, **self._shards.metadata}
 
     def other_values(self) -> Iterator[tuple[str, Any]]:
         return (item for shard in self._all() for item in shard.other_values())
