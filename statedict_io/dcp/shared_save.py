@@ -19,6 +19,7 @@ from ..pickles.pickling import PickledObject, PythonStorageTable
 from ..writing.in_place import InPlace
 from ..writing.places import OpenFile
 from ..writing.replacement import Replacement
+from ..writing.sidecar import Sidecar
 from ..writing.targets import FileTarget
 from .archive_frame import ArchiveFrame
 from .call_watch import when_call_has_ended
@@ -67,9 +68,15 @@ class SharedSave:
         self._frame_if_plain = None if state.opaque else frame
         self.key = str(uuid.uuid4())
         self._over = threading.Event()
-        self._file: OpenFile = (
-            Replacement(target, durable=durable, is_shared=True) if atomic else InPlace(target, durable=durable)
-        )
+        sidecar = Sidecar(target, durable=durable, is_wanted=False)
+        self._file: OpenFile
+        if atomic:
+            self._file = Replacement(target, durable=durable, is_shared=True)
+            self._commit: Callable[[], None] = functools.partial(self._file.commit, before=sidecar.remove)
+        else:
+            sidecar.remove()
+            self._file = InPlace(target, durable=durable)
+            self._commit = self._file.commit
         self._file.__enter__()
         weakref.finalize(self, _abandon, self._file, self._over)  # also when the interpreter ends
         try:
@@ -104,7 +111,7 @@ class SharedSave:
             whole = {key: b"".join(pieces[at] for at in sorted(pieces)) for key, pieces in starts.items()}
             first_bytes = {key: data for key, data in whole.items() if len(data) == 8}
             frame.write(self._file.fd, crcs, first_bytes, compute_crc32=self.compute_crc32)
-            self._file.commit()
+            self._commit()
         except OSError as e:
             self._file.__exit__(type(e), e, None)
             raise

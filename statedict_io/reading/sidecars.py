@@ -5,20 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
 from typing import NamedTuple
 
+from ..formats import sums
 from ..progress import ProgressCallback
 from .opened_bytes import OpenedBytes
 
-_MAX_NBYTES = 16 << 20
 _BLOCK_NBYTES = 4 << 20
 _HEX = re.compile(r"[0-9a-f]{64}")
-# The two forms that sha256sum writes, and reads with -c. A name with a line break or a backslash in it is escaped, and
-# the line then begins with a backslash.
-_LINE = re.compile(r"(\\?)([0-9a-fA-F]{64}) [ *](.+)")
-_TAGGED_LINE = re.compile(r"(\\?)SHA256 \((.+)\) = ([0-9a-fA-F]{64})")
-_ESCAPES = {"\\\\": "\\", "\\n": "\n", "\\r": "\r"}
 
 
 class Expected(NamedTuple):
@@ -26,43 +20,30 @@ class Expected(NamedTuple):
     said_by: str  #: the file that says so
 
 
-def expected_sha256(path: str) -> Expected | None:
+def expected_sha256(path: str, index: str | None = None) -> Expected | None:
     """What is said of a file: by ``PATH.sha256`` or ``SHA256SUMS`` beside it, in a form that ``sha256sum -c`` takes;
     else by huggingface_hub, which keeps the digest of each large file that it has downloaded. None: nothing is.
+
+    Args:
+        index: of the set of shards that the file is one of; ``INDEX.sha256`` has the sums of them all.
 
     Raises:
         OSError: something that should say it cannot be read.
         ValueError: ``PATH.sha256`` does not tell it; names that file.
     """
     folder, name = os.path.split(path)
-    own = f"{path}.sha256"
+    own = path + sums.SUFFIX
     text = _text_of(own)
     if text is not None:
-        alone = text.strip().lower()
-        found = alone if _HEX.fullmatch(alone) else dict(_named(text)).get(name)
+        found = sums.alone(text) or dict(sums.named(text)).get(name)
         if found is None:
             raise ValueError(f"{own}: has no SHA-256 of {name!r}")
         return Expected(found, own)
-    sums = os.path.join(folder, "SHA256SUMS")
-    text = _text_of(sums)
-    if text is not None and (found := dict(_named(text)).get(name)) is not None:
-        return Expected(found, sums)
+    for of_several in ([] if index is None else [index + sums.SUFFIX]) + [os.path.join(folder, "SHA256SUMS")]:
+        text = _text_of(of_several)
+        if text is not None and (found := dict(sums.named(text)).get(name)) is not None:
+            return Expected(found, of_several)
     return _of_hub(path, folder, name)
-
-
-def _named(text: str) -> Iterator[tuple[str, str]]:
-    for line in text.splitlines():
-        match = _LINE.fullmatch(line)
-        if match is not None:
-            escaped, sha256, name = match.groups()
-        else:
-            match = _TAGGED_LINE.fullmatch(line)
-            if match is None:
-                continue
-            escaped, name, sha256 = match.groups()
-        if escaped:
-            name = re.sub(r"\\[\\nr]", lambda mark: _ESCAPES[mark[0]], name)
-        yield name.removeprefix("./"), sha256.lower()
 
 
 def _of_hub(path: str, folder: str, name: str) -> Expected | None:
@@ -84,10 +65,10 @@ def _text_of(path: str) -> str | None:
     """None: there is no such file, or it is none of these."""
     try:
         with open(path, "rb") as file:
-            data = file.read(_MAX_NBYTES + 1)
+            data = file.read(sums.MAX_NBYTES + 1)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return None
-    return data.decode(errors="surrogateescape") if len(data) <= _MAX_NBYTES else None
+    return sums.decoded(data) if len(data) <= sums.MAX_NBYTES else None
 
 
 def sha256_of(opened: OpenedBytes, progress: ProgressCallback | None) -> str:

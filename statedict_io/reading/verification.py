@@ -21,7 +21,7 @@ from . import legacy_file
 from .opened_bytes import OpenedBytes, open_bytes
 from .records import DATA_PKL, StoredRecords, check_kind, kind_of, records_in
 from .safetensors_payloads import open_safetensors
-from .sidecars import expected_sha256, sha256_of
+from .sidecars import Expected, expected_sha256, sha256_of
 from .weight_folders import Shards, is_folder, shards_of, sizes_of, weights_in
 
 Status = Literal["ok", "corrupt", "crc-not-recorded", "no-checksums"]
@@ -111,7 +111,10 @@ def verify(path: Any, *, backend: str = "auto", progress: Progress = None) -> Ve
         return _verified(path, backend, callback, may_be_several=True)
 
 
-def _verified(path: Any, backend: str, progress: ProgressCallback | None, *, may_be_several: bool) -> VerifyReport:
+def _verified(
+    path: Any, backend: str, progress: ProgressCallback | None, *, may_be_several: bool, index: str | None = None
+) -> VerifyReport:
+    """``index``: that names the file."""
     given = path if is_url(path) else os.fsdecode(path)
     try:
         found = weights_in(given) if may_be_several and is_folder(given) else given
@@ -120,7 +123,7 @@ def _verified(path: Any, backend: str, progress: ProgressCallback | None, *, may
             if kind is None:
                 return _verify_archive(opened, progress)
             if kind in _ENTRIES:
-                return _verify_structure(opened, found, _ENTRIES[kind](opened), progress)
+                return _verify_structure(opened, found, _ENTRIES[kind](opened), progress, index)
             shards = shards_of(opened, found) if kind is kinds.JSON and may_be_several else None
             if shards is None:
                 raise FileKindError(f"{opened.name}: {kind}")
@@ -162,17 +165,14 @@ _ENTRIES: dict[kinds.FileKind | None, Callable[[OpenedBytes], Sequence[RecordEnt
 
 
 def _verify_structure(
-    opened: OpenedBytes, path: str, entries: Sequence[RecordEntry], progress: ProgressCallback | None
+    opened: OpenedBytes,
+    path: str,
+    entries: Sequence[RecordEntry],
+    progress: ProgressCallback | None,
+    index: str | None,
 ) -> VerifyReport:
     """Of a file whose structure is sound."""
-    problems = []
-    try:
-        expected = None if is_url(path) else expected_sha256(path)
-    except ValueError as e:
-        expected = None
-        problems.append(str(e))
-    if expected is not None and (found := sha256_of(opened, progress)) != expected.sha256:
-        problems.append(f"{opened.name}: its SHA-256 is {found}; by {expected.said_by} it should be {expected.sha256}")
+    expected, problems = _compared_sum(opened, path, progress, index)
     status = _STATUSES.index("no-checksums" if expected is None or problems else "ok")
     return VerifyReport(
         opened.name,
@@ -182,13 +182,28 @@ def _verify_structure(
     )
 
 
+def _compared_sum(
+    opened: OpenedBytes, path: str, progress: ProgressCallback | None, index: str | None = None
+) -> tuple[Expected | None, list[str]]:
+    """What is said of the SHA-256 of a file, and what is wrong with that."""
+    try:
+        expected = None if is_url(path) else expected_sha256(path, index)
+    except ValueError as e:
+        return None, [str(e)]
+    if expected is not None and (found := sha256_of(opened, progress)) != expected.sha256:
+        said = f"its SHA-256 is {found}; by {expected.said_by} it should be {expected.sha256}"
+        return expected, [f"{opened.name}: {said}"]
+    return expected, []
+
+
 def _verify_shards(path: str, shards: Shards, backend: str, progress: ProgressCallback | None) -> VerifyReport:
     reports = []
-    problems = []
+    with open_bytes(shards.path, backend) as opened:
+        _, problems = _compared_sum(opened, shards.path, None)
     parts = over_parts(progress, sizes_of(shards.paths))
     for index, (shard, part) in enumerate(zip(shards.paths, parts, strict=True)):
         try:
-            report = _verified(shard, backend, part, may_be_several=False)
+            report = _verified(shard, backend, part, may_be_several=False, index=shards.path)
         except FileNotFoundError:
             problems.append(f"{shard}: is missing; {shards.path} names it")
             continue

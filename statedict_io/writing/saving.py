@@ -295,7 +295,8 @@ def write(
     Arguments and result as of :func:`write_planned`."""
     call = current_call()
     refusal = None
-    sidecar = None if digest is None else _sidecar(target, digest, durable=durable, atomic=atomic)
+    is_wanted = digest is not None and digest.has_sidecar
+    sidecar = _sidecar(target, durable=durable, atomic=atomic, is_wanted=is_wanted)
     before = _nothing if sidecar is None else sidecar.remove
 
     def hashed(write: Callable[[memoryview], Any]) -> Callable[[memoryview], Any]:
@@ -347,7 +348,7 @@ def write(
             content.write_stream(hashed(full_writer(target.given)), progress=callback)
             target.given.flush()
     call.committed = True
-    if sidecar is not None and digest is not None:
+    if sidecar is not None and digest is not None and is_wanted:
         sidecar.write(digest.hexdigest(), call.is_superseded)
     return refusal
 
@@ -356,12 +357,8 @@ def _nothing() -> None:
     pass
 
 
-def _sidecar(
-    target: Target, digest: FileDigest, *, durable: bool, atomic: bool | None
-) -> Sidecar | StoredSidecar | None:
+def _sidecar(target: Target, *, durable: bool, atomic: bool | None, is_wanted: bool) -> Sidecar | StoredSidecar | None:
     """None where there is no place for one."""
-    if not digest.has_sidecar:
-        return None
     if isinstance(target, FileTarget):
-        return Sidecar(target, durable=durable, atomic=atomic)
-    return StoredSidecar(target) if isinstance(target, URLTarget) else None
+        return Sidecar(target, durable=durable, atomic=atomic, is_wanted=is_wanted)
+    return StoredSidecar(target, is_wanted=is_wanted) if isinstance(target, URLTarget) else None

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -26,6 +27,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 
 from ..backends.protocol import Content
+from ..formats import sums
 from ..progress import ProgressCallback
 from ..system import locks
 from ..system.descriptors import NOFOLLOW, NOT_IMPLEMENTED, read_at, write_all
@@ -98,7 +100,8 @@ class ShardSet:
             with self._alone():
                 # What readers begin with, and the sidecar is named after.
                 entry = names[0] if len(names) == 1 else self._index_name
-                sidecar = Sidecar(self._target(entry), durable=self._durable, atomic=True)
+                self._remove_sums_of({*names, entry} - ({entry} if self._is_hashed else set()))
+                sidecar = self._sidecar(entry, is_wanted=self._is_hashed)
                 sidecar.remove()
                 if len(finished) == 1:
                     finished[0].move_to(names[0])
@@ -179,16 +182,33 @@ class ShardSet:
         # What readers begin with goes first, and has to go: they would find the old weights, or a part of them.
         for entry in (self._index_name, self._stem + shards.SUFFIX):
             if entry in others:
-                Sidecar(self._target(entry), durable=self._durable, atomic=True).remove()
+                self._sidecar(entry).remove()
                 self._directory.remove_file(entry)
                 self._flush()
         for name in others:
             with contextlib.suppress(OSError):
-                self._directory.remove_file(name)
+                if name.endswith(sums.SUFFIX):
+                    self._sidecar(name.removesuffix(sums.SUFFIX)).remove()
+                else:
+                    self._directory.remove_file(name)
         for name in self._directory.names():
             target = temporary_names.target_of(name)
             if target is not None and shards.is_of_set(self._stem, target):
                 leftovers.remove_if_left_over(self._directory, name, min(stays))
+
+    def _remove_sums_of(self, names: set[str]) -> None:
+        """Before other files get these names."""
+        for name in self._directory.names():
+            if name.endswith(sums.SUFFIX) and name.removesuffix(sums.SUFFIX) in names:
+                self._sidecar(name.removesuffix(sums.SUFFIX)).remove()
+
+    def _sidecar(self, name: str, *, is_wanted: bool = False) -> Sidecar:
+        return Sidecar(
+            self._target(name),
+            durable=self._durable,
+            is_wanted=is_wanted,
+            is_replaced=functools.partial(shards.is_of_set, self._stem),
+        )
 
     def _in_force(self) -> set[str]:
         """The files that the index names; none where there is no index that can be read."""

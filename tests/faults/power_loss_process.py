@@ -4,7 +4,8 @@
 
 A way is one of ways.py, or `stock` for the installed torch.save writing in place. Writes
 DIRECTORY/records.pickle: a list of (name, durable, events, target, file before or None, file after), and
-DIRECTORY/sums.pickle: the same of durable saves with a sum beside the file, the files before and after by their paths.
+DIRECTORY/sums.pickle: the same of durable saves that replace a file with a sum beside it, with a new sum and without,
+the files before and after by their paths.
 """
 
 import itertools
@@ -47,18 +48,19 @@ def main(directory, *chosen):
         name = f"{way} {'small' if nbytes == SMALL else 'large'} {'overwrite' if overwrite else 'fresh'}"
         records.append((name, durable, preload.events(), str(path), before, path.read_bytes()))
     pathlib.Path(directory, "records.pickle").write_bytes(pickle.dumps(records))
-    sums = [with_sum(preload, directory, way) for way in chosen if way != "stock"]
+    sums = [with_sum(preload, directory, way, new) for way in chosen if way != "stock" for new in ("sha256", None)]
     pathlib.Path(directory, "sums.pickle").write_bytes(pickle.dumps(sums))
 
 
-def with_sum(preload, directory, way):
-    place = pathlib.Path(directory, f"{way}-with-sum")
+def with_sum(preload, directory, way, new):
+    """``new``: digest of the save that is recorded; the file that it replaces has one."""
+    place = pathlib.Path(directory, f"{way}-with-sum-{new}")
     place.mkdir()
     path = place / "model.pt"
     ways.save_in(way, {"weight": torch.ones(SMALL)}, str(path), digest="sha256")
     before = {str(file): file.read_bytes() for file in place.iterdir()}
     with preload.watching(record=2):
-        ways.save_in(way, {"weight": torch.zeros(SMALL)}, str(path), digest="sha256")
+        ways.save_in(way, {"weight": torch.zeros(SMALL)}, str(path), digest=new)
     after = {str(file): file.read_bytes() for file in place.iterdir()}
     return way, preload.events(), str(path), before, after
 
