@@ -12,6 +12,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
+from remote.memory_server import MemoryServer
 from remote.memory_store import MemoryStore
 from remote.network import Network
 
@@ -25,7 +26,8 @@ def start(name: str) -> Store:
 class Store:
     def __init__(self) -> None:
         self._store = MemoryStore(verify=False)
-        self._network = Network(self._store.address, latency=0.0)
+        self._server = MemoryServer(self._store)
+        self._network = Network(self._server.address, latency=0.0)
         self._store.put(BUCKET, "empty", memoryview(b""))
         self._cpu_s = 0.0
         self.about = {"url": self._network.url}
@@ -62,4 +64,4 @@ class Store:
 
     def close(self) -> None:
         self._network.stop()
-        self._store.stop()
+        self._server.stop()

@@ -1,1 +1,1 @@
-"""URLs: memory:// for what any store shows, moto's S3 server on loopback for the protocol and its faults."""
+"""URLs: memory:// for what any store shows, an S3 server on loopback for the protocol and its faults."""

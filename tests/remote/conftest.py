@@ -1,3 +1,5 @@
+import os
+
 import pytest
 from conftest import promised
 
@@ -10,13 +12,15 @@ def s3_session():
         import boto3
         import s3fs  # noqa: F401
 
-        from remote.s3_server import KEY, SECRET, S3Server
+        from remote.memory_store import MemoryStore
+        from remote.s3_server import KEY, SECRET, S3Server, moto
 
-        server = S3Server()
+        behind = os.environ.get("STATEDICT_IO_S3_SERVER", "memory")
+        server = S3Server({"memory": MemoryStore, "moto": moto}[behind]())
     except ImportError as e:
         if promised("STATEDICT_IO_REQUIRE_S3"):
             pytest.fail(f"STATEDICT_IO_REQUIRE_S3=1, but: {e}")
-        pytest.skip(f"needs s3fs and moto[server]: {e}")
+        pytest.skip(f"needs s3fs, boto3 and moto[server]: {e}")
     client = boto3.client(
         "s3", endpoint_url=server.url, aws_access_key_id=KEY, aws_secret_access_key=SECRET, region_name="us-east-1"
     )

@@ -1,65 +1,32 @@
-"""A bucket store in memory that speaks S3 over HTTP/1.1 and costs little CPU: bodies go from the socket into place and
-from there to the socket, without a copy on the way and without MD5.
+"""Buckets in memory, as S3 has them; what speaks HTTP is memory_server.py, or any WSGI server.
 
 What it has: buckets, PUT, GET with ranges, HEAD, DELETE, DeleteObjects, ListObjectsV2, multipart uploads with their
 lists, If-Match and If-None-Match, and checksums (CRC-32 verified, of parts, objects and FULL_OBJECT at completion; the
-other algorithms are kept and returned). Signatures are not checked, only whose they are. ETags are not digests.
-test_memory_store.py holds it against moto.
+other algorithms are kept and returned). ETags are not digests. test_memory_store.py holds it against moto.
 """
 
 from __future__ import annotations
 
 import base64
 import bisect
-import contextlib
 import itertools
 import re
 import secrets
-import socket
-import sys
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from email.utils import formatdate
 from typing import Any
-from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
-from .s3_request import Request, request_of_head
+from .s3_answers import Answer, Refusal, parsed, refused, xml
+from .s3_request import Request, request_of
 
-KEY, SECRET = "the-key", "the-secret"
 LEAST_PART_NBYTES = 5 << 20
-MOST_HEAD_NBYTES = 1 << 16
-SUBRESOURCES = ("acl", "attributes", "legal-hold", "retention", "tagging", "torrent")
-REUSED_FROM_NBYTES = 1 << 20
-MOST_REUSED_NBYTES = 4 << 30
 ALGORITHMS = ("crc32", "crc32c", "crc64nvme", "sha1", "sha256")
-NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
-
-_MESSAGES = {
-    "NoSuchKey": (404, "The specified key does not exist."),
-    "NoSuchBucket": (404, "The specified bucket does not exist"),
-    "NoSuchUpload": (404, "The specified upload does not exist."),
-    "InvalidPart": (400, "One or more of the specified parts could not be found."),
-    "InvalidPartOrder": (400, "The list of parts was not in ascending order."),
-    "EntityTooSmall": (400, "Your proposed upload is smaller than the minimum allowed object size."),
-    "InvalidArgument": (400, "Part number must be an integer between 1 and 10000, inclusive"),
-    "MalformedXML": (400, "The XML you provided was not well-formed."),
-    "BadDigest": (400, "The checksum that you specified did not match what we received."),
-    "InvalidAccessKeyId": (403, "The AWS Access Key Id you provided does not exist in our records."),
-    "PreconditionFailed": (412, "At least one of the pre-conditions you specified did not hold"),
-    "InvalidRange": (416, "The requested range is not satisfiable"),
-    "BucketAlreadyOwnedByYou": (409, "You already own this bucket."),
-    "NotImplemented": (501, "This store has no such action."),
-}
-_REASONS = {200: "OK", 204: "No Content", 206: "Partial Content", 304: "Not Modified"}
-
-
-class Refusal(Exception):
-    def __init__(self, code: str) -> None:
-        super().__init__(code)
-        self.code = code
+SUBRESOURCES = ("acl", "attributes", "legal-hold", "retention", "tagging", "torrent")
 
 
 @dataclass
@@ -105,36 +72,28 @@ class Multipart:
     parts: dict[int, Part] = field(default_factory=dict)
 
 
-@dataclass
-class Answer:
-    status: int = 200
-    headers: dict[str, str] = field(default_factory=dict)
-    body: str = ""
-    pieces: Any = None  #: of a GET, with its length in the headers
-
-
 class MemoryStore:
-    """Serves from threads of its own, one a connection, until :meth:`stop`. ``verify`` checksums, or trust them.
-
-    ``requests``: what came, in order.
-    """
+    """May be asked from several threads. ``verify`` checksums, or trust them. Also a WSGI application."""
 
     def __init__(self, *, verify: bool = True) -> None:
-        self.requests: list[Request] = []
         self._verify = verify
         self._lock = threading.Lock()
         self._buckets: dict[str, dict[str, Object]] = {}
         self._uploads: dict[str, Multipart] = {}
-        self._buffers = _Buffers()
-        self._door = socket.create_server(("127.0.0.1", 0), backlog=1024)
-        self.address: tuple[str, int] = self._door.getsockname()
-        self.url = "http://{}:{}".format(*self.address)
-        threading.Thread(target=self._accept, name="memory store", daemon=True).start()
 
-    def stop(self) -> None:
-        with contextlib.suppress(OSError):
-            self._door.shutdown(socket.SHUT_RDWR)
-        self._door.close()
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        headers = {
+            name.removeprefix("HTTP_").lower().replace("_", "-"): value
+            for name, value in environ.items()
+            if name.startswith("HTTP_") or name == "CONTENT_LENGTH"
+        }
+        asked = environ["REQUEST_METHOD"], environ["PATH_INFO"], environ["QUERY_STRING"]
+        request = request_of(*asked, headers.get)
+        answer = self.answer(request, headers, memoryview(environ["wsgi.input"].read(request.nbytes)))
+        start_response(f"{answer.status} {answer.reason}", list(answer.headers_to_send().items()))
+        if request.method == "HEAD":
+            return []
+        return [answer.body.encode()] if answer.pieces is None else (bytes(piece) for piece in answer.pieces)
 
     def put(self, bucket: str, key: str, data: memoryview) -> None:
         """Without the wire. The bytes stay the caller's, who must not change them."""
@@ -154,53 +113,20 @@ class MemoryStore:
         """That were begun, and neither completed nor aborted."""
         return len(self._uploads)
 
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._door.accept()
-                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
-
-    def _serve(self, client: socket.socket) -> None:
-        with client, contextlib.suppress(OSError):
-            rest = b""
-            while (head_and_rest := _head(client, rest)) is not None:
-                head, rest = head_and_rest
-                request, headers = request_of_head(head)
-                with self._lock:
-                    self.requests.append(request)
-                if "100-continue" in headers.get("expect", "").lower():
-                    client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-                body, rest = self._body(client, rest, request.nbytes)
-                if "aws-chunked" in headers.get("content-encoding", ""):
-                    body = _unchunked(body, headers)
-                try:
-                    signed = headers.get("authorization") or f"Credential={_query_value(request, 'X-Amz-Credential')}"
-                    if f"Credential={KEY}/" not in signed:
-                        raise Refusal("InvalidAccessKeyId")
-                    answer = self._answer(request, headers, body)
-                except Refusal as refusal:
-                    answer = _refused(refusal.code, request)
-                _send(client, request, answer)
-                if headers.get("connection", "").lower() == "close":
-                    return
-
-    def _body(self, client: socket.socket, rest: bytes, nbytes: int) -> tuple[memoryview, bytes]:
-        target = self._buffers.take(nbytes)
-        have = min(len(rest), nbytes)
-        target[:have] = rest[:have]
-        while have < nbytes:
-            received = client.recv_into(target[have:], nbytes - have, socket.MSG_WAITALL)
-            if received == 0:
-                raise ConnectionResetError
-            have += received
-        return target, rest[nbytes:]
+    def answer(self, request: Request, headers: dict[str, str], body: memoryview) -> Answer:
+        """``headers`` by their names in lower case. The body becomes the store's: nobody may change it."""
+        if "aws-chunked" in headers.get("content-encoding", ""):
+            body = _unchunked(body, headers)
+        try:
+            return self._answer(request, headers, body)
+        except Refusal as refusal:
+            return refused(refusal.code, request)
 
     def _answer(self, request: Request, headers: dict[str, str], body: memoryview) -> Answer:
         method, query = request.method, request.query
         bucket, _, key = request.path.lstrip("/").partition("/")
         if not bucket:
-            return _xml(
+            return xml(
                 "ListAllMyBucketsResult",
                 "<Buckets>{}</Buckets>".format(
                     "".join(f"<Bucket><Name>{escape(name)}</Name></Bucket>" for name in sorted(self._buckets))
@@ -248,14 +174,14 @@ class MemoryStore:
             if method == "GET" and "uploads" in query:
                 return _list_uploads(bucket, self._uploads)
             if method == "GET" and "location" in query:
-                return _xml("LocationConstraint", "")
+                return xml("LocationConstraint", "")
             if method == "GET":
                 return _list_objects(bucket, query, objects)
             if method == "POST" and "delete" in query:
-                keys = [found.text or "" for found in _parsed(body).iterfind(".//{*}Key")]
+                keys = [found.text or "" for found in parsed(body).iterfind(".//{*}Key")]
                 for key in keys:
                     objects.pop(key, None)
-                return _xml("DeleteResult", "".join(f"<Deleted><Key>{escape(key)}</Key></Deleted>" for key in keys))
+                return xml("DeleteResult", "".join(f"<Deleted><Key>{escape(key)}</Key></Deleted>" for key in keys))
         raise Refusal("NotImplemented")
 
     def _put(self, bucket: str, key: str, headers: dict[str, str], body: memoryview) -> Answer:
@@ -297,7 +223,7 @@ class MemoryStore:
         upload_id = secrets.token_urlsafe(32)
         with self._lock:
             self._uploads[upload_id] = Multipart(bucket, key, _metadata(headers), algorithm, kind)
-        answer = _xml(
+        answer = xml(
             "InitiateMultipartUploadResult",
             f"<Bucket>{escape(bucket)}</Bucket><Key>{escape(key)}</Key><UploadId>{upload_id}</UploadId>",
         )
@@ -333,12 +259,12 @@ class MemoryStore:
                 f"<Part><PartNumber>{number}</PartNumber><LastModified>{part.modified}</LastModified>"
                 f"<ETag>{escape(part.etag)}</ETag><Size>{len(part.data)}</Size>{_checksum_xml(part.checksums)}</Part>"
             )
-        return _xml("ListPartsResult", text)
+        return xml("ListPartsResult", text)
 
     def _complete(self, request: Request, headers: dict[str, str], body: memoryview, upload: Multipart) -> Answer:
         asked = [
             (int(found.findtext("{*}PartNumber") or 0), (found.findtext("{*}ETag") or "").strip('"'), found)
-            for found in _parsed(body).iterfind("{*}Part")
+            for found in parsed(body).iterfind("{*}Part")
         ]
         if not asked:
             raise Refusal("MalformedXML")
@@ -361,7 +287,7 @@ class MemoryStore:
         etag = f'"{secrets.token_hex(16)}-{len(chosen)}"'
         whole = Object([part.data for part in chosen], etag, checksums, upload.checksum_type, upload.headers)
         self._appear(upload.bucket, upload.key, headers, whole, request.query["uploadId"][0])
-        return _xml(
+        return xml(
             "CompleteMultipartUploadResult",
             f"<Location>/{escape(upload.bucket)}/{escape(upload.key)}</Location><Bucket>{escape(upload.bucket)}</Bucket>"
             f"<Key>{escape(upload.key)}</Key><ETag>{escape(etag)}</ETag>{_checksum_xml(checksums)}"
@@ -409,94 +335,6 @@ class MemoryStore:
         return given
 
 
-class _Buffers:
-    """Large ones are used again when nobody sees them any more: fresh memory costs the kernel as much as the copy."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._known: list[bytearray] = []
-
-    def take(self, nbytes: int) -> memoryview:
-        if nbytes < REUSED_FROM_NBYTES:
-            return memoryview(bytearray(nbytes))
-        with self._lock:
-            free = [index for index in range(len(self._known)) if sys.getrefcount(self._known[index]) == 2]
-            for index in free:
-                if len(self._known[index]) == nbytes:
-                    return memoryview(self._known[index])
-            if sum(map(len, self._known)) > MOST_REUSED_NBYTES:
-                for index in reversed(free):
-                    del self._known[index]
-            fresh = bytearray(nbytes)
-            self._known.append(fresh)
-            return memoryview(fresh)
-
-
-def _head(client: socket.socket, rest: bytes) -> tuple[bytes, bytes] | None:
-    """The next request's, and what came after it; None at the end."""
-    while b"\r\n\r\n" not in rest:
-        data = client.recv(MOST_HEAD_NBYTES)
-        if not data or len(rest) > MOST_HEAD_NBYTES:
-            return None
-        rest += data
-    head, _, rest = rest.partition(b"\r\n\r\n")
-    return head, rest
-
-
-def _unchunked(body: memoryview, headers: dict[str, str]) -> memoryview:
-    """Of Content-Encoding aws-chunked; checksums in its trailer become headers."""
-    data, at = bytearray(), 0
-    raw = bytes(body)
-    while True:
-        line, _, _ = raw[at : at + 200].partition(b"\r\n")
-        nbytes = int(line.partition(b";")[0], 16)
-        at += len(line) + 2
-        if nbytes == 0:
-            break
-        data += raw[at : at + nbytes]
-        at += nbytes + 2
-    for line in raw[at:].split(b"\r\n"):
-        name, _, value = line.decode("latin-1").partition(":")
-        if value:
-            headers[name.lower()] = value.strip()
-    return memoryview(data)
-
-
-def _send(client: socket.socket, request: Request, answer: Answer) -> None:
-    body = answer.body.encode()
-    headers = {"Content-Length": str(len(body)), "Server": "memory", "x-amz-request-id": "0", **answer.headers}
-    if answer.status == 204 or answer.status == 304:
-        headers.pop("Content-Length")
-    if body:
-        headers.setdefault("Content-Type", "application/xml")
-    lines = [f"HTTP/1.1 {answer.status} {_REASONS.get(answer.status, 'Error')}"]
-    lines += [f"{name}: {value}" for name, value in headers.items()]
-    head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
-    if request.method == "HEAD" or (not body and answer.pieces is None):
-        client.sendall(head)
-        return
-    client.sendall(head + body)
-    for piece in answer.pieces or ():
-        client.sendall(piece)
-
-
-def _refused(code: str, request: Request) -> Answer:
-    status, message = _MESSAGES[code]
-    text = f"<Code>{code}</Code><Message>{message}</Message><Resource>{escape(request.path)}</Resource>"
-    return Answer(status, body=f'<?xml version="1.0" encoding="UTF-8"?><Error>{text}</Error>')
-
-
-def _xml(name: str, inner: str) -> Answer:
-    return Answer(body=f'<?xml version="1.0" encoding="UTF-8"?><{name} xmlns="{NAMESPACE}">{inner}</{name}>')
-
-
-def _parsed(body: memoryview) -> ElementTree.Element:
-    try:
-        return ElementTree.fromstring(bytes(body))
-    except ElementTree.ParseError:
-        raise Refusal("MalformedXML") from None
-
-
 def _list_objects(bucket: str, query: dict[str, list[str]], objects: dict[str, Object]) -> Answer:
     def option(name: str, otherwise: str = "") -> str:
         return query.get(name, [otherwise])[0]
@@ -532,7 +370,7 @@ def _list_objects(bucket: str, query: dict[str, list[str]], objects: dict[str, O
         + contents
         + "".join(f"<CommonPrefixes><Prefix>{escape(each)}</Prefix></CommonPrefixes>" for each in common)
     )
-    return _xml("ListBucketResult", text)
+    return xml("ListBucketResult", text)
 
 
 def _list_uploads(bucket: str, uploads: dict[str, Multipart]) -> Answer:
@@ -541,13 +379,26 @@ def _list_uploads(bucket: str, uploads: dict[str, Multipart]) -> Answer:
         for upload_id, upload in sorted(uploads.items(), key=lambda item: item[1].key)
         if upload.bucket == bucket
     )
-    return _xml(
-        "ListMultipartUploadsResult", f"<Bucket>{escape(bucket)}</Bucket><IsTruncated>false</IsTruncated>{text}"
-    )
+    return xml("ListMultipartUploadsResult", f"<Bucket>{escape(bucket)}</Bucket><IsTruncated>false</IsTruncated>{text}")
 
 
-def _query_value(request: Request, name: str) -> str:
-    return request.query.get(name, [""])[0]
+def _unchunked(body: memoryview, headers: dict[str, str]) -> memoryview:
+    """Of Content-Encoding aws-chunked; checksums in its trailer become headers."""
+    data, at = bytearray(), 0
+    raw = bytes(body)
+    while True:
+        line, _, _ = raw[at : at + 200].partition(b"\r\n")
+        nbytes = int(line.partition(b";")[0], 16)
+        at += len(line) + 2
+        if nbytes == 0:
+            break
+        data += raw[at : at + nbytes]
+        at += nbytes + 2
+    for line in raw[at:].split(b"\r\n"):
+        name, _, value = line.decode("latin-1").partition(":")
+        if value:
+            headers[name.lower()] = value.strip()
+    return memoryview(data)
 
 
 def _bounds(header: str, nbytes: int) -> tuple[int, int]:
@@ -586,6 +437,4 @@ def _base64_crc32(crc: int) -> str:
 
 
 def _now() -> str:
-    import datetime
-
-    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.000Z")

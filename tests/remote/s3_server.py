@@ -1,6 +1,7 @@
-"""moto's S3 server in a thread of this process, behind a door that counts requests and makes them fail.
+"""An S3 server in a thread of this process, behind a door that counts requests and makes them fail.
 
-The wire is real: HTTP on loopback, multipart uploads, range requests, signatures in headers. Only the door is ours.
+The wire is real: HTTP on loopback, multipart uploads, range requests, signatures in headers. What is behind the door is
+moto's server, or a store in memory that answers as moto does and takes less time.
 """
 
 import contextlib
@@ -58,6 +59,12 @@ def _drain(environ, at_most=None):
         left -= len(data)
 
 
+def moto():
+    from moto.server import DomainDispatcherApplication, create_backend_app  # takes seconds
+
+    return DomainDispatcherApplication(create_backend_app)
+
+
 class Quiet(WSGIRequestHandler):
     protocol_version = "HTTP/1.1"
 
@@ -72,16 +79,15 @@ class Quiet(WSGIRequestHandler):
 class S3Server:
     """``requests``: what came, in order. ``faults``: [(predicate of a request, fault, how often)]."""
 
-    def __init__(self):
-        from moto.server import DomainDispatcherApplication, create_backend_app  # takes seconds
-
+    def __init__(self, app):
+        """``app`` is a WSGI application."""
         self.requests = []
         self.faults = []
         self.delay = 0.0  #: of each answer, seconds: a network
         self.busiest = 0  #: requests at one time
         self._now = 0
         self._lock = threading.Lock()
-        self._app = DomainDispatcherApplication(create_backend_app)
+        self._app = app
         self._server = make_server("127.0.0.1", 0, self._door, threaded=True, request_handler=Quiet)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"

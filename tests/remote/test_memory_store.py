@@ -1,13 +1,13 @@
 """The store in memory answers as moto's server does, to boto3 and to s3fs."""
 
 import base64
-import contextlib
 import zlib
 
 import pytest
 from corpus_case import random_bytes
 
-from remote.memory_store import KEY, SECRET, MemoryStore
+from remote.memory_server import KEY, REUSED_FROM_NBYTES, SECRET, MemoryServer, _Buffers
+from remote.memory_store import MemoryStore
 
 MIB = 1 << 20
 PART = 5 * MIB
@@ -19,37 +19,40 @@ def crc32(data):
 
 
 @pytest.fixture(scope="module")
-def store():
+def server():
     pytest.importorskip("boto3")
-    server = MemoryStore()
+    server = MemoryServer(MemoryStore())
+    client_of(server.url).create_bucket(Bucket="bucket")
     yield server
     server.stop()
 
 
-@pytest.fixture
-def both(store, s3):
-    """Clients of both, each with a bucket of its own."""
+@pytest.fixture(scope="module")
+def motos():
+    pytest.importorskip("moto")
+    from remote.s3_server import S3Server, moto
+
+    server = S3Server(moto())
+    client = client_of(server.url)
+    client.create_bucket(Bucket="bucket")
+    yield client
+    server.stop()
+
+
+def client_of(url, key=KEY):
     import boto3
     from botocore.config import Config
 
-    def client(url):
-        return boto3.client(
-            "s3",
-            endpoint_url=url,
-            aws_access_key_id=KEY,
-            aws_secret_access_key=SECRET,
-            region_name="us-east-1",
-            config=Config(retries={"max_attempts": 1}),
-        )
+    keys = {"aws_access_key_id": key, "aws_secret_access_key": SECRET, "region_name": "us-east-1"}
+    return boto3.client("s3", endpoint_url=url, config=Config(retries={"max_attempts": 1}), **keys)
 
-    ours = client(store.url)
-    with contextlib.suppress(ours.exceptions.ClientError):
-        ours.create_bucket(Bucket="bucket")
-    yield ours, client(s3.url)
-    for upload in ours.list_multipart_uploads(Bucket="bucket").get("Uploads", []):
-        ours.abort_multipart_upload(Bucket="bucket", Key=upload["Key"], UploadId=upload["UploadId"])
-    for found in ours.list_objects_v2(Bucket="bucket").get("Contents", []):
-        ours.delete_object(Bucket="bucket", Key=found["Key"])
+
+def emptied(client):
+    for upload in client.list_multipart_uploads(Bucket="bucket").get("Uploads", []):
+        client.abort_multipart_upload(Bucket="bucket", Key=upload["Key"], UploadId=upload["UploadId"])
+    for found in client.list_objects_v2(Bucket="bucket").get("Contents", []):
+        client.delete_object(Bucket="bucket", Key=found["Key"])
+    return client
 
 
 #: What a caller looks at. ETags are another matter: moto's are digests.
@@ -177,18 +180,18 @@ def conditions(script):
         script.call("get_object", Key=key)
 
 
-@pytest.mark.parametrize("script", [objects, listings, uploads, refused_uploads, conditions])
-def test_it_answers_as_moto_does(both, script):
-    ours, motos = (Script(client) for client in both)
-    for each in (ours, motos):
-        script(each)
-    assert ours.said == motos.said
-    assert any(said[1] == 200 for said in ours.said)
-
-
 @pytest.fixture
-def script(both):
-    return Script(both[0])
+def script(server):
+    return Script(emptied(client_of(server.url)))
+
+
+@pytest.mark.parametrize("calls", [objects, listings, uploads, refused_uploads, conditions])
+def test_it_answers_as_moto_does(script, motos, calls):
+    of_moto = Script(emptied(motos))
+    for each in (script, of_moto):
+        calls(each)
+    assert script.said == of_moto.said
+    assert any(said[1] == 200 for said in script.said)
 
 
 def test_it_refuses_what_s3_refuses_and_moto_takes(script):
@@ -251,23 +254,18 @@ def test_a_checksum_of_checksums_and_of_a_part(script):
     assert script.said[-1][2] == {"ChecksumCRC32": f"{of_parts}-1", "ChecksumType": "COMPOSITE"}
 
 
-def test_a_wrong_key_is_refused(store):
-    import boto3
+def test_a_wrong_key_is_refused(server):
     from botocore.exceptions import ClientError
 
-    keys = {"aws_access_key_id": "another", "aws_secret_access_key": SECRET, "region_name": "us-east-1"}
     with pytest.raises(ClientError, match="InvalidAccessKeyId"):
-        boto3.client("s3", endpoint_url=store.url, **keys).list_buckets()
+        client_of(server.url, "another").list_buckets()
 
 
-def test_s3fs_is_served(both, store, tmp_path):
+def test_s3fs_is_served(script, server, tmp_path):
     s3fs = pytest.importorskip("s3fs")
+    region = {"region_name": "us-east-1"}
     fs = s3fs.S3FileSystem(
-        key=KEY,
-        secret=SECRET,
-        endpoint_url=store.url,
-        client_kwargs={"region_name": "us-east-1"},
-        skip_instance_cache=True,
+        key=KEY, secret=SECRET, endpoint_url=server.url, client_kwargs=region, skip_instance_cache=True
     )
     data = FIRST + SECOND + LAST
     (tmp_path / "file").write_bytes(data)
@@ -279,12 +277,10 @@ def test_s3fs_is_served(both, store, tmp_path):
     assert sorted(fs.ls("bucket/folder")) == ["bucket/folder/copy", "bucket/folder/written"]
     assert fs.exists("bucket/folder/copy") and not fs.exists("bucket/nothing")
     fs.rm("bucket/folder", recursive=True)
-    assert fs.find("bucket") == [] and store.uploads == 0
+    assert fs.find("bucket") == [] and server.store.uploads == 0
 
 
 def test_large_buffers_are_used_again():
-    from remote.memory_store import REUSED_FROM_NBYTES, _Buffers
-
     buffers = _Buffers()
     first, second = (buffers.take(REUSED_FROM_NBYTES) for _ in range(2))
     first[0], second[0] = 1, 2

@@ -13,7 +13,8 @@ from equality import difference
 
 import statedict_io as sio
 from remote import network as slow
-from remote.memory_store import KEY, MemoryStore
+from remote.memory_server import KEY, MemoryServer
+from remote.memory_store import MemoryStore
 from remote.network import Network
 
 SIGNED = {"Authorization": f"AWS4-HMAC-SHA256 Credential={KEY}/"}
@@ -28,9 +29,10 @@ def net(request, monkeypatch):
         pytest.skip("no splice here")
     store = MemoryStore()
     store.put("bucket", "key", memoryview(b"0123456789"))
-    with Network(store.address, latency=0.0) as between:
+    server = MemoryServer(store)
+    with Network(server.address, latency=0.0) as between:
         yield between
-    store.stop()
+    server.stop()
 
 
 class Client:
