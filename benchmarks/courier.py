@@ -172,10 +172,11 @@ class OfFsspec(Courier):
         import fsspec.config
 
         self.options = {
+            "max_concurrency": self.connections,
             "config_kwargs": {
                 "max_pool_connections": max(self.connections, 10),
                 "s3": {"payload_signing_enabled": False},
-            }
+            },
         }
         fsspec.config.conf["s3"] = self.options
 

@@ -153,6 +153,7 @@ class Network:
 
     async def _connect(self, client: socket.socket) -> None:
         self._numbers += 1
+        number = self._numbers
         self._now += 1
         traffic = self.traffic
         traffic.connections += 1
@@ -163,7 +164,7 @@ class Network:
                 each.setblocking(False)
                 each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await self._loop.sock_connect(server, self.server)
-            watch = _Watch(self, self._numbers)
+            watch = _Watch(self, number)
             ways = (_Way(self, "up", client, server, watch), _Way(self, "down", server, client, watch))
             tasks = [asyncio.ensure_future(half) for way in ways for half in (way.take(), way.give())]
             try:
@@ -189,9 +190,12 @@ class _Bucket:
         self.free = 0.0
 
     def reserve(self, nbytes: int, rate: float | None, now: float) -> float:
-        if rate is not None:
-            self.free = max(self.free, now - LATE_SECONDS) + nbytes / rate
-        return self.free if rate is not None else now
+        if rate is None:
+            return now
+        if now - self.free > LATE_SECONDS:  # nothing was sent: what was not used is lost
+            self.free = now
+        self.free += nbytes / rate
+        return self.free
 
 
 class _Way:

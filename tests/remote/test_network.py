@@ -121,6 +121,7 @@ def test_round_trips_are_those_that_wait_for_one_another(net):
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(lambda client: client(), clients[1:]))  # beside each other, on new connections
     assert net.traffic.round_trips == 5
+    assert net.traffic.used_connections == 4
 
 
 @pytest.mark.timeout(30)
