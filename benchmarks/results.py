@@ -312,7 +312,7 @@ def remote_cells(part: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     is_whole = part["action"] != "first_tensor"
     headings = ["", "seconds", "MB/s", "of the network", "extra MiB", "CPU s/GB", "requests"]
     if not is_whole:
-        headings[2:4] = ["MB read", "round trips"]
+        headings[2:4] = ["MB read", "round trips (with connecting)"]
     body = []
     for entry in part["contenders"].values():
         if not entry["median"]:
@@ -325,7 +325,7 @@ def remote_cells(part: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
                 entry["label"],
                 f"{median['s']:.2f}",
                 f"{speed / 1e6:.0f}" if is_whole else f"{median['nbytes_down'] / 1e6:.1f}",
-                share if is_whole else f"{median['round_trips']:g}",
+                share if is_whole else f"{median['round_trips']:g} ({entry['first']['round_trips']})",
                 "-" if extra is None else f"{extra / 2**20:.0f}",
                 f"{median['cpu_s_per_gb']:.2f}",
                 f"{median['requests']:g}",
