@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 
-#: of the file beside another one that holds its sum
-SUFFIX = ".sha256"
 MAX_NBYTES = 16 << 20
 _ALONE = re.compile(r"\s*[0-9a-fA-F]{64}\s*")
 # A name with a line break or a backslash in it is escaped, and the line then begins with a backslash.

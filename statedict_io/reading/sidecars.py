@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from ..formats import sums
 from ..progress import ProgressCallback
+from ..system.file_digest import SUFFIX
 from .opened_bytes import OpenedBytes
 
 _BLOCK_NBYTES = 4 << 20
@@ -32,14 +33,14 @@ def expected_sha256(path: str, index: str | None = None) -> Expected | None:
         ValueError: ``PATH.sha256`` does not tell it; names that file.
     """
     folder, name = os.path.split(path)
-    own = path + sums.SUFFIX
+    own = path + SUFFIX
     text = _text_of(own)
     if text is not None:
         found = sums.alone(text) or dict(sums.named(text)).get(name)
         if found is None:
             raise ValueError(f"{own}: has no SHA-256 of {name!r}")
         return Expected(found, own)
-    for of_several in ([] if index is None else [index + sums.SUFFIX]) + [os.path.join(folder, "SHA256SUMS")]:
+    for of_several in ([] if index is None else [index + SUFFIX]) + [os.path.join(folder, "SHA256SUMS")]:
         text = _text_of(of_several)
         if text is not None and (found := dict(sums.named(text)).get(name)) is not None:
             return Expected(found, of_several)

@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+#: of the file beside another one that holds its sum
+SUFFIX = ".sha256"
 _PIECE_NBYTES = 1 << 20
 
 

@@ -27,12 +27,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 
 from ..backends.protocol import Content
-from ..formats import sums
 from ..progress import ProgressCallback
 from ..system import locks
 from ..system.descriptors import NOFOLLOW, NOT_IMPLEMENTED, read_at, write_all
 from ..system.directories import OpenDirectory
-from ..system.file_digest import FileDigest
+from ..system.file_digest import SUFFIX, FileDigest
 from ..system.processes import in_forked_child
 from . import leftovers, shards, temporary_names
 from .places import write_content
@@ -187,8 +186,8 @@ class ShardSet:
                 self._flush()
         for name in others:
             with contextlib.suppress(OSError):
-                if name.endswith(sums.SUFFIX):
-                    self._sidecar(name.removesuffix(sums.SUFFIX)).remove()
+                if name.endswith(SUFFIX):
+                    self._sidecar(name.removesuffix(SUFFIX)).remove()
                 else:
                     self._directory.remove_file(name)
         for name in self._directory.names():
@@ -199,8 +198,8 @@ class ShardSet:
     def _remove_sums_of(self, names: set[str]) -> None:
         """Before other files get these names."""
         for name in self._directory.names():
-            if name.endswith(sums.SUFFIX) and name.removesuffix(sums.SUFFIX) in names:
-                self._sidecar(name.removesuffix(sums.SUFFIX)).remove()
+            if name.endswith(SUFFIX) and name.removesuffix(SUFFIX) in names:
+                self._sidecar(name.removesuffix(SUFFIX)).remove()
 
     def _sidecar(self, name: str, *, is_wanted: bool = False) -> Sidecar:
         return Sidecar(

@@ -14,8 +14,8 @@ import stat
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from ..formats import sums
 from ..system.descriptors import NOFOLLOW, NOT_IMPLEMENTED, read_at, write_all
+from ..system.file_digest import SUFFIX
 from .places import write_file
 from .targets import FileTarget, URLTarget
 
@@ -54,7 +54,7 @@ class Sidecar:
 
     @property
     def name(self) -> str:
-        return self._target.name + sums.SUFFIX
+        return self._target.name + SUFFIX
 
     def remove(self) -> None:
         """Before the file that it is of goes; again: does nothing.
@@ -89,6 +89,8 @@ class Sidecar:
                 return False
             raise
         try:
+            from ..formats import sums
+
             return sums.is_all_about(sums.decoded(read_at(fd, _MAX_NBYTES, 0)), self._is_replaced)
         finally:
             os.close(fd)
@@ -102,8 +104,10 @@ class Sidecar:
         Raises:
             OSError: with the sidecar's path.
         """
+        from ..formats import sums
+
         directory, target = self._target.directory, self._target
-        beside = FileTarget(target.given + sums.SUFFIX, directory, self.name, target.archive_name, None)
+        beside = FileTarget(target.given + SUFFIX, directory, self.name, target.archive_name, None)
         try:
             beside.existing = directory.look_at(self.name)
         except OSError as e:
@@ -126,7 +130,7 @@ class StoredSidecar:
 
         place = target.place
         self._name = place.file_name
-        self._place: Place = Place(place.url + sums.SUFFIX, place.fs, place.path + sums.SUFFIX)
+        self._place: Place = Place(place.url + SUFFIX, place.fs, place.path + SUFFIX)
         self._is_wanted = is_wanted
 
     def remove(self) -> None:
@@ -144,9 +148,12 @@ class StoredSidecar:
             data = self._place.fs.cat_file(self._place.path, start=0, end=_MAX_NBYTES)
         except (OSError, NotImplementedError):
             return False
+        from ..formats import sums
+
         return sums.is_all_about(sums.decoded(data), lambda name: name == self._name)
 
     def write(self, hexdigest: str, is_superseded: Callable[[], bool]) -> None:
+        from ..formats import sums
         from ..remote.uploads import Upload
 
         content = sums.lines([(self._name, hexdigest)])
