@@ -162,9 +162,12 @@ def test_load_reads_what_torch_reads_and_names_the_rest(what, backend, tmp_path)
 def test_files_of_a_dcp_directory(backend, tmp_path):
     dcp = pytest.importorskip("torch.distributed.checkpoint")
     dcp.save({"a": filled(3), "b": filled(4)}, checkpoint_id=tmp_path / "dir", no_dist=True)
-    for path in (tmp_path / "dir").iterdir():
-        with pytest.raises(sio.FileKindError, match=r"torch\.distributed\.checkpoint: .*convert DIRECTORY"):
-            sio.verify(path, backend=backend)
+    (path,) = (tmp_path / "dir").glob("*.distcp")
+    with pytest.raises(sio.FileKindError, match=r"torch\.distributed\.checkpoint: .*convert DIRECTORY"):
+        sio.verify(path, backend=backend)
+    (tmp_path / "dir" / ".metadata").rename(tmp_path / "metadata")
+    with pytest.raises(sio.FileKindError, match="plain pickle"):
+        sio.verify(tmp_path / "metadata", backend=backend)
 
 
 def test_convert_of_what_is_only_named_safetensors(tmp_path, capsys):

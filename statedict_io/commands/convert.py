@@ -6,9 +6,8 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-from ..conversion import SAFETENSORS, Conversion, convert
+from ..conversion import Conversion, convert
 from ..reading.opened_bytes import open_bytes
 from ..reading.records import kind_of
 from ..reading.weight_folders import is_folder
@@ -43,22 +42,17 @@ def run(
         if digest is not None:
             raise ValueError(f"{destination}: a directory of torch.distributed.checkpoint has no sums beside it")
         return _to_dcp(source, destination, trust=trust, in_place=in_place)
-    options: dict[str, Any] = {"progress": bar_wanted(), "atomic": not in_place}
-    if not _is_dcp(source):
-        options |= {"max_shard_nbytes": max_shard_nbytes, "digest": digest}
-        _say_done(destination, convert(source, destination, weights_only=not trust, **options))
-        return 0
-    from ..dcp.conversion import dcp_to_file  # imports torch.distributed
-
-    if max_shard_nbytes is None and digest is None and not destination.endswith(SAFETENSORS):
-        dcp_to_file(source, destination, weights_only=not trust, **options)
-        say(f"{destination}: converted")
-        return 0
-    with _beside(destination) as archive:
-        dcp_to_file(source, archive, weights_only=not trust, durable=False, progress=bar_wanted())
-        return run(
-            archive, destination, trust=trust, in_place=in_place, max_shard_nbytes=max_shard_nbytes, digest=digest
-        )
+    done = convert(
+        source,
+        destination,
+        weights_only=not trust,
+        progress=bar_wanted(),
+        atomic=not in_place,
+        max_shard_nbytes=max_shard_nbytes,
+        digest=digest,
+    )
+    _say_done(destination, done)
+    return 0
 
 
 def _say_done(destination: str, done: Conversion) -> None:

@@ -34,10 +34,10 @@ from torch.distributed.checkpoint.planner import (
 from ..installed.stock import torch_load
 from ..pickles.refusals import refusal
 from ..progress import Progress
+from ..reading.dcp_metadata import CURE, DirectoryReader
 from ..reading.verification import check_all
 from ..untrusted.written_out import check_written_out, untied
 from .directory_replacement import DirectoryReplacement
-from .stored_metadata import CURE, DirectoryReader
 from .stored_state import StoredState
 from .writer import SingleFileWriter
 

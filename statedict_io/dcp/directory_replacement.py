@@ -13,11 +13,11 @@ from types import TracebackType
 from torch.distributed.checkpoint.metadata import Metadata
 
 from ..errors import StateDictIOError
+from ..reading.dcp_metadata import DirectoryReader
 from ..system import locks
 from ..system.descriptors import open_file, sync
 from ..writing.places import OpenFile, write_file
 from ..writing.targets import FileTarget, resolve
-from .stored_metadata import DirectoryReader
 
 _METADATA = ".metadata"
 # Data files of ours, of a checkpoint or of a conversion that was killed.

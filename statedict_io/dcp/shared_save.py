@@ -15,6 +15,7 @@ import torch.serialization
 from ..backends import reproduction
 from ..backends.strips import bytes_of, preallocate
 from ..installed import torch_format
+from ..names.nested_state import nested
 from ..pickles.pickling import PickledObject, PythonStorageTable
 from ..writing.in_place import InPlace
 from ..writing.places import OpenFile
@@ -25,7 +26,7 @@ from .archive_frame import ArchiveFrame
 from .call_watch import when_call_has_ended
 from .global_plan import GlobalState
 from .range_writer import Written
-from .structure import nested, pickle_structure
+from .structure import pickle_structure
 
 _saves: weakref.WeakValueDictionary[str, SharedSave] = weakref.WeakValueDictionary()  #: of this process, by key
 

@@ -114,7 +114,9 @@ class StoredState:
             StateDictIOError: it is nested too deep to be pickled.
         """
         stream, met = self._pickled(name)
-        return stream.getbuffer().nbytes + sum(tensor.untyped_storage().nbytes() for tensor in met)
+        # Others have no storage to ask; they are refused where they are filled.
+        plain = [tensor for tensor in met if self.file.is_plain(tensor)]
+        return stream.getbuffer().nbytes + sum(tensor.untyped_storage().nbytes() for tensor in plain)
 
     def opaque(self, name: str) -> io.BytesIO:
         """What ``torch.save`` makes of a value, with the tensors in it read.

@@ -64,7 +64,6 @@ DCP_METADATA = FileKind(
     "the metadata of a checkpoint of torch.distributed.checkpoint",
     f"read the directory that it is in: `{_CONVERT} DIRECTORY FILE.pt`",
 )
-DCP_FOLDER = FileKind("a checkpoint of torch.distributed.checkpoint", f"convert it: `{_CONVERT} DIRECTORY FILE.pt`")
 TAR = FileKind("a tar archive", "load it with torch.load if torch before 0.1.10 wrote it, else unpack it")
 PICKLE = FileKind("a plain pickle, which torch.save did not write", "load it with pickle.load if you trust it")
 LFS_POINTER = FileKind("a pointer of git LFS, not the file itself", "fetch the file with `git lfs pull`")

@@ -22,7 +22,7 @@ from ..progress import ProgressCallback
 from .map_location import is_meta, only_device, stays_on_cpu
 from .object_source import ObjectSource
 from .opened_again import opened_again
-from .opened_bytes import FileBytes, ObjectBytes
+from .opened_bytes import FileBytes, ObjectBytes, OpenedBytes, PartOfBytes
 from .readahead import ReadAhead
 from .records import StoredRecords, archive_in, check_kind, records_in
 
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from ..remote.ranges import RangedObject
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class LoadRequest:
     """The arguments of one call of ``load``, and what was found for them."""
 
     f: Any  #: as torch takes it
-    source: RangedObject | None  #: where it came as a URL
+    source: RangedObject | PartOfBytes | None  #: where it came as a URL, or as a part of a file
     name: Any  #: for messages
     map_location: Any
     mmap: bool | None
@@ -184,7 +184,7 @@ class ArchiveSteps(LoadSteps):
     def _open_records(self, file: Any) -> StoredRecords | None:
         """None where nobody needs them."""
         if self.request.source is not None:
-            return records_in(ObjectBytes(self.request.source, self.request.backend))
+            return records_in(self._opened_source())
         if self.request.is_path:
             opened = FileBytes(file.fileno(), os.fsdecode(self.request.name), self.request.backend)
             return StoredRecords(archive_in(opened), opened.name, file_nbytes=opened.nbytes)
@@ -197,6 +197,11 @@ class ArchiveSteps(LoadSteps):
             return StoredRecords(PythonOpenArchive(source, source.name), source.name, file_nbytes=source.nbytes)
         finally:
             file.seek(source.start)
+
+    def _opened_source(self) -> OpenedBytes:
+        source = self.request.source
+        assert source is not None
+        return source if isinstance(source, PartOfBytes) else ObjectBytes(source, self.request.backend)
 
     def _is_for_torch(self, records: StoredRecords) -> bool:
         return (

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import pickle
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .. import backends
@@ -13,11 +15,12 @@ from ..errors import StateDictIOError
 from ..installed import stock
 from ..options import check_flags
 from ..pickles.unpickling import can_rebind, load_through
-from ..progress import Progress
+from ..progress import Progress, ProgressCallback
 from ..remote.urls import is_url
 from .load_errors import naming_as_torch, raising_as_torch
 from .load_steps import ArchiveSteps, LoadRequest
 from .opened_again import Replaced
+from .opened_bytes import PartOfBytes
 from .trial import loads_like_torch
 from .weight_folders import is_folder
 from .weights import file_to_load, opened_file, weights_of
@@ -50,6 +53,7 @@ def load(
         f: a path; a URL of fsspec (``str``), of which ranges are read; or an object with ``read``, ``readline``,
             ``tell`` and ``seek``. A path or URL may lead to an index of shards (``*.index.json``), or to a folder of
             weights as transformers lays them out (such a URL ends in ``/``): all their tensors are returned in a dict.
+            Of a directory of ``torch.distributed.checkpoint`` the state is returned that was saved.
         map_location: None, a string, a :class:`torch.device`, a dict or a callable. ``"meta"`` reads no data. What is
             in a safetensors file counts as saved from the CPU.
         weights_only: unpickle with torch's restricted unpickler: the security boundary. Load with ``False`` only what
@@ -83,7 +87,6 @@ def load(
     """
     check_flags(verify=verify)
     progress_module.check(progress)
-    is_default = pickle_module in (None, pickle)
     chosen = backends.for_reading(backend)
     with contextlib.ExitStack() as exit_stack:
         source: RangedObject | None = None
@@ -100,16 +103,7 @@ def load(
         load_file = functools.partial(
             load, map_location=map_location, weights_only=weights_only, mmap=mmap, verify=verify, backend=backend
         )
-        file, weights = None, None
-        if pickle_module is None and not pickle_load_args:
-            file = None if source is not None else exit_stack.enter_context(opened_file(f))
-            weights = weights_of(file if source is None else source, name, chosen, load_file, mmap=mmap)
-        if weights is not None:
-            with progress_module.reporting(progress, "load") as callback, naming_as_torch():
-                return weights.load(map_location, backend, callback, verify=verify)
-        loading = loads_like_torch(chosen.lean_pickle)
-        backends.warn_if_reading_is_slow(backend, loading=loading)
-        has_our_steps = bool(loading) and can_rebind()
+        options: dict[str, Any] = {"weights_only": weights_only, "mmap": mmap, **pickle_load_args}
         request = LoadRequest(
             f=f,
             source=source,
@@ -119,16 +113,52 @@ def load(
             verify=verify,
             wish=backend,
             backend=chosen,
-            progress=exit_stack.enter_context(progress_module.reporting(progress, "load")),
+            progress=None,
         )
-        options: dict[str, Any] = {"weights_only": weights_only, "mmap": mmap, **pickle_load_args}
-        for _ in range(_MAX_ATTEMPTS):
-            steps, file = ArchiveSteps(request, file), None
-            with contextlib.suppress(Replaced), raising_as_torch(steps, pickled_by_default=is_default):
-                if has_our_steps:
-                    return load_through(steps)(f, map_location, pickle_module, **options)
-                with steps.verified() as content:
-                    return stock.torch_load(content, map_location, pickle_module, **options)
-        raise StateDictIOError(
-            f"{name}: was replaced each of the {_MAX_ATTEMPTS} times that it was mapped; load it with mmap=False"
-        )
+        load_part = functools.partial(_load_part, request, options)
+        file, weights = None, None
+        if pickle_module is None and not pickle_load_args:
+            file = None if source is not None else exit_stack.enter_context(opened_file(f))
+            opened = file if source is None else source
+            weights = weights_of(
+                opened, name, chosen, load_file, load_part, mmap=mmap, weights_only=weights_only is not False
+            )
+        if weights is not None:
+            with progress_module.reporting(progress, "load") as callback, naming_as_torch():
+                return weights.load(map_location, backend, callback, verify=verify)
+        request.progress = exit_stack.enter_context(progress_module.reporting(progress, "load"))
+        return _loaded(request, file, pickle_module, options)
+
+
+def _load_part(
+    request: LoadRequest, options: dict[str, Any], part: PartOfBytes, *, progress: ProgressCallback | None
+) -> Any:
+    """Loads an archive that is a part of a file as ``request`` wants it."""
+    with part.stream() as stream:
+        of_part = replace(request, f=stream, source=part, name=part.name, mmap=False, progress=progress)
+        return _loaded(of_part, None, None, {**options, "mmap": False})
+
+
+def _loaded(request: LoadRequest, file: io.BufferedReader | None, pickle_module: Any, options: dict[str, Any]) -> Any:
+    """By torch, with our reader behind it.
+
+    Args:
+        file: the file at the path, where it has been opened.
+        options: further ones of ``torch.load``.
+    """
+    loading = loads_like_torch(request.backend.lean_pickle)
+    backends.warn_if_reading_is_slow(request.wish, loading=loading)
+    has_our_steps = bool(loading) and can_rebind()
+    for _ in range(_MAX_ATTEMPTS):
+        steps, file = ArchiveSteps(request, file), None
+        with (
+            contextlib.suppress(Replaced),
+            raising_as_torch(steps, pickled_by_default=pickle_module in (None, pickle)),
+        ):
+            if has_our_steps:
+                return load_through(steps)(request.f, request.map_location, pickle_module, **options)
+            with steps.verified() as content:
+                return stock.torch_load(content, request.map_location, pickle_module, **options)
+    raise StateDictIOError(
+        f"{request.name}: was replaced each of the {_MAX_ATTEMPTS} times that it was mapped; load it with mmap=False"
+    )

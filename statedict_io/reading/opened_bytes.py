@@ -117,6 +117,58 @@ class ObjectBytes:
         return self._source.stream()
 
 
+class PartOfBytes:
+    """A range of others, which is a file in itself.
+
+    Args:
+        whole: what it is a range of; kept.
+        name: what errors call it.
+    """
+
+    mtime_ns = None
+    descriptor = None
+
+    def __init__(self, whole: OpenedBytes, offset: int, nbytes: int, name: str) -> None:
+        self._whole, self._offset = whole, offset
+        self.nbytes, self.name = nbytes, name
+        self.backend, self.cheap_nbytes = whole.backend, whole.cheap_nbytes
+
+    def read_at(self, offset: int, nbytes: int) -> bytes:
+        return self._whole.read_at(self._offset + offset, max(min(nbytes, self.nbytes - offset), 0))
+
+    def read_into(self, destination: memoryview, offset: int) -> None:
+        """See :class:`~statedict_io.backends.python_reading.PositionalSource`."""
+        if offset + len(destination) > self.nbytes:
+            raise EOFError
+        fd, at = self._whole.descriptor, self._offset + offset
+        while destination:
+            if fd is None:
+                data = self._whole.read_at(at, len(destination))
+                destination[: len(data)] = data
+                taken = len(data)
+            else:
+                with naming(self.name):
+                    taken = read_into(fd, destination, at)
+            if taken == 0:
+                raise EOFError
+            destination, at = destination[taken:], at + taken
+
+    def open_archive(self) -> OpenArchive:
+        return self._opened(None)
+
+    def open_payloads(self, payloads: RangeEntries) -> OpenArchive:
+        return self._opened(payloads)
+
+    def _opened(self, payloads: RangeEntries | None) -> OpenArchive:
+        from ..backends.python_reading import DISK, NETWORK, PythonOpenArchive
+
+        access = NETWORK if self._whole.descriptor is None else DISK
+        return PythonOpenArchive(self, self.name, access, payloads=payloads)
+
+    def stream(self) -> BinaryIO:
+        return io.BufferedReader(_PartStream(self), _FIRST_NBYTES)
+
+
 @contextmanager
 def open_bytes(
     path: Any, backend: str = "auto", *, random_access: bool = False, name: str | None = None
@@ -163,12 +215,17 @@ def _advise(fd: int, offset: int, nbytes: int, advice: int) -> None:
         os.posix_fadvise(fd, offset, nbytes, advice)
 
 
-class _FileStream(io.RawIOBase):
-    """Reads by position: the descriptor's own stays where it is."""
+class _PositionalStream(io.RawIOBase):
+    """Reads by position: a descriptor's own stays where it is."""
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
+    def __init__(self) -> None:
         self._position = 0
+
+    def _nbytes(self) -> int:
+        raise NotImplementedError
+
+    def _read_into(self, destination: memoryview, offset: int) -> int:
+        raise NotImplementedError
 
     def readable(self) -> bool:
         return True
@@ -177,7 +234,7 @@ class _FileStream(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: os.fstat(self._fd).st_size}[whence]
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._nbytes()}[whence]
         self._position = max(start + offset, 0)
         return self._position
 
@@ -185,6 +242,32 @@ class _FileStream(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        taken = read_into(self._fd, memoryview(buffer).cast("B"), self._position)
+        taken = self._read_into(memoryview(buffer).cast("B"), self._position)
         self._position += taken
         return taken
+
+
+class _FileStream(_PositionalStream):
+    def __init__(self, fd: int) -> None:
+        super().__init__()
+        self._fd = fd
+
+    def _nbytes(self) -> int:
+        return os.fstat(self._fd).st_size
+
+    def _read_into(self, destination: memoryview, offset: int) -> int:
+        return read_into(self._fd, destination, offset)
+
+
+class _PartStream(_PositionalStream):
+    def __init__(self, part: PartOfBytes) -> None:
+        super().__init__()
+        self._part = part
+
+    def _nbytes(self) -> int:
+        return self._part.nbytes
+
+    def _read_into(self, destination: memoryview, offset: int) -> int:
+        data = self._part.read_at(offset, len(destination))
+        destination[: len(data)] = data
+        return len(data)

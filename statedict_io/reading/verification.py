@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import pickle
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -85,6 +86,7 @@ def verify(path: Any, *, backend: str = "auto", progress: Progress = None) -> Ve
       is in ``FILE.sha256`` or ``SHA256SUMS`` beside it, or huggingface_hub has kept it, the file is read as a whole
       and compared.
     - Of a folder, or an index, each shard is verified, and that it has the tensors that the index says.
+    - A directory of ``torch.distributed.checkpoint`` consists of archives of ``torch.save``: each is verified.
 
     Args:
         path: of a file (a TorchScript archive is one in torch's zip format too), a folder of weights, or an index of
@@ -124,6 +126,8 @@ def _verified(
                 return _verify_archive(opened, progress)
             if kind in _ENTRIES:
                 return _verify_structure(opened, found, _ENTRIES[kind](opened), progress, index)
+            if kind is kinds.DCP_METADATA and may_be_several:
+                return _verify_dcp(opened, found, given, backend, progress)
             shards = shards_of(opened, found) if kind is kinds.JSON and may_be_several else None
             if shards is None:
                 raise FileKindError(f"{opened.name}: {kind}")
@@ -218,6 +222,33 @@ def _verify_shards(path: str, shards: Shards, backend: str, progress: ProgressCa
         problems,
         checksums=", ".join(dict.fromkeys(report.checksums for report in reports)) or "none",
     )
+
+
+def _verify_dcp(
+    opened: OpenedBytes, path: str, given: str, backend: str, progress: ProgressCallback | None
+) -> VerifyReport:
+    """Of a directory of torch.distributed.checkpoint, each of whose parts is an archive."""
+    from .dcp_folder import DCPFolder  # imports torch.distributed
+
+    try:
+        folder = DCPFolder(opened, path, backend, weights_only=True)
+    except pickle.UnpicklingError as e:
+        return VerifyReport(given, [], [str(e)])
+    parts = [*folder.parts()]
+    records = []
+    problems: dict[str, None] = {}
+    for part, report_part in zip(parts, over_parts(progress, [part.nbytes for part in parts]), strict=True):
+        try:
+            report = _verify(records_in(folder.open(part)), report_part)
+        except FileNotFoundError:
+            problems[f"{folder.path_of(part)}: is missing; {path} names it"] = None
+        except (CorruptCheckpointError, FileKindError) as e:
+            problems[str(e)] = None
+        else:
+            records += [replace(record, name=f"{part.whole}:{record.name}") for record in report.records]
+            problems |= dict.fromkeys(report.problems)
+    folder.close()
+    return VerifyReport(given, records, [*problems])
 
 
 def _names_problem(shards: Shards, index: int, backend: str) -> list[str]:

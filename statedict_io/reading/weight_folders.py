@@ -1,7 +1,8 @@
 """Folders of weights, and indexes of shards: which files are read, and which tensor each has.
 
 As transformers lays them out: ``model.safetensors``, or ``model.safetensors.index.json`` with the files that it names
-beside it, or the same of ``pytorch_model.bin``. Nothing outside the folder is opened, links that are in it apart: the
+beside it, or the same of ``pytorch_model.bin``. A directory of ``torch.distributed.checkpoint`` is another kind of such
+a folder, with an index of its own. Nothing outside the folder is opened, links that are in it apart: the
 cache of huggingface_hub consists of them.
 """
 
@@ -13,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import FileKindError, as_raised, corrupt
-from ..formats import kinds
 from ..remote.urls import is_url
 from ..untrusted.limits import MAX_INDEX_NBYTES, listed, shown
 from .opened_bytes import OpenedBytes
@@ -27,6 +27,10 @@ _NAMES = (
 )
 # Where none is: the only file of the first of these kinds.
 _SUFFIXES = (".safetensors.index.json", ".bin.index.json", ".safetensors", ".bin", ".pt", ".pth")
+
+
+#: of a checkpoint directory of torch.distributed.checkpoint, which it stands for
+DCP_METADATA = ".metadata"
 
 
 class Shards(NamedTuple):
@@ -104,8 +108,8 @@ def weights_in(folder: str) -> str:
     for name in _NAMES:
         if name in names:
             return _joined(folder, name)
-    if ".metadata" in names:
-        raise _refused(folder, str(kinds.DCP_FOLDER))
+    if DCP_METADATA in names:
+        return _joined(folder, DCP_METADATA)
     for suffix in _SUFFIXES:
         found = sorted(name for name in names if name.endswith(suffix))
         if len(found) == 1:

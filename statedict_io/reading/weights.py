@@ -1,4 +1,4 @@
-"""What ``load`` reads without ``torch.load``: safetensors files, and weights in several shards."""
+"""What ``load`` reads without ``torch.load``: safetensors files, weights in several shards, and directories of DCP."""
 
 from __future__ import annotations
 
@@ -78,8 +78,10 @@ def weights_of(
     name: Any,
     backend: Backend,
     load_file: LoadFile,
+    load_part: LoadFile,
     *,
     mmap: bool | None,
+    weights_only: bool,
 ) -> Weights | None:
     """What a path or URL leads to; None where it is for ``torch.load``, which then says too what is wrong with it.
 
@@ -87,7 +89,8 @@ def weights_of(
         file: is read positionally, while it is open.
         name: of the file, for messages and for what is beside it.
         load_file: for files that an index names.
-        mmap: as of :func:`~statedict_io.load`.
+        load_part: loads an archive that is a part of a file: (part, progress=callback).
+        mmap, weights_only: as of :func:`~statedict_io.load`; the latter for what is unpickled here.
     """
     if file is None:
         return None
@@ -104,6 +107,10 @@ def weights_of(
         if shards is not None and _in_index.get():
             raise FileKindError(f"{opened.name}: {kinds.JSON}")
         return None if shards is None else _Sharded(shards, load_file)
+    if kind is kinds.DCP_METADATA and not makes_no_data():
+        if _in_index.get():
+            raise FileKindError(f"{opened.name}: {kind}")
+        return _OfRanks(opened, load_part, weights_only=weights_only)
     if kind is not kinds.SAFETENSORS or makes_no_data() or (wants_map(mmap) and opened.name.endswith(".safetensors")):
         return None
     return _Safetensors(opened)
@@ -119,6 +126,25 @@ class _Safetensors:
         if verify:
             raise ValueError(without_checksums(self._opened.name, "a safetensors file"))
         return load_safetensors(self._opened, map_location, wish, progress)
+
+
+class _OfRanks:
+    """A directory of torch.distributed.checkpoint."""
+
+    def __init__(self, opened: OpenedBytes, load_part: LoadFile, *, weights_only: bool) -> None:
+        self._opened = opened
+        self._load_part = load_part
+        self._weights_only = weights_only
+
+    def load(self, map_location: Any, wish: str, progress: ProgressCallback | None, *, verify: bool) -> dict[str, Any]:
+        """The state that was saved, nested as it was; ``load_part`` maps and verifies."""
+        from .dcp_folder import DCPFolder, load_folder  # imports torch.distributed
+
+        folder = DCPFolder(self._opened, self._opened.name, wish, weights_only=self._weights_only)
+        try:
+            return load_folder(folder, self._load_part, progress)
+        finally:
+            folder.close()
 
 
 class _Sharded:

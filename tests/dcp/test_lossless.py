@@ -14,8 +14,8 @@ from oracle import names_in
 import statedict_io as sio
 from statedict_io.__main__ import main
 from statedict_io.dcp import SingleFileReader, conversion
-from statedict_io.dcp.structure import nested
 from statedict_io.formats import safetensors_format
+from statedict_io.names.nested_state import nested
 
 from . import scenarios
 

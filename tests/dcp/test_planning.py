@@ -21,7 +21,8 @@ from statedict_io.dcp.archive_frame import ArchiveFrame
 from statedict_io.dcp.assignment import Shard, assign_ranges
 from statedict_io.dcp.range_writer import contiguous_ranges
 from statedict_io.dcp.strips import strips_of_range
-from statedict_io.dcp.structure import TensorEntry, nested, pickle_structure
+from statedict_io.dcp.structure import TensorEntry, pickle_structure
+from statedict_io.names.nested_state import nested
 from statedict_io.pickles import pickling
 
 dimensions = st.lists(st.integers(1, 5), min_size=0, max_size=4)

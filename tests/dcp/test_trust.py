@@ -20,9 +20,10 @@ from oracle import names_in
 
 import statedict_io as sio
 from statedict_io.__main__ import main
-from statedict_io.dcp import conversion, stored_metadata
+from statedict_io.dcp import conversion
 from statedict_io.pickles.protocol_2 import in_protocol_2
 from statedict_io.pickles.restricted import unpickled
+from statedict_io.reading import dcp_metadata
 
 from . import scenarios
 
@@ -135,7 +136,7 @@ def test_a_part_is_not_larger_than_what_is_stored_of_it(directory, tmp_path):
 def test_metadata_of_any_protocol_is_what_pickle_makes_of_it(protocol, directory, tmp_path):
     metadata = metadata_of(directory)
     (directory / ".metadata").write_bytes(pickle.dumps(metadata, protocol))
-    found = stored_metadata.DirectoryReader(str(directory), weights_only=True).read_metadata()
+    found = dcp_metadata.DirectoryReader(str(directory), weights_only=True).read_metadata()
     for part in ("state_dict_metadata", "storage_data", "planner_data"):
         assert getattr(found, part) == getattr(metadata, part)
     conversion.dcp_to_file(directory, tmp_path / "out.pt")
@@ -158,7 +159,7 @@ def stream_of(module, name, *arguments):
 
 
 def test_what_other_pythons_and_older_torches_pickle():
-    allowed = stored_metadata.allowed_globals()
+    allowed = dcp_metadata.allowed_globals()
     for module in ("pathlib", "pathlib._local"):
         found = unpickled(stream_of(module, "PosixPath", "/", "a", "b"), allowed)
         assert found == pathlib.PurePosixPath("/a/b")
@@ -221,7 +222,7 @@ def test_damaged_metadata_is_refused(directory, tmp_path):
             data[rng.randrange(len(data))] = rng.choice([rng.randrange(256), *b"(.0abcR\x81\x93\x94})]hjqr"])
         (directory / ".metadata").write_bytes(data[: rng.choice([len(data), rng.randrange(len(data))])])
         try:
-            stored_metadata.DirectoryReader(str(directory), weights_only=True).read_metadata()
+            dcp_metadata.DirectoryReader(str(directory), weights_only=True).read_metadata()
         except (pickle.UnpicklingError, sio.CorruptCheckpointError) as e:
             assert ".metadata" in str(e)
 

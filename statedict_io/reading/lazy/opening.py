@@ -57,12 +57,21 @@ def _open_index(opened: OpenedBytes, wish: _Wish) -> NamedTensors:
     )
 
 
+def _open_dcp(opened: OpenedBytes, wish: _Wish) -> NamedTensors:
+    from ..dcp_folder import DCPFolder  # imports torch.distributed
+    from .dcp_tensors import DCPTensors
+
+    folder = DCPFolder(opened, wish.path, wish.backend, weights_only=wish.weights_only)
+    return DCPTensors(folder, weights_only=wish.weights_only, close=wish.close)
+
+
 _OPENERS: dict[kinds.FileKind | None, Callable[[OpenedBytes, _Wish], NamedTensors]] = {
     None: _open_archive,
     kinds.SAFETENSORS: _open_safetensors,
     kinds.LEGACY: _open_legacy,
     kinds.TAR: _open_tar,
     kinds.JSON: _open_index,
+    kinds.DCP_METADATA: _open_dcp,
 }
 
 
@@ -84,7 +93,7 @@ def open_tensors(path: Any, *, backend: str, weights_only: bool, is_shard: bool 
         opened = exit_stack.enter_context(open_bytes(found, backend, random_access=True))
         kind = kind_of(opened)
         opener = _OPENERS.get(kind)
-        if opener is None or (is_shard and kind is kinds.JSON):
+        if opener is None or (is_shard and kind in (kinds.JSON, kinds.DCP_METADATA)):
             raise FileKindError(f"{opened.name}: {kind}")
         tensors = opener(opened, _Wish(found, backend, weights_only, kept.close))
         kept.push(exit_stack.pop_all())

@@ -50,24 +50,41 @@ class DirectoryReader(FileSystemReader):  # type: ignore[misc]
             return super().read_metadata(*args, **kwargs)
         path = os.path.join(self.path, ".metadata")
         with open(path, "rb") as file:
-            stream = file.read()
-        check_pickle(stream, path)
-        try:
-            metadata = unpickled(stream, allowed_globals())
-        except pickle.UnpicklingError as e:
-            raise refusal(path, e, CURE) from None
-        except (OSError, MemoryError, StateDictIOError):
-            raise
-        except Exception as e:  # a damaged or hostile stream leads to any
-            raise corrupt(path, f"it cannot be unpickled ({type(e).__name__}: {e})") from None
-        try:
-            problem = next(_problems(metadata), None)
-        except (AttributeError, TypeError, ValueError, OverflowError) as e:
-            problem = f"it is no metadata of a checkpoint ({e})"
-        if problem is not None:
-            raise corrupt(path, problem)
+            metadata = parse(file.read(), path)
         metadata.storage_meta = StorageMeta(load_id=self.load_id)
         return metadata
+
+
+def parse(stream: bytes, path: str, *, weights_only: bool = True) -> Metadata:
+    """
+    Args:
+        stream: all of ``.metadata``.
+        path: of it, for messages.
+        weights_only: ``False`` unpickles anything.
+
+    Raises:
+        pickle.UnpicklingError: it needs a class that is not DCP's; names it.
+        CorruptCheckpointError: it is not sound.
+    """
+    try:
+        if weights_only:
+            check_pickle(stream, path)
+            metadata = unpickled(stream, allowed_globals())
+        else:
+            metadata = pickle.loads(stream)
+    except pickle.UnpicklingError as e:
+        raise refusal(path, e, CURE) if weights_only else e from None
+    except (OSError, MemoryError, StateDictIOError):
+        raise
+    except Exception as e:  # a damaged or hostile stream leads to any
+        raise corrupt(path, f"it cannot be unpickled ({type(e).__name__}: {e})") from None
+    try:
+        problem = next(_problems(metadata), None)
+    except (AttributeError, TypeError, ValueError, OverflowError) as e:
+        problem = f"it is no metadata of a checkpoint ({e})"
+    if problem is not None:
+        raise corrupt(path, problem)
+    return metadata
 
 
 def _problems(metadata: Any) -> Iterator[str]:
