@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -17,8 +18,11 @@ from ...progress import Progress, ProgressCallback
 from ...untrusted.limits import listed
 from .checkpoint import Checkpoint, TensorInfo, open_checkpoint
 
-_BLOCK_NBYTES = 8 << 20
-_AHEAD = 2  # blocks that are read while one is compared
+_BLOCK_NBYTES = 4 << 20
+_NUM_THREADS = 4
+# Of each checkpoint, read while a block is compared.
+_AHEAD_NBYTES = 16 << 20
+_MOST_AHEAD = 64  # blocks
 _AT_ONCE = 1 << 18  # elements of which differences are computed
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -76,7 +80,7 @@ def diff(a: Any, b: Any, *, weights_only: bool = True, backend: str = "auto", pr
         progress_module.reporting(progress, "diff") as callback,
         open_checkpoint(a, **options) as first,
         open_checkpoint(b, **options) as second,
-        ThreadPoolExecutor(2 * _AHEAD, thread_name_prefix="statedict_io-diff") as pool,
+        ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="statedict_io-diff") as pool,
     ):
         for checkpoint in (first, second):
             _check_complete(checkpoint)
@@ -106,59 +110,70 @@ class _Comparison:
         a, b = self._a, self._b
         common = [name for name in a if name in b]
         self._total = sum(a.info(name).nbytes for name in common)
-        found = []
-        for name in a:
-            difference = self._compared(name) if name in b else TensorDifference(name, "missing", a.info(name), None)
-            if difference is not None:
-                found.append(difference)
+        found: dict[str, TensorDifference] = {}
+        alike = []
+        for name in common:
+            what = self._unlike(name)
+            if what is not None:
+                found[name] = TensorDifference(name, what, a.info(name), b.info(name))
+            elif a.is_plain(name):
+                alike.append(name)
+            else:
+                if _as_saved(a[name]) != _as_saved(b[name]):
+                    found[name] = TensorDifference(name, "values", a.info(name), b.info(name))
+                self._report(a.info(name).nbytes)
+        for name, values in self._values(alike).items():
+            if values.num_different:
+                numbers = (values.num_different, values.max_abs, values.max_rel)
+                found[name] = TensorDifference(name, "values", a.info(name), b.info(name), *numbers)
         if self._progress is not None:
             self._progress(self._total, self._total)
-        found += [TensorDifference(name, "missing", None, b.info(name)) for name in b if name not in a]
-        return Differences(len(common), found)
+        found |= {name: TensorDifference(name, "missing", a.info(name), None) for name in a if name not in b}
+        only_b = [TensorDifference(name, "missing", None, b.info(name)) for name in b if name not in a]
+        return Differences(len(common), [*(found[name] for name in a if name in found), *only_b])
 
-    def _compared(self, name: str) -> TensorDifference | None:
+    def _unlike(self, name: str) -> Literal["kind", "dtype", "shape"] | None:
         a, b = self._a.info(name), self._b.info(name)
-        is_plain = self._a.is_plain(name)
-        if is_plain != self._b.is_plain(name):
-            return TensorDifference(name, "kind", a, b)
+        if self._a.is_plain(name) != self._b.is_plain(name):
+            return "kind"
         if a.dtype != b.dtype:
-            return TensorDifference(name, "dtype", a, b)
-        if a.shape != b.shape:
-            return TensorDifference(name, "shape", a, b)
-        if not is_plain:
-            self._report(a.nbytes)
-            same = _as_saved(self._a[name]) == _as_saved(self._b[name])
-            return None if same else TensorDifference(name, "values", a, b)
-        values = _Values()
-        for first, second in self._blocks(name, a):
-            values.add(first, second)
-            self._report(first.numel() * first.element_size())
-        if not values.num_different:
-            return None
-        return TensorDifference(name, "values", a, b, values.num_different, values.max_abs, values.max_rel)
+            return "dtype"
+        return "shape" if a.shape != b.shape else None
 
-    def _blocks(self, name: str, info: TensorInfo) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The same parts of both, read ahead."""
-        sources = [checkpoint.get_slice(name) for checkpoint in (self._a, self._b)]
-        if any(checkpoint.is_read_whole(name) for checkpoint in (self._a, self._b)):
-            wholes = [checkpoint[name] for checkpoint in (self._a, self._b)]
-            for index in _parts(info.shape, info.dtype.itemsize):
-                yield wholes[0][index], wholes[1][index]
-            return
-        pending: list[list[Future[torch.Tensor]]] = []
+    def _values(self, names: Sequence[str]) -> dict[str, _Values]:
+        """Of those that have elements. What is read ahead may be of several tensors."""
+        found: dict[str, _Values] = {}
+        blocks = self._blocks(names)
+        ahead: collections.deque[_Block] = collections.deque()
+        ahead_nbytes = 0
         try:
-            for index in _parts(info.shape, info.dtype.itemsize):
-                pending.append([self._pool.submit(source.__getitem__, index) for source in sources])
-                if len(pending) > _AHEAD:
-                    first, second = pending.pop(0)
-                    yield first.result(), second.result()
-            while pending:
-                first, second = pending.pop(0)
-                yield first.result(), second.result()
+            while True:
+                while ahead_nbytes < _AHEAD_NBYTES and len(ahead) < _MOST_AHEAD:
+                    block = next(blocks, None)
+                    if block is None:
+                        break
+                    ahead.append(block)
+                    ahead_nbytes += block.nbytes
+                if not ahead:
+                    return found
+                block = ahead.popleft()
+                ahead_nbytes -= block.nbytes
+                first, second = (future.result() for future in block.futures)
+                found.setdefault(block.name, _Values()).add(first, second)
+                self._report(block.nbytes)
         finally:
-            for futures in pending:
-                for future in futures:
+            for block in ahead:
+                for future in block.futures:
                     future.cancel()
+
+    def _blocks(self, names: Sequence[str]) -> Iterator[_Block]:
+        for name in names:
+            info = self._a.info(name)
+            sources = [checkpoint.get_slice(name) for checkpoint in (self._a, self._b)]
+            is_read_whole = any(checkpoint.is_read_whole(name) for checkpoint in (self._a, self._b))
+            parts = [((...,), info.nbytes)] if is_read_whole else _parts(info.shape, info.dtype.itemsize)
+            for index, nbytes in parts:
+                yield _Block(name, nbytes, [self._pool.submit(source.__getitem__, index) for source in sources])
 
     def _report(self, nbytes: int) -> None:
         self._done += nbytes
@@ -166,18 +181,26 @@ class _Comparison:
             self._progress(self._done, self._total)
 
 
-def _parts(shape: Sequence[int], itemsize: int) -> Iterator[tuple[slice | int, ...]]:
-    """Indices of parts in row-major order, of at most 8 MiB each."""
+class _Block(NamedTuple):
+    """The same part of a tensor in both, as it is being read."""
+
+    name: str
+    nbytes: int
+    futures: list[Future[torch.Tensor]]
+
+
+def _parts(shape: Sequence[int], itemsize: int) -> Iterator[tuple[tuple[Any, ...], int]]:
+    """Indices of parts in row-major order, and the bytes of each, which are no more than ``_BLOCK_NBYTES``."""
     nbytes = itemsize
     for size in shape:
         nbytes *= size
     if nbytes == 0:
         return
-    pending: list[tuple[tuple[slice | int, ...], Sequence[int], int]] = [((), shape, nbytes)]
+    pending: list[tuple[tuple[Any, ...], Sequence[int], int]] = [((), shape, nbytes)]
     while pending:
         index, left, nbytes = pending.pop()
         if nbytes <= _BLOCK_NBYTES or not left:
-            yield index
+            yield index, nbytes
             continue
         of_row = nbytes // left[0]
         if of_row > _BLOCK_NBYTES:
@@ -185,7 +208,7 @@ def _parts(shape: Sequence[int], itemsize: int) -> Iterator[tuple[slice | int, .
         else:
             step = _BLOCK_NBYTES // of_row
             for begin in range(0, left[0], step):
-                yield (*index, slice(begin, begin + step))
+                yield (*index, slice(begin, begin + step)), of_row * min(step, left[0] - begin)
 
 
 class _Values:
