@@ -55,6 +55,9 @@ class StatedictIO(Library):
         with self.sio.open_checkpoint(path, **self.options) as checkpoint:
             return checkpoint.get_slice(name)[begin:end]
 
+    def diff(self, path: str, to: str) -> None:
+        assert self.sio.diff(path, to, **self.options).equal
+
     def verify(self, path: str) -> None:
         assert self.sio.verify(path, **self.options).ok
 
@@ -62,6 +65,12 @@ class StatedictIO(Library):
         from statedict_io import conversion
 
         conversion.convert(path, to)
+
+
+class OfSafetensors(StatedictIO):
+    """Files of safetensors."""
+
+    suffix = ".safetensors"
 
 
 class Torch(Library):
@@ -119,6 +128,8 @@ class Raw(Library):
 
 LIBRARIES: dict[str, Callable[[], Library]] = {
     "statedict_io": StatedictIO,
+    "statedict_io, .safetensors": OfSafetensors,
+    "statedict_io, Python backend, .safetensors": lambda: OfSafetensors(backend="torch"),
     "statedict_io, verify": lambda: StatedictIO(verify=True),
     "statedict_io, Python backend": lambda: StatedictIO(backend="torch"),
     "torch.load": Torch,
@@ -183,6 +194,22 @@ class Reader:
         for tensor in tensors_in(loaded) if self.library.maps else ():
             touch(tensor)
         return {"s": time.perf_counter() - start, "return_s": returned}
+
+    def do_diff(self, a: str, b: str) -> dict[str, float]:
+        """Of two files that are not in the page cache; raw: until the bytes of both have been read."""
+        gc.collect()
+        for path in (a, b):
+            put(path, cold=True)
+        before = resident_nbytes([os.getpid()])
+        assert before is not None and reset_peak(os.getpid())
+        start = time.perf_counter()
+        if isinstance(self.library, Raw):
+            return {"s": sum(self.library.timed(path, cold=True) for path in (a, b))}
+        self.library.diff(a, b)  # type: ignore[attr-defined]
+        seconds = time.perf_counter() - start
+        peak = peak_nbytes([os.getpid()])
+        assert peak is not None
+        return {"s": seconds, "extra_bytes": peak - before}
 
     def do_first_tensor(self, path: str, name: str) -> dict[str, float]:
         gc.collect()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,8 @@ from .reader import LIBRARIES
 from .turns import rounds
 
 OURS = "statedict_io"
+OF_SAFETENSORS = ["statedict_io, .safetensors", "statedict_io, Python backend, .safetensors", "safetensors", "raw"]
+DIFFS = ["statedict_io", "statedict_io, Python backend", "raw"]
 LAZY = ["statedict_io", "statedict_io, Python backend", "torch.load mmap", "safetensors"]
 #: (what a process of its own does, with which library, from .pt or from .safetensors)
 MEMORY = [
@@ -92,9 +95,33 @@ class Reading:
         paths = self.files(made.state)
         nbytes, num_tensors = made.payload_nbytes, made.tensors
         del made
-        names = [name for name in LIBRARIES if case == "llama" or name != "raw"]  # small tensors: not the disk's limit
+        of_pt = [name for name in LIBRARIES if name not in OF_SAFETENSORS[:2]]
+        names = [name for name in of_pt if case == "llama" or name != "raw"]  # small tensors: not the disk's limit
         found = self.turns(names, rounds, lambda p: p.order("load", path=file_for(p, paths), cold=cold))
         return {"payload_bytes": nbytes, "tensors": num_tensors, "cold": cold, "contenders": found}
+
+    def safetensors(self) -> dict[str, Any]:
+        """Cold files of safetensors, until every page of what was loaded has been touched."""
+        made = build("llama", self.options.size)
+        paths = self.files(made.state)
+        nbytes, num_tensors = made.payload_nbytes, made.tensors
+        del made
+        paths[".pt"] = paths[".safetensors"]  # the raw program reads any
+        found = self.turns(
+            OF_SAFETENSORS, self.options.rounds, lambda p: p.order("load", path=file_for(p, paths), cold=True)
+        )
+        return {"payload_bytes": nbytes, "tensors": num_tensors, "cold": True, "contenders": found}
+
+    def diff(self) -> dict[str, Any]:
+        """Two equal files."""
+        made = build("llama", self.options.size)
+        paths = self.files(made.state)
+        nbytes, num_tensors = made.payload_nbytes, made.tensors
+        del made
+        other = paths[".pt"] + ".copy"
+        shutil.copyfile(paths[".pt"], other)
+        found = self.turns(DIFFS, self.options.rounds, lambda p: p.order("diff", a=paths[".pt"], b=other))
+        return {"payload_bytes": 2 * nbytes, "tensors": num_tensors, "cold": True, "contenders": found}
 
     def first(self) -> dict[str, Any]:
         import torch
@@ -148,6 +175,8 @@ PARTS: dict[str, Callable[[Reading], dict[str, Any]]] = {
     "cold": lambda reading: reading.load("llama", True, reading.options.rounds),
     "warm": lambda reading: reading.load("llama", False, reading.options.rounds),
     "many": lambda reading: reading.load("many20k", False, reading.options.rounds),
+    "safetensors": Reading.safetensors,
+    "diff": Reading.diff,
     "first": Reading.first,
     "rows": Reading.rows,
     "memory": Reading.memory,
@@ -182,6 +211,11 @@ def checks(document: dict[str, Any]) -> list[tuple[str, float, str, bool]]:
     ratio("warm", "torch.load", OURS, 1.3)
     ratio("warm", OURS, f"{OURS}, verify", 0.95)
     ratio("many", "torch.load", OURS, 2)
+    ratio("safetensors", "safetensors", "statedict_io, .safetensors", 1.3)
+    ratio("diff", "raw", OURS, 0.9)
+    for name in DIFFS[:2]:
+        extra = median("diff", name, "extra_bytes")
+        most(f"extra memory: diff, {name}", None if extra is None else extra / MIB, 160, "MiB")
     first = median("first", OURS)
     most("first tensor, cold", None if first is None else first * 1e3, 20, "ms")
     rows = median("rows", OURS, "read_bytes")

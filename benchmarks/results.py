@@ -100,6 +100,16 @@ class Compared(NamedTuple):
 COMPARED = ("stall", "parts", "directories", "remote")
 
 
+#: of `benchmarks.reading`, and what they do
+COMPARED_PARTS = {
+    "cold": "load",
+    "warm": "load",
+    "many": "load",
+    "safetensors": "load a file of safetensors",
+    "diff": "compare two files",
+}
+
+
 def is_compared(document: dict[str, Any]) -> bool:
     return any(name in document for name in COMPARED)
 
@@ -141,13 +151,13 @@ def compared(document: dict[str, Any]) -> list[Compared]:
                 training["contenders"],
             ),
         ]
-    parts = [(name, document["parts"][name]) for name in ("cold", "warm", "many") if name in document["parts"]]
+    parts = [(name, document["parts"][name]) for name in COMPARED_PARTS if name in document["parts"]]
     return [
         Compared(
             name,
-            f"load: {format_size(part['payload_bytes'])}, {part['tensors']:,} tensors, "
+            f"{COMPARED_PARTS[name]}: {format_size(part['payload_bytes'])}, {part['tensors']:,} tensors, "
             + ("from the disk" if part["cold"] else "from the page cache"),
-            "seconds until loaded, every page touched",
+            "seconds until all is read" if name == "diff" else "seconds until loaded, every page touched",
             "s",
             {label: of for label, of in part["contenders"].items() if of["status"] == "ok"},
         )

@@ -21,6 +21,7 @@ TMPFS = Path("/dev/shm")
 OURS = ("native", "native_nodurable")
 FULL = "torch,torch_nocrc,native,native_nodurable,raw_buffered,raw_direct"
 SWEEP = "torch_nocrc,torch_atomic,native,native_nodurable"
+SAFETENSORS = "safetensors,safetensors_fsync,native_safetensors,native_safetensors_nodurable,raw_direct"
 #: Arguments of benchmarks.run; {size} and {seconds} are this program's.
 PARTS = {
     "llama": f"--case llama --size {{size}} --seconds {{seconds}} --contenders {FULL}",
@@ -30,6 +31,9 @@ PARTS = {
     "large durable": "--case one --size {large} --seconds {seconds} --contenders torch_atomic,native",
     "many": "--case many20k,many100k --seconds {seconds} --contenders torch,native,native_nodurable",
     "tmpfs": "--case llama --size {size} --seconds {seconds} --contenders native,native_nodurable,raw_buffered",
+    "safetensors": f"--case llama --size {{size}} --seconds {{seconds}} --contenders {SAFETENSORS}",
+    "digest": "--case llama --size {size} --seconds {seconds} --contenders native,native_sha256,native_nodurable,"
+    "native_nodurable_sha256,native_portable_sha256,raw_direct",
     "gil": f"--case llama --size {{twice}} --seconds {{seconds}} --heartbeat --no-touch --contenders {','.join(OURS)}",
 }
 
@@ -81,7 +85,7 @@ def checks(runs: list[dict[str, Any]]) -> list[Check]:
         if theirs is None or ours is None:
             return
         what = f"{of_run['part']} {format_size(of_run['payload_bytes'])}, {metric[:-2]}: {over} / {under}"
-        limit = results.raw_limit(of_run, metric) if over.startswith("torch") else None
+        limit = results.raw_limit(of_run, metric) if over.startswith(("torch", "safetensors")) else None
         raw = theirs / limit if limit else None
         found.append(Check(what, theirs / ours, f">= {least:g}", theirs / ours >= least, raw))
 
@@ -109,6 +113,10 @@ def checks(runs: list[dict[str, Any]]) -> list[Check]:
         if part == "many":
             for key in OURS:
                 ratio(of_run, "torch", key, "return_s", 5)
+        if part == "safetensors":
+            ratio(of_run, "raw_direct", "native_safetensors", "durable_s", 0.95)
+            ratio(of_run, "safetensors_fsync", "native_safetensors", "durable_s", 2)
+            ratio(of_run, "safetensors", "native_safetensors_nodurable", "return_s", 1)
         if part == "tmpfs":
             for key in OURS:
                 ratio(of_run, "raw_buffered", key, "return_s", 0.9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import ClassVar
 
@@ -100,3 +101,35 @@ class SafetensorsFast(SafetensorsDurable):
     key = "native_safetensors_nodurable"
     label = "statedict_io save_safetensors, durable=False"
     durable = False
+
+
+class NativeDigest(NativeDurable):
+    key = "native_sha256"
+    label = "statedict_io, durable, sha256"
+
+    def save(self, state_dict: StateDict, path: Path) -> None:
+        import statedict_io as sio
+
+        sio.save(state_dict, path, durable=self.durable, backend=self.backend, digest="sha256")
+
+    def remove(self, path: Path) -> None:
+        super().remove(path)
+        path.with_name(f"{path.name}.sha256").unlink(missing_ok=True)
+
+
+class NativeFastDigest(NativeDigest):
+    key = "native_nodurable_sha256"
+    label = "statedict_io, durable=False, sha256"
+    durable = False
+
+
+class NativePortableDigest(NativeDigest):
+    """What a CPU without instructions for SHA-256 (and for CRC-32) does."""
+
+    key = "native_portable_sha256"
+    label = "statedict_io, durable, sha256, portable"
+
+    @classmethod
+    def available(cls, op: str = "save") -> str | None:
+        os.environ["STATEDICT_IO_SIMD"] = "portable"  # this process is the contender's own
+        return super().available(op)
