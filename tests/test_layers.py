@@ -57,7 +57,7 @@ IMPORTS = {
     "pickles": "errors installed system untrusted",
     "formats": "errors untrusted",
     "archive": "installed",
-    "remote": "errors system",
+    "remote": "archive backends errors progress system",
     "progress": "untrusted",
     "untrusted": "errors",
     "options": "",

@@ -101,6 +101,15 @@ def as_oserror(error: Exception, url: str) -> OSError:
     return OSError(number, said, url)
 
 
+def note_discard_failed(error: BaseException | None, failure: Exception, url: str) -> None:
+    """Adds to ``error``, for which an upload to ``url`` is given up, that parts of it stay in the store."""
+    left = f"what was uploaded could not be discarded: {as_oserror(failure, url).strerror}"
+    if isinstance(error, OSError) and error.filename == url:
+        error.strerror = f"{error.strerror}; {left}"
+    elif error is not None and hasattr(error, "add_note"):
+        error.add_note(f"{url}: {left}")
+
+
 def _number_of(error: Exception) -> int:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno

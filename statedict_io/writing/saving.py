@@ -324,10 +324,11 @@ def write(
                 before=before,
             )
         elif isinstance(target, URLTarget):
-            from ..remote.uploads import Upload
+            from ..remote.uploads import open_upload
 
-            with Upload(target.place, content.nbytes) as upload:
-                content.write_stream(hashed(paced(upload.write, bytes_per_second)), progress=callback)
+            with open_upload(target.place, content.nbytes, callback) as upload:
+                content.write_stream(hashed(paced(upload.write, bytes_per_second)), progress=None)
+                upload.flush()
                 if not call.is_superseded():
                     before()
                     upload.commit()

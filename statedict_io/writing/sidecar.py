@@ -154,10 +154,10 @@ class StoredSidecar:
 
     def write(self, hexdigest: str, is_superseded: Callable[[], bool]) -> None:
         from ..formats import sums
-        from ..remote.uploads import Upload
+        from ..remote.uploads import open_upload
 
         content = sums.lines([(self._name, hexdigest)])
-        with Upload(self._place, len(content)) as upload:
+        with open_upload(self._place, len(content)) as upload:
             upload.write(memoryview(content))
             if not is_superseded():
                 upload.commit()

@@ -3,6 +3,8 @@ import os
 import pytest
 from conftest import promised
 
+from statedict_io.remote.multipart import PartLimits
+
 BUCKET = "bucket"
 
 
@@ -52,6 +54,23 @@ def s3(s3_session, monkeypatch):
         s3_session.client.abort_multipart_upload(Bucket=BUCKET, Key=upload["Key"], UploadId=upload["UploadId"])
     for key in keys(s3_session):
         s3_session.client.delete_object(Bucket=BUCKET, Key=key)
+
+
+@pytest.fixture
+def small_parts(monkeypatch, s3):
+    """Parts of 64 KiB: S3 takes none below 5 MiB. Everything that is larger is sent in parts."""
+    import moto.s3.models
+
+    from remote import memory_store
+    from statedict_io.remote import part_sizes, s3_multipart
+
+    limits = s3_multipart.LIMITS
+    least = PartLimits(64 << 10, limits.most_nbytes, limits.max_num_parts)
+    monkeypatch.setattr(s3_multipart, "LIMITS", least)
+    monkeypatch.setattr(part_sizes, "DEFAULT_PART_NBYTES", 64 << 10)
+    monkeypatch.setattr(part_sizes, "_AT_ONCE_NBYTES", 64 << 10)
+    monkeypatch.setattr(memory_store, "LEAST_PART_NBYTES", 256)
+    monkeypatch.setattr(moto.s3.models, "S3_UPLOAD_PART_MIN_SIZE", 256)
 
 
 def keys(server):

@@ -4,11 +4,14 @@ The wire is real: HTTP on loopback, multipart uploads, range requests, signature
 moto's server, or a store in memory that answers as moto does and takes less time.
 """
 
+import base64
 import contextlib
 import functools
+import io
 import socket
 import threading
 import time
+import zlib
 
 from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -52,6 +55,45 @@ def cut_short(nbytes):
     return answer
 
 
+def late(seconds):
+    """A fault: the answer takes that long."""
+
+    def answer(environ, start_response, app):
+        time.sleep(seconds)
+        return app(environ, start_response)
+
+    answer.needs_app = True
+    return answer
+
+
+def lose_answer(environ, start_response, app):
+    """A fault: what is asked is done, and the connection breaks before the answer."""
+    b"".join(app(environ, lambda *_: None))
+    environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+    raise ConnectionError
+
+
+def do_twice(environ, start_response, app):
+    """A fault: the request comes twice, as from a proxy that repeats it; the second answer is given."""
+    body = _body(environ)
+    b"".join(app({**environ, "wsgi.input": io.BytesIO(body)}, lambda *_: None))
+    return app({**environ, "wsgi.input": io.BytesIO(body)}, start_response)
+
+
+def damage(environ, start_response, app):
+    """A fault: a bit of the body changes on its way."""
+    body = bytearray(_body(environ))
+    body[len(body) // 2] ^= 4
+    return app({**environ, "wsgi.input": io.BytesIO(body)}, start_response)
+
+
+lose_answer.needs_app = do_twice.needs_app = damage.needs_app = True
+
+
+def _body(environ):
+    return environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+
+
 def _drain(environ, at_most=None):
     left = int(environ.get("CONTENT_LENGTH") or 0)
     left = left if at_most is None else min(left, at_most)
@@ -62,7 +104,19 @@ def _drain(environ, at_most=None):
 def moto():
     from moto.server import DomainDispatcherApplication, create_backend_app  # takes seconds
 
-    return DomainDispatcherApplication(create_backend_app)
+    app = DomainDispatcherApplication(create_backend_app)
+
+    def checked(environ, start_response):
+        """moto takes bodies whatever their checksums are."""
+        text = environ.get("HTTP_X_AMZ_CHECKSUM_CRC32")
+        if text is not None and environ["REQUEST_METHOD"] == "PUT":
+            body = _body(environ)
+            environ = {**environ, "wsgi.input": io.BytesIO(body)}
+            if zlib.crc32(body).to_bytes(4, "big") != base64.b64decode(text):
+                return error(400, "BadDigest", "The checksum did not match what we received")(environ, start_response)
+        return app(environ, start_response)
+
+    return checked
 
 
 class Quiet(WSGIRequestHandler):
@@ -83,6 +137,7 @@ class S3Server:
         """``app`` is a WSGI application."""
         self.requests = []
         self.faults = []
+        self.keys = {KEY}  #: that are valid
         self.delay = 0.0  #: of each answer, seconds: a network
         self.busiest = 0  #: requests at one time
         self._now = 0
@@ -103,6 +158,7 @@ class S3Server:
     def reset(self):
         self.faults.clear()
         self.requests.clear()
+        self.keys = {KEY}
         self.delay, self.busiest = 0.0, 0
 
     def kinds(self):
@@ -121,7 +177,7 @@ class S3Server:
             self.busiest = max(self.busiest, self._now)
         try:
             time.sleep(self.delay)
-            if f"Credential={KEY}/" not in environ.get("HTTP_AUTHORIZATION", ""):
+            if not any(f"Credential={key}/" in environ.get("HTTP_AUTHORIZATION", "") for key in self.keys):
                 text = "The AWS Access Key Id you provided does not exist in our records."
                 return error(403, "InvalidAccessKeyId", text)(environ, start_response)
             for fault in self.faults:

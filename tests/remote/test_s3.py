@@ -30,8 +30,8 @@ def test_the_object_has_the_bytes_of_torch_save(s3, state, save, backend, tmp_pa
     assert content(s3, KEY) == torch_bytes(state, tmp_path)
     assert keys(s3) == [KEY] and uploads(s3) == []
     kinds = s3.kinds()
-    assert kinds.count("part") == 3 and kinds.count("create") == kinds.count("complete") == 1
-    assert {request.nbytes for request in s3.requests if request.kind == "part" and request.part < 3} == {16 * MIB}
+    assert kinds.count("part") == 7 and kinds.count("create") == kinds.count("complete") == 1
+    assert {request.nbytes for request in s3.requests if request.kind == "part" and request.part < 7} == {5 * MIB}
 
 
 def test_a_small_object_too(s3, backend, tmp_path):

@@ -11,23 +11,24 @@ from corpus_case import filled, random_bytes
 import statedict_io as sio
 from remote.conftest import BUCKET, content, keys, uploads
 from remote.s3_server import cut_short, drop, error
-from statedict_io.remote import uploads as uploading
 
 MIB = 1 << 20
 KEY = "model.pt"
 URL = f"s3://{BUCKET}/{KEY}"
 
 
+pytestmark = pytest.mark.usefixtures("small_parts")
+
+
 @pytest.fixture(scope="module")
 def state():
     """Of three parts."""
+    return {"w": random_bytes(160 << 10), "few": filled(5)}
+
+
+@pytest.fixture(scope="module")
+def large():
     return {"w": random_bytes(12 * MIB), "few": filled(5)}
-
-
-@pytest.fixture(autouse=True)
-def small_parts(monkeypatch):
-    """The smallest that S3 takes."""
-    monkeypatch.setattr(uploading, "_LEAST_PART_NBYTES", 5 * MIB)
 
 
 @pytest.fixture(autouse=True)
@@ -112,8 +113,8 @@ def test_a_missing_object(action, s3):
 
 
 @pytest.mark.parametrize("fault", [error(500, "InternalError"), drop, cut_short(100 << 10)])
-def test_a_range_that_fails(fault, s3, state):
-    sio.save(state, URL)
+def test_a_range_that_fails(fault, s3, large):
+    sio.save(large, URL)
     s3.fail(lambda request: request.kind == "get" and request.range[0] > 4 * MIB, fault)
     for action in (sio.load, lambda url: sio.open_checkpoint(url)["w"], sio.verify):
         with pytest.raises(OSError) as caught:
@@ -129,7 +130,7 @@ def test_what_cannot_be_pickled_reaches_no_server(s3):
 
 def test_an_interrupted_save_leaves_nothing(s3, state, backend):
     def interrupt(done, total):
-        if done > 6 * MIB:
+        if done > 64 << 10:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -18,9 +18,8 @@ from equality import difference
 import statedict_io as sio
 from statedict_io.__main__ import main
 from statedict_io.installed import proofs
-from statedict_io.remote import uploads
+from statedict_io.remote.front_to_back import FrontToBackUpload, part_nbytes
 from statedict_io.remote.stores import locate
-from statedict_io.remote.uploads import part_nbytes
 from statedict_io.remote.urls import is_url
 
 fsspec = pytest.importorskip("fsspec")
@@ -362,7 +361,7 @@ class Place:
 def test_a_store_with_its_own_commit_writes_to_the_target(attributes):
     for fails in (False, True):
         fs = Store(kind=CommittingByMethod, **attributes)
-        with contextlib.suppress(ZeroDivisionError), uploads.Upload(Place(fs), 3) as upload:
+        with contextlib.suppress(ZeroDivisionError), FrontToBackUpload(Place(fs), 3) as upload:
             upload.write(memoryview(b"abc"))
             if fails:
                 raise ZeroDivisionError
@@ -377,7 +376,7 @@ def test_a_store_without_one_gets_a_temporary_and_a_rename(kind):
     for fails in (False, True):
         fs = Store(kind=kind)
         fs.appears_when_opened = True
-        with contextlib.suppress(ZeroDivisionError), uploads.Upload(Place(fs), 3) as upload:
+        with contextlib.suppress(ZeroDivisionError), FrontToBackUpload(Place(fs), 3) as upload:
             upload.write(memoryview(b"abc"))
             if fails:
                 raise ZeroDivisionError
