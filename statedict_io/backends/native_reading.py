@@ -23,11 +23,14 @@ from .tasks import perform, task
 
 if TYPE_CHECKING:
     from ..archive.payload_ranges import RangeEntries
+    from ..archive.record_rows import RowsOfRecord
 
 _NUM_THREADS = 4  # of a range that is read in pieces
 
 
 class NativeOpenArchive:
+    gathered_nbytes = 0
+
     def __init__(
         self,
         extension: ModuleType,
@@ -77,6 +80,10 @@ class NativeOpenArchive:
                 perform([], tasks, 0, None, _NUM_THREADS)
             elif tasks:
                 tasks[0]()
+
+    def read_rows(self, wanted: Sequence[RowsOfRecord]) -> None:
+        for rows in wanted:
+            self.read_range(*rows)
 
     def load_storages(
         self, records: Sequence[int], *, verify: bool, progress: ProgressCallback | None

@@ -15,6 +15,7 @@ from ..system.file_digest import FileDigest
 if TYPE_CHECKING:  # what only reading needs is imported when something is read
     from ..archive.payload_ranges import RangeEntries
     from ..archive.record_entry import RecordEntry
+    from ..archive.record_rows import RowsOfRecord
     from ..pickles.lean_pickle import LeanPickle
 
 
@@ -156,6 +157,13 @@ class OpenArchive(Protocol):
         Raises:
             ValueError: the record has no such bytes, or is compressed.
         """
+
+    @property
+    def gathered_nbytes(self) -> int:
+        """So much is worth being asked of :meth:`read_rows` at once; 0: one after the other is as fast."""
+
+    def read_rows(self, wanted: Sequence[RowsOfRecord]) -> None:
+        """As :meth:`read_range`, all of them."""
 
     def load_storages(
         self, records: Sequence[int], *, verify: bool, progress: ProgressCallback | None

@@ -26,6 +26,7 @@ from .tasks import Task, perform, task
 
 if TYPE_CHECKING:
     from ..archive.payload_ranges import RangeDirectory, RangeEntries
+    from ..archive.record_rows import RowsOfRecord
 
 _PIECE_NBYTES = 8 << 20
 
@@ -101,6 +102,8 @@ class PythonOpenArchive:
         payloads: read these, of a file in another format; else what the directory of the archive says.
     """
 
+    gathered_nbytes = 0
+
     def __init__(
         self, source: PositionalSource, path: str, access: Access = DISK, *, payloads: RangeEntries | None = None
     ) -> None:
@@ -151,6 +154,10 @@ class PythonOpenArchive:
         tasks = [task(0, read, piece) for piece in parts]
         self._guarded(lambda: self._perform([], tasks, destination.nbytes))
 
+    def read_rows(self, wanted: Sequence[RowsOfRecord]) -> None:
+        for rows in wanted:
+            self.read_range(*rows)
+
     def load_storages(
         self, records: Sequence[int], *, verify: bool, progress: ProgressCallback | None
     ) -> list[torch.UntypedStorage]:
@@ -184,7 +191,7 @@ class PythonOpenArchive:
                 at += len(piece)
             checks.add(record, crc, 0)
 
-        checks = _Checksums()
+        checks = Checksums()
         self._guarded(
             lambda: self._for_all(
                 set(records),
@@ -226,7 +233,7 @@ class PythonOpenArchive:
                 crc = zlib.crc32(piece, crc)
             checks.add(record, crc, 0)
 
-        checks = _Checksums()
+        checks = Checksums()
         self._guarded(
             lambda: self._for_all(set(records), progress, run=check_run, piece=check_piece, compressed=check_compressed)
         )
@@ -346,7 +353,7 @@ class PythonOpenArchive:
         return corrupt(self._path, f"checksums do not match in {', '.join(names)}", names)
 
 
-class _Checksums:
+class Checksums:
     """CRCs of payloads from those of their pieces, in any order."""
 
     def __init__(self) -> None:
@@ -355,6 +362,11 @@ class _Checksums:
     def add(self, record: int, crc: int, nbytes_after: int) -> None:
         """From any thread."""
         self._pieces.append((record, crc32.shift(crc, nbytes_after)))
+
+    def forget(self, records: Iterable[int]) -> None:
+        """Before :meth:`of` is called."""
+        forgotten = set(records)
+        self._pieces = [piece for piece in self._pieces if piece[0] not in forgotten]
 
     def of(self, record: int) -> int:
         return self._by_record.get(record, 0)

@@ -24,10 +24,7 @@ def pieces(entry: RecordEntry, offset: int, destination: memoryview, num_rows: i
         ValueError: the record has no such bytes, or is compressed.
     """
     nbytes = destination.nbytes
-    row_nbytes, rest = divmod(nbytes, num_rows) if num_rows > 0 else (0, 1)
-    end = offset + (num_rows - 1) * pitch + row_nbytes
-    if entry.compressed or rest or offset < 0 or pitch < 0 or max(offset + row_nbytes, end) > entry.nbytes:
-        raise ValueError(f"no range of {entry.name}: {num_rows} rows, {nbytes} bytes, from byte {offset} to {end}")
+    row_nbytes = check_rows(entry, offset, destination, num_rows, pitch)
     if num_rows == 1:
         for at in range(0, nbytes, _PIECE_NBYTES):
             yield Piece(offset + at, destination[at : at + _PIECE_NBYTES], 1)
@@ -37,3 +34,17 @@ def pieces(entry: RecordEntry, offset: int, destination: memoryview, num_rows: i
             count = min(step, num_rows - first)
             at = first * row_nbytes
             yield Piece(offset + first * pitch, destination[at : at + count * row_nbytes], count)
+
+
+def check_rows(entry: RecordEntry, offset: int, destination: memoryview, num_rows: int, pitch: int) -> int:
+    """The bytes of a row.
+
+    Raises:
+        ValueError: the record has no such bytes, or is compressed.
+    """
+    nbytes = destination.nbytes
+    row_nbytes, rest = divmod(nbytes, num_rows) if num_rows > 0 else (0, 1)
+    end = offset + (num_rows - 1) * pitch + row_nbytes
+    if entry.compressed or rest or offset < 0 or pitch < 0 or max(offset + row_nbytes, end) > entry.nbytes:
+        raise ValueError(f"no range of {entry.name}: {num_rows} rows, {nbytes} bytes, from byte {offset} to {end}")
+    return row_nbytes

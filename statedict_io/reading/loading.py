@@ -94,9 +94,9 @@ def load(
             f = file_to_load(f)
         name = f
         if is_url(f):
-            from ..remote import ranges
+            from ..remote import opening
 
-            found = exit_stack.enter_context(ranges.open_url(f))
+            found = exit_stack.enter_context(opening.open_url(f))
             f, name = found.content, found.url
             if not isinstance(f, str):
                 source, f = f, exit_stack.enter_context(f.stream())

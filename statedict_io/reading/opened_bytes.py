@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
@@ -17,6 +17,7 @@ from ..system.descriptors import descriptor_of, read_at, read_into
 if TYPE_CHECKING:
     from ..archive.payload_ranges import RangeEntries
     from ..remote.ranges import RangedObject
+    from ..system.scattered import Read
 
 # A round trip takes milliseconds, in which so much could have come.
 _CHEAP_NBYTES_OF_NETWORK = 256 << 10
@@ -34,7 +35,11 @@ class OpenedBytes(Protocol):
 
     @property
     def mtime_ns(self) -> int | None:
-        """Of the file when it was opened, ns since the epoch; None where there is no file."""
+        """Of the file when it was opened, ns since the epoch; None where nobody knows."""
+
+    @property
+    def store_version(self) -> str | None:
+        """Of an object in a store that tells one version from another."""
 
     @property
     def descriptor(self) -> int | None:
@@ -59,6 +64,7 @@ class FileBytes:
     """The file behind a descriptor, which stays the caller's."""
 
     cheap_nbytes = _CHEAP_NBYTES
+    store_version = None
 
     def __init__(self, fd: int, name: str, backend: Backend) -> None:
         found = os.fstat(fd)
@@ -87,34 +93,34 @@ class FileBytes:
 class ObjectBytes:
     """An object of a store, which must stay open."""
 
-    mtime_ns = None
     descriptor = None
     cheap_nbytes = _CHEAP_NBYTES_OF_NETWORK
 
     def __init__(self, source: RangedObject, backend: Backend) -> None:
-        self._source = source
+        self.source = source
         self.name, self.nbytes, self.backend = source.name, source.nbytes, backend
+        self.mtime_ns, self.store_version = source.mtime_ns, source.version
 
     def read_at(self, offset: int, nbytes: int) -> bytes:
         data = bytearray(max(min(nbytes, self.nbytes - offset), 0))
         try:
-            self._source.read_into(memoryview(data), offset)
+            self.source.read_into(memoryview(data), offset)
         except EOFError:
             raise corrupt(self.name, "the file became shorter while it was read") from None
         return bytes(data)
 
     def open_archive(self) -> OpenArchive:
-        from ..backends.python_reading import NETWORK, PythonOpenArchive
+        from ..backends.ranged_reading import RangedOpenArchive
 
-        return PythonOpenArchive(self._source, self.name, NETWORK)
+        return RangedOpenArchive(self.source, self.name)
 
     def open_payloads(self, payloads: RangeEntries) -> OpenArchive:
-        from ..backends.python_reading import NETWORK, PythonOpenArchive
+        from ..backends.ranged_reading import RangedOpenArchive
 
-        return PythonOpenArchive(self._source, self.name, NETWORK, payloads=payloads)
+        return RangedOpenArchive(self.source, self.name, payloads=payloads)
 
     def stream(self) -> BinaryIO:
-        return self._source.stream()
+        return self.source.stream()
 
 
 class PartOfBytes:
@@ -127,6 +133,7 @@ class PartOfBytes:
 
     mtime_ns = None
     descriptor = None
+    store_version = None
 
     def __init__(self, whole: OpenedBytes, offset: int, nbytes: int, name: str) -> None:
         self._whole, self._offset = whole, offset
@@ -160,13 +167,40 @@ class PartOfBytes:
         return self._opened(payloads)
 
     def _opened(self, payloads: RangeEntries | None) -> OpenArchive:
-        from ..backends.python_reading import DISK, NETWORK, PythonOpenArchive
+        if isinstance(self._whole, ObjectBytes):
+            from ..backends.ranged_reading import RangedOpenArchive
 
-        access = NETWORK if self._whole.descriptor is None else DISK
-        return PythonOpenArchive(self, self.name, access, payloads=payloads)
+            part = _PartOfObject(self._whole.source, self._offset, self.nbytes)
+            return RangedOpenArchive(part, self.name, payloads=payloads)
+        from ..backends.python_reading import PythonOpenArchive
+
+        return PythonOpenArchive(self, self.name, payloads=payloads)
 
     def stream(self) -> BinaryIO:
         return io.BufferedReader(_PartStream(self), _FIRST_NBYTES)
+
+
+class _PartOfObject:
+    """See :class:`~statedict_io.backends.ranged_reading.RangeSource`."""
+
+    def __init__(self, source: RangedObject, offset: int, nbytes: int) -> None:
+        self._source = source
+        self._offset = offset
+        self.nbytes = nbytes
+        self.num_connections, self.max_read_nbytes = source.num_connections, source.max_read_nbytes
+
+    def read_into(self, destination: memoryview, offset: int) -> None:
+        if offset + len(destination) > self.nbytes:
+            raise EOFError
+        self._source.read_into(destination, self._offset + offset)
+
+    def read_ranges(self, reads: Sequence[Read], tick: Callable[[int], object] | None = None) -> None:
+        if any(read.end > self.nbytes for read in reads):
+            raise EOFError
+        self._source.read_ranges([read.moved(self._offset) for read in reads], tick)
+
+    def keep(self, spans: Sequence[tuple[int, int]]) -> None:
+        self._source.keep([(self._offset + begin, self._offset + end) for begin, end in spans])
 
 
 @contextmanager
@@ -188,9 +222,9 @@ def open_bytes(
         with _opened_file(given, name or given, chosen, random_access) as opened:
             yield opened
         return
-    from ..remote import ranges
+    from ..remote import opening
 
-    with ranges.open_url(path) as found:
+    with opening.open_url(path) as found:
         if isinstance(found.content, str):
             with _opened_file(found.content, found.url, chosen, random_access) as opened:
                 yield opened

@@ -149,4 +149,5 @@ def _listed(folder: str) -> set[str]:
 
     place = locate(folder)
     with naming_errors(place.url):
+        place.fs.invalidate_cache(place.path)  # of what was there before
         return {str(path).rstrip("/").rpartition("/")[2] for path in place.fs.ls(place.path, detail=False)}

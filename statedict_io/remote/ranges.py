@@ -1,38 +1,47 @@
 """An object of a store as a source of byte ranges, for the reader of archives and, as a file object, for torch.
 
-Every range is one request. All are of one version of the object where the store can promise that (S3: If-Match).
+All ranges are of one version of the object where the store can promise that (S3: ETag).
 """
 
 from __future__ import annotations
 
-import contextlib
+import abc
 import io
-import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from .stores import Place, locate, naming_errors
+from ..system.scattered import Read, Scatter
+from .interrupts import Interrupt
+from .side_by_side import perform
+from .stores import naming_errors
 
-_MIB = 1 << 20
 # An archive's names and offsets are at its end, its data.pkl at its beginning: each is fetched once, with a bit around.
-_HEAD_NBYTES = 64 << 10
-_TAIL_NBYTES = 128 << 10
-#: more is fetched in pieces, because what is fetched is held next to where it goes
-MAX_RANGE_NBYTES = 8 * _MIB
-_STREAM_NBYTES = 1 * _MIB
+HEAD_NBYTES = 64 << 10
+TAIL_NBYTES = 128 << 10
+_STREAM_NBYTES = 1 << 20
+_MAX_NUM_KEPT = 8
 
 
-class RangedObject:
-    """May be used from several threads. ``nbytes`` is the object's size."""
+class RangedObject(abc.ABC):
+    """May be used from several threads.
 
-    def __init__(self, file: Any, url: str) -> None:
-        self.name = url
-        self._fetch: Callable[[int, int], bytes] = _fetcher(file)
-        with naming_errors(url):
-            self.nbytes = _nbytes_of(file)
-        self._edge_lock = threading.Lock()
-        self._edges: dict[int, bytes] = {}  # by their offset
+    Attributes:
+        name: the URL.
+        nbytes: the object's size.
+        version: equal for one content of the object; None where the store does not tell.
+        mtime_ns: when that was put there, ns since the epoch, as precise as the store tells; None where it does not.
+        num_connections: so many ranges are read side by side.
+        max_read_nbytes: more is read in several ranges.
+    """
+
+    name: str
+    nbytes: int
+    version: str | None
+    mtime_ns: int | None
+    num_connections: int
+    max_read_nbytes: int
+
+    _kept: Sequence[tuple[int, memoryview]] = ()
 
     def read_into(self, destination: memoryview, offset: int) -> None:
         """See :class:`~statedict_io.backends.python_reading.PositionalSource`.
@@ -40,38 +49,102 @@ class RangedObject:
         Raises:
             OSError: what the store reported, with the URL.
         """
-        while destination:
-            data = self._at(offset, min(len(destination), MAX_RANGE_NBYTES))
-            destination[: len(data)] = data
-            destination = destination[len(data) :]
-            offset += len(data)
+        nbytes = len(destination)
+        num_reads = max(-(-nbytes // self.max_read_nbytes), 1)
+        step = max(-(-nbytes // num_reads), 1)
+        reads = []
+        for at in range(0, nbytes, step):
+            piece = destination[at : at + step]
+            reads.append(Read(offset + at, len(piece), [piece]))
+        self.read_ranges(reads)
+
+    def read_ranges(self, reads: Sequence[Read], tick: Callable[[int], object] | None = None) -> None:
+        """Reads all, side by side; one that fails is repeated by itself.
+
+        Args:
+            tick: called in this thread again and again with the progress.
+
+        Raises:
+            EOFError: the object has fewer bytes.
+            OSError: what the store reported, with the URL.
+        """
+        if any(read.end > self.nbytes for read in reads):
+            raise EOFError
+        with naming_errors(self.name, apart_from=EOFError):
+            perform([_Range(self, read) for read in reads], self.num_connections, tick)
+
+    def keep(self, spans: Sequence[tuple[int, int]]) -> None:
+        """Reads, at once, what will be asked for in small pieces. What was kept long ago is forgotten.
+
+        Args:
+            spans: (begin, end) of each.
+        """
+        kept = [(begin, memoryview(bytearray(end - begin))) for begin, end in spans]
+        self.read_ranges([Read(begin, len(data), [data]) for begin, data in kept])
+        self._kept = [*self._kept, *kept][-_MAX_NUM_KEPT:]
+
+    def known_at(self, offset: int, nbytes: int) -> tuple[int, memoryview] | None:
+        """What is there without a request, as (offset, bytes), if that has the byte at ``offset``; ``nbytes`` are
+        wanted."""
+        for start, data in self._kept:
+            if start <= offset < start + len(data):
+                return start, data
+        edge = self.edge_at(offset, nbytes)
+        return None if edge is None else (edge[0], memoryview(edge[1]))
 
     def stream(self) -> io.BufferedReader:
         """A file object, independent of others."""
         return io.BufferedReader(_Stream(self), _STREAM_NBYTES)
 
-    def _at(self, offset: int, nbytes: int) -> bytes | memoryview:
-        """At least one byte and at most ``nbytes``."""
-        for start, end in ((0, _HEAD_NBYTES), (self.nbytes - _TAIL_NBYTES, self.nbytes)):
-            start, end = max(start, 0), min(end, self.nbytes)
-            if start <= offset < end and (offset + nbytes <= end or start == 0):
-                return memoryview(self._edge(start, end))[offset - start : offset - start + nbytes]
-        return self._fetched(offset, offset + nbytes)
+    @abc.abstractmethod
+    def edge_at(self, offset: int, nbytes: int) -> tuple[int, bytes] | None:
+        """The beginning or the end of the object, as (offset, bytes), if that has the byte at ``offset`` and is there,
+        or worth fetching for a read of so many bytes."""
 
-    def _edge(self, start: int, end: int) -> bytes:
-        with self._edge_lock:
-            if start not in self._edges:
-                self._edges[start] = self._fetched(start, end)
-            return self._edges[start]
+    @abc.abstractmethod
+    def fetch(self, offset: int, end: int, scatter: Scatter, interrupt: Interrupt) -> None:
+        """Fetches a range that is not empty.
 
-    def _fetched(self, start: int, end: int) -> bytes:
-        if end > self.nbytes:
-            raise EOFError
-        with naming_errors(self.name):
-            data = self._fetch(start, end)
-        if len(data) != end - start:
-            raise EOFError
-        return data
+        Raises:
+            EOFError: there are fewer bytes.
+            Exception: what the store reported, after the repetitions.
+        """
+
+
+class _Range:
+    """See :class:`~statedict_io.remote.side_by_side.Request`."""
+
+    def __init__(self, source: RangedObject, read: Read) -> None:
+        self.nbytes, self.counted_nbytes = read.nbytes, read.counted_nbytes
+        self._source = source
+        self._read = read
+        self._buffers: Sequence[memoryview] | None = None
+        self._first: Scatter | None = None
+
+    def send(self, interrupt: Interrupt) -> None:
+        read = self._read
+        if self._buffers is None:
+            self._buffers = read.begin()
+        # Who comes second goes on where the first one is.
+        scatter = Scatter(self._buffers, 0 if self._first is None else self._first.nbytes_done)
+        self._first = self._first or scatter
+        offset, end = read.offset + scatter.nbytes_done, read.end
+        while offset < end and (known := self._source.known_at(offset, end - offset)) is not None:
+            start, data = known
+            piece = data[offset - start : end - start]
+            scatter.write(piece)
+            offset += len(piece)
+        if offset < end and (known := self._source.known_at(end - 1, end - offset)) is not None and known[0] > offset:
+            start, data = known
+            Scatter(self._buffers, start - read.offset).write(data[: end - start])
+            end = start
+        if offset < end:
+            self._source.fetch(offset, end, scatter, interrupt)
+
+    def finish(self) -> None:
+        assert self._buffers is not None
+        self._read.finish(self._buffers)
+        self._buffers = self._first = None
 
 
 class _Stream(io.RawIOBase):
@@ -97,89 +170,11 @@ class _Stream(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         destination = memoryview(buffer).cast("B")
-        left = max(self._source.nbytes - self._position, 0)
-        destination = destination[: min(left, MAX_RANGE_NBYTES)]
-        if not destination:
-            return 0
-        data = self._source._at(self._position, len(destination))
-        destination[: len(data)] = data
-        self._position += len(data)
-        return len(data)
-
-
-@dataclass(frozen=True)
-class OpenedURL:
-    """What to read instead of a URL: a file that is here, or ranges of an object that is not."""
-
-    url: str
-    content: str | RangedObject  #: a path: of the file itself, or of the copy that a caching scheme has made
-
-
-@contextlib.contextmanager
-def open_url(url: str) -> Iterator[OpenedURL]:
-    """Open inside the block.
-
-    Raises:
-        OSError: what the store reported, with the URL: FileNotFoundError where there is no such object.
-        ImportError, ValueError: as :func:`~statedict_io.remote.stores.locate`.
-    """
-    place = locate(url)
-    if place.local_path is not None:
-        yield OpenedURL(place.url, place.local_path)
-        return
-    with contextlib.ExitStack() as exit_stack:
-        with naming_errors(place.url):
-            file = exit_stack.enter_context(contextlib.closing(_open(place)))
-        copy = _path_of_copy(file)
-        yield OpenedURL(place.url, RangedObject(file, place.url) if copy is None else copy)
-
-
-def _open(place: Place) -> Any:
-    from fsspec.implementations.cached import CachingFileSystem
-
-    with contextlib.suppress(AttributeError):
-        place.fs.invalidate_cache(place.path)  # of listings, which may know another size
-    # A caching scheme has one of its own.
-    options = {} if isinstance(place.fs, CachingFileSystem) else {"cache_type": "none"}
-    return place.fs.open(place.path, "rb", **options)
-
-
-def _path_of_copy(file: Any) -> str | None:
-    from fsspec.implementations.local import LocalFileOpener
-
-    if isinstance(file, LocalFileOpener):
-        file = file.f
-    return str(file.name) if isinstance(file, (io.BufferedReader, io.FileIO)) and isinstance(file.name, str) else None
-
-
-def _nbytes_of(file: Any) -> int:
-    # The size of an fsspec file; others have to be asked.
-    size = getattr(file, "size", None)
-    if isinstance(size, int):
-        return size
-    return int(file.seek(0, io.SEEK_END))
-
-
-def _fetcher(file: Any) -> Callable[[int, int], bytes]:
-    """``fetch(start, end)``, for any thread."""
-    from fsspec.spec import AbstractBufferedFile
-
-    cache = getattr(file, "cache", None)
-    if isinstance(file, AbstractBufferedFile) and getattr(cache, "name", None) == "none":
-        # What fsspec's caches call. Without one a file's read() is this and a position, which threads cannot share.
-        fetch: Callable[[int, int], bytes] = file._fetch_range
-        return fetch
-    if isinstance(file, io.BytesIO):  # memory:// hands the same one to everybody, with its position
-        return lambda start, end: bytes(file.getbuffer()[start:end])
-    lock = threading.Lock()
-
-    def seek_and_read(start: int, end: int) -> bytes:
-        with lock:
-            file.seek(start)
-            pieces = []
-            while start < end and (piece := file.read(end - start)):
-                pieces.append(piece)
-                start += len(piece)
-        return b"".join(pieces)
-
-    return seek_and_read
+        destination = destination[: max(self._source.nbytes - self._position, 0)]
+        known = self._source.known_at(self._position, HEAD_NBYTES) if destination else None
+        if known is not None:  # no more than is there
+            destination = destination[: known[0] + len(known[1]) - self._position]
+        if destination:
+            self._source.read_into(destination, self._position)
+        self._position += len(destination)
+        return len(destination)

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..system.processes import in_forked_child
+from .interrupts import watch_connections
 from .part_sizes import connections_of
 
 _PIECE_NBYTES = 256 << 10
@@ -41,7 +42,7 @@ _PASSING_CODES = {
     "XAmzContentSHA256Mismatch",
 }
 _CONFIGURATION = (
-    *("anon", "client_kwargs", "endpoint_url", "key", "kwargs", "loop", "req_kw", "retries", "s3_additional_kwargs"),
+    *("anon", "client_kwargs", "endpoint_url", "key", "kwargs", "req_kw", "retries", "s3_additional_kwargs"),
     *("secret", "storage_options", "token", "use_ssl"),
 )
 _EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
@@ -68,6 +69,8 @@ class S3Client:
     def __init__(self, fs: Any) -> None:
         self._fs = SimpleNamespace(**{name: getattr(fs, name) for name in _CONFIGURATION})  # which may live shorter
         self._fs.config_kwargs = fs._prepare_config_kwargs()
+        # A forked child has none of its parent's.
+        self._fs.loop = fs.loop if "session" in fs.storage_options else None
         self._lock = threading.Lock()
         #: whether requests may have checksums: as configured, and until the store has been found to know of none
         self.has_checksums = True
@@ -149,6 +152,7 @@ class S3Client:
         session = _session_of(fs)
         client = session.create_client("s3", config=config.merge(Config(**ours)), **options)
         client.meta.events.register("before-send.s3", _send_in_pieces)
+        watch_connections(client)
         wish = config.request_checksum_calculation or session.get_config_variable("request_checksum_calculation")
         self.has_checksums = self.has_checksums and str(wish).lower() != "when_required"
         #: of requests that may pass

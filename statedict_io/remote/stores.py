@@ -80,11 +80,15 @@ def locate(url: str) -> Place:
 
 
 @contextlib.contextmanager
-def naming_errors(url: str) -> Iterator[None]:
-    """Around calls of a store, and nothing else: stores raise what they like."""
+def naming_errors(url: str, apart_from: type[Exception] = StateDictIOError) -> Iterator[None]:
+    """Around calls of a store, and nothing else: stores raise what they like.
+
+    Args:
+        apart_from: is raised as it is, as is a :class:`~statedict_io.StateDictIOError`.
+    """
     try:
         yield
-    except StateDictIOError:
+    except (StateDictIOError, apart_from):
         raise
     except Exception as e:
         raise as_oserror(e, url) from e

@@ -94,6 +94,16 @@ def _body(environ):
     return environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
 
 
+def held(until):
+    """A fault: there is no answer before an event, and then the connection breaks."""
+
+    def answer(environ, start_response):
+        until.wait(60)
+        return drop(environ, start_response)
+
+    return answer
+
+
 def _drain(environ, at_most=None):
     left = int(environ.get("CONTENT_LENGTH") or 0)
     left = left if at_most is None else min(left, at_most)
@@ -140,6 +150,8 @@ class S3Server:
         self.keys = {KEY}  #: that are valid
         self.delay = 0.0  #: of each answer, seconds: a network
         self.busiest = 0  #: requests at one time
+        self.num_round_trips = 0  #: one after the other: a request belongs to the next after the last that was answered
+        self._num_answered = 0  #: of these
         self._now = 0
         self._lock = threading.Lock()
         self._app = app
@@ -160,6 +172,7 @@ class S3Server:
         self.requests.clear()
         self.keys = {KEY}
         self.delay, self.busiest = 0.0, 0
+        self.num_round_trips = self._num_answered = 0
 
     def kinds(self):
         return [request.kind for request in self.requests]
@@ -175,6 +188,8 @@ class S3Server:
             self.requests.append(request)
             self._now += 1
             self.busiest = max(self.busiest, self._now)
+            round_trip = self._num_answered + 1
+            self.num_round_trips = max(self.num_round_trips, round_trip)
         try:
             time.sleep(self.delay)
             if not any(f"Credential={key}/" in environ.get("HTTP_AUTHORIZATION", "") for key in self.keys):
@@ -190,6 +205,7 @@ class S3Server:
         finally:
             with self._lock:
                 self._now -= 1
+                self._num_answered = max(self._num_answered, round_trip)
 
 
 def _header(environ, name):

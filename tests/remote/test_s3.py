@@ -55,9 +55,9 @@ def test_load_reads_ranges_side_by_side(s3, state, backend):
     done = []
     assert difference(sio.load(URL, backend=backend, progress=lambda *d: done.append(d)), state) is None
     gets = [request for request in s3.requests if request.kind == "get"]
-    assert all(request.range for request in gets) and s3.kinds().count("head") == 1
+    assert all(request.range for request in gets) and "head" not in s3.kinds()
     assert sum(end - start for start, end in (request.range for request in gets)) <= nbytes + 256 * 1024
-    assert max(end - start for start, end in (request.range for request in gets)) <= 8 * MIB
+    assert max(end - start for start, end in (request.range for request in gets)) <= 17 * MIB
     assert s3.busiest >= 3
     assert done[-1][0] == done[-1][1] > 32 * MIB
 
@@ -66,11 +66,11 @@ def test_one_tensor_is_read_with_ranged_requests_only(s3, state, backend):
     sio.save({**state, "other": random_bytes(24 * MIB)}, URL)
     s3.reset()
     with sio.open_checkpoint(URL, backend=backend) as checkpoint:
-        assert s3.kinds() == ["head", "get", "get"]  # the beginning, with data.pkl, and the end, with the directory
+        assert s3.kinds() == ["get", "get"]  # the beginning, with data.pkl, and the end, with the directory
         assert set(checkpoint) == {"matrix", "t", "few", "tail", "other"}
         before = len(s3.requests)
         assert difference(checkpoint["t"], state["t"]) is None
-        assert [request.kind for request in s3.requests[before:]] == ["get", "get"]  # its header, its bytes
+        assert [request.kind for request in s3.requests[before:]] == ["get", "get"]  # of a MiB each; header and bytes
         assert difference(checkpoint.get_slice("matrix")[7:9, 5:], state["matrix"][7:9, 5:].clone()) is None
         ranges = [request.range for request in s3.requests if request.kind == "get"]
         assert all(ranges)

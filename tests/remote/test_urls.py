@@ -18,6 +18,7 @@ from equality import difference
 import statedict_io as sio
 from statedict_io.__main__ import main
 from statedict_io.installed import proofs
+from statedict_io.remote import file_object
 from statedict_io.remote.front_to_back import FrontToBackUpload, part_nbytes
 from statedict_io.remote.stores import locate
 from statedict_io.remote.urls import is_url
@@ -281,6 +282,22 @@ def test_saves_to_one_object_keep_their_order(memory, backend):
     assert all(pending.done() for pending in pendings)
     sio.wait_all()
     assert sio.load("memory://a/model.pt") == {"step": 3}
+
+
+def test_a_generation_is_read_to_the_end_where_gcsfs_knows_of_them():
+    """Its file asks for ranges of its path, in which it takes a generation."""
+
+    class File:
+        details, path = {"generation": "17", "size": 3}, "bucket/model.pt"
+
+    class FileSystem:
+        version_aware = False
+
+    file = File()
+    assert file_object._pinned(file, FileSystem) is None and file.path == "bucket/model.pt"
+    FileSystem.version_aware = True
+    assert file_object._pinned(file, FileSystem) == "17" and file.path == "bucket/model.pt#17"
+    assert file_object._pinned(file, FileSystem) == "17" and file.path == "bucket/model.pt#17"
 
 
 def test_the_command_line(memory, capsys):
