@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statedict_io.reading.lazy import strided_reads
-from statedict_io.reading.lazy.strided_reads import fill, memory_of
+from statedict_io.reading.lazy.strided_reads import fills, memory_of
 
 
 class Record:
@@ -24,6 +24,11 @@ class Record:
             destination[row * row_nbytes : (row + 1) * row_nbytes] = self.data[start : start + row_nbytes]
         self.num_bytes += destination.nbytes
         self.num_reads += num_rows
+
+
+def fill(target, view, read, **options):
+    for rows in fills(target, view.storage_offset(), view.stride(), **options):
+        read(*rows)
 
 
 @st.composite
@@ -65,10 +70,7 @@ def test_what_is_filled_is_the_view(view, rng, cheap_nbytes, max_overhead, tile_
     before, strided_reads._MAX_TILE_NBYTES = strided_reads._MAX_TILE_NBYTES, tile_nbytes
     try:
         for target in targets:
-            fill(
-                target, view.storage_offset(), view.stride(), record.read,
-                cheap_nbytes=cheap_nbytes, max_overhead=max_overhead,
-            )  # fmt: skip
+            fill(target, view, record.read, cheap_nbytes=cheap_nbytes, max_overhead=max_overhead)
             assert torch.equal(target, view)
     finally:
         strided_reads._MAX_TILE_NBYTES = before
@@ -77,7 +79,7 @@ def test_what_is_filled_is_the_view(view, rng, cheap_nbytes, max_overhead, tile_
 def amounts(view, *, max_overhead):
     record = Record(view)
     target = torch.empty(view.shape, dtype=view.dtype)
-    fill(target, view.storage_offset(), view.stride(), record.read, cheap_nbytes=4096, max_overhead=max_overhead)
+    fill(target, view, record.read, cheap_nbytes=4096, max_overhead=max_overhead)
     assert torch.equal(target, view)
     return record.num_bytes / target.nbytes, record.num_reads
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import math
 import os
 import pickle
 import uuid
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +28,7 @@ from torch.futures import Future
 
 from ..errors import StateDictIOError
 from ..options import check_flags
+from ..remote.urls import is_url
 from . import agreement
 from .stored_state import StoredState
 
@@ -35,7 +38,8 @@ class SingleFileReader(StorageReader):  # type: ignore[misc]
     however the state is sharded now, or was when it was saved.
 
     Args:
-        path: of the file, visible to all ranks.
+        path: of the file, visible to all ranks; or a URL of fsspec (``str``), of whose object each rank requests the
+            ranges that it needs, many at one time.
         weights_only: unpickle with torch's restricted unpickler: the security boundary. A load that asks for a value
             that it refuses raises ``pickle.UnpicklingError``; one that does not ask for it works. Use ``False`` only
             for what you trust.
@@ -69,7 +73,7 @@ class SingleFileReader(StorageReader):  # type: ignore[misc]
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        return os.path.isfile(checkpoint_id)
+        return is_url(checkpoint_id) or os.path.isfile(checkpoint_id)
 
     def read_metadata(self, *args: Any, **options: Any) -> Metadata:
         """What is in the file: each tensor as one chunk, from which DCP cuts what each rank needs."""
@@ -96,11 +100,11 @@ class SingleFileReader(StorageReader):  # type: ignore[misc]
         self._switch_to(choice, plan.items)
         stored = self._opened()
         try:
+            for items in _gathered(stored, plan.items):
+                _read_tensors(stored, items, planner)
             for item in plan.items:
                 if item.type == LoadItemType.BYTE_IO:
                     planner.load_bytes(item, stored.opaque(item.storage_index.fqn))
-                else:
-                    _read_tensor(stored, item, planner)
         finally:
             self.bytes_read = stored.file.bytes_read
             if not choice.keeps_open:  # others may still open it by this descriptor, until the call of DCP is over
@@ -175,7 +179,30 @@ def _tensor_metadata(tensor: torch.Tensor) -> TensorStorageMetadata:
     return TensorStorageMetadata(properties, tensor.size(), [whole])
 
 
-def _read_tensor(stored: StoredState, item: ReadItem, planner: LoadPlanner) -> None:
+def _gathered(stored: StoredState, items: Iterable[ReadItem]) -> Iterator[list[ReadItem]]:
+    """Those that are tensors, as many at a time as are worth being read together."""
+    batch: list[ReadItem] = []
+    nbytes = 0
+    for item in items:
+        if item.type == LoadItemType.BYTE_IO:
+            continue
+        batch.append(item)
+        nbytes += math.prod(item.lengths) * stored.values[item.storage_index.fqn].element_size()
+        if nbytes >= stored.file.gathered_nbytes:
+            yield batch
+            batch, nbytes = [], 0
+    if batch:
+        yield batch
+
+
+def _read_tensors(stored: StoredState, items: Sequence[ReadItem], planner: LoadPlanner) -> None:
+    pairs = [_view_and_target(stored, item, planner) for item in items]
+    stored.file.read_all(pairs)
+    for item, (_, target) in zip(items, pairs, strict=True):
+        planner.commit_tensor(item, target)
+
+
+def _view_and_target(stored: StoredState, item: ReadItem, planner: LoadPlanner) -> tuple[torch.Tensor, torch.Tensor]:
     view = stored.values[item.storage_index.fqn].detach()
     for dim, (offset, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
         view = view.narrow(dim, offset, length)
@@ -184,5 +211,4 @@ def _read_tensor(stored: StoredState, item: ReadItem, planner: LoadPlanner) -> N
         raise ValueError(
             f"{item.storage_index.fqn!r}: the planner asks for {list(view.size())} into {list(target.size())}"
         )
-    stored.file.read(view, target)
-    planner.commit_tensor(item, target)
+    return view, target

@@ -16,8 +16,6 @@ from ..pickles.refusals import refusal
 from ..pickles.set_aside import Refused
 from ..reading.lazy.lazy_file import LazyFile
 from ..reading.opened_bytes import open_bytes
-from ..remote.stores import locate
-from ..remote.urls import is_url
 from ..untrusted.limits import shown
 from .flattening import FlatState, flatten
 
@@ -28,7 +26,7 @@ class StoredState:
     Use from one thread; :meth:`close` it.
 
     Args:
-        path: of the file.
+        path: of the file; or a URL.
         weights_only: unpickle with torch's restricted unpickler.
         backend: that reads the file.
         name: what errors call the file, where not by its path.
@@ -36,7 +34,7 @@ class StoredState:
 
     Raises:
         OSError, CorruptCheckpointError, StateDictIOError: the file cannot be read, is damaged, or holds no mapping.
-        ValueError: a URL that is not this machine's.
+        ImportError, ValueError: a URL of a scheme that nothing here serves.
         pickle.UnpicklingError: the restricted unpickler refuses all of it. What it refuses of the values has names like
             others, and raises where it is asked for.
         Exception: what else ``torch.load`` raises for what it will not unpickle.
@@ -52,14 +50,6 @@ class StoredState:
         name: str | None = None,
     ) -> None:
         self._cure = cure
-        if is_url(path):
-            place = locate(path)
-            if place.local_path is None:
-                raise ValueError(
-                    f"{place.url}: ranks read rows of a file, not of an object in a store: copy it to a file system "
-                    "that all ranks share, or load it with statedict_io.load"
-                )
-            path = place.local_path
         self._exit = contextlib.ExitStack()
         try:
             opened = self._exit.enter_context(open_bytes(path, backend, name=name))

@@ -126,6 +126,22 @@ def load_all(rank, world_size, shardings, path, backends):
     return found
 
 
+def load_from_store(rank, world_size, sharding, url, options):
+    """Loads the state of ``build("replicated", 1, seed=5, width=257)`` from an object of S3; returns (what is wrong,
+    bytes read, bytes needed)."""
+    import fsspec.config
+
+    fsspec.config.conf["s3"] = options
+    model = build(sharding, world_size, seed=1, width=257)
+    state = get_model_state_dict(model)
+    reader = SingleFileReader(url)
+    dcp.load(state, storage_reader=reader)
+    needed = sum(_local(tensor).nbytes for tensor in state.values())
+    full = gathered(get_model_state_dict(model, options=_FULL))
+    wrong = differences(dict(build("replicated", 1, seed=5, width=257).state_dict()), full) if rank == 0 else []
+    return wrong, reader.bytes_read, needed
+
+
 def _local(tensor):
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 

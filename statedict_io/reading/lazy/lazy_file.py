@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ from ...pickles.unpickling import ReadBy, ZipReader, can_rebind, load_through, s
 from ..opened_bytes import OpenedBytes
 from ..records import DATA_PKL, StoredRecords, check_kind, records_in
 from .placeholders import PlaceholderFeed
-from .stored_tensors import StoredTensors
+from .stored_tensors import Filling, StoredTensors
 
 _SERIALIZATION_ID = ".data/serialization_id"
 _MAX_ID_NBYTES = 4096
@@ -31,7 +31,8 @@ class FileVersion(NamedTuple):
 
     nbytes: int
     serialization_id: bytes | None  #: hashes names and checksums; None where the file has none, or no checksums
-    mtime_ns: int | None  #: ns since the epoch; None where the serialization id says more
+    mtime_ns: int | None  #: ns since the epoch; None where the serialization id, or the store, says more
+    store_version: str | None = None  #: of an object in a store that tells one version from another
 
 
 class LazyFile:
@@ -50,6 +51,7 @@ class LazyFile:
 
     def __init__(self, opened: OpenedBytes, *, max_overhead: float = 2, keeps_inflated: bool = False) -> None:
         self._records = records_in(opened)
+        self._store_version = opened.store_version
         check_kind(self._records)
         self._placeholders = PlaceholderFeed(self._records)
         self._gate = Gate()
@@ -98,6 +100,8 @@ class LazyFile:
             CorruptCheckpointError, OSError: the record with the serialization id cannot be read.
         """
         records = self._records
+        if self._store_version is not None:
+            return FileVersion(self.nbytes, None, None, self._store_version)
         storages = records.storages()
         has_checksums = all(records.has_crc(index) for index in storages if records.entries[index].nbytes)
         if has_checksums and _SERIALIZATION_ID in records and records.entry(_SERIALIZATION_ID).nbytes <= _MAX_ID_NBYTES:
@@ -187,6 +191,15 @@ class LazyFile:
     def read(self, view: torch.Tensor, target: torch.Tensor) -> None:
         """Fills ``target`` from a view of the placeholder of a plain tensor; see :meth:`StoredTensors.read`."""
         self.stored.read(self._plain_record_of(view), view, target)
+
+    @property
+    def gathered_nbytes(self) -> int:
+        """See :attr:`StoredTensors.gathered_nbytes`."""
+        return self.stored.gathered_nbytes
+
+    def read_all(self, views_and_targets: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """As :meth:`read`, for each; side by side where the file is far away."""
+        self.stored.read_all([Filling(self._plain_record_of(view), view, target) for view, target in views_and_targets])
 
     def _plain_record_of(self, tensor: torch.Tensor) -> int:
         record = self._placeholders.record_of(tensor)

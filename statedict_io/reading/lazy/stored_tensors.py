@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import threading
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import torch
 
+from ...archive.record_rows import RowsOfRecord
 from ...errors import corrupt
 from ..payloads import StoredPayloads
-from .strided_reads import Copy, as_bits, fill, memory_of, span_of
+from .strided_reads import as_bits, fills, memory_of, span_of
+
+
+class Filling(NamedTuple):
+    """Arguments of :meth:`StoredTensors.read`."""
+
+    record: int
+    view: torch.Tensor
+    target: torch.Tensor
 
 
 class StoredTensors:
@@ -130,6 +142,37 @@ class StoredTensors:
             view: those that are conjugates or negatives give the elements as they are in the file.
             target: of the same shape, with any strides, dtype, device.
         """
+        self.read_all([Filling(record, view, target)])
+
+    @property
+    def gathered_nbytes(self) -> int:
+        """So much of :meth:`read_all` is read at once; 0: one after the other."""
+        return self.payloads.archive.gathered_nbytes
+
+    def read_all(self, fillings: Iterable[Filling]) -> None:
+        """As :meth:`read`, all of them, side by side where the file is far away."""
+        archive = self.payloads.archive
+        queue = collections.deque(self._fills(filling) for filling in fillings)
+        while queue:
+            batch: list[RowsOfRecord] = []
+            ready: list[Iterator[RowsOfRecord]] = []
+            nbytes = 0
+            while queue and (not batch or nbytes < archive.gathered_nbytes):
+                fills = queue.popleft()
+                rows = next(fills, None)
+                if rows is not None:
+                    batch.append(rows)
+                    ready.append(fills)
+                    nbytes += rows.destination.nbytes
+            if batch:
+                archive.read_rows(batch)
+            for rows in batch:
+                self._count(rows.record, rows.destination.nbytes)
+            queue.extendleft(reversed(ready))  # those first whose memory waits
+
+    def _fills(self, filling: Filling) -> Iterator[RowsOfRecord]:
+        """Yields what is to be read, and is to be continued when it has been."""
+        record, view, target = filling
         self.check(record, view)
         view, target = view.detach(), target.detach()
         if view.numel() == 0:
@@ -139,16 +182,24 @@ class StoredTensors:
                 self._inflate(record), view.storage_offset(), view.shape, view.stride()
             )
             self._copy(whole, target, fresh=False)
-        elif (
+            return
+        is_direct = (
             not self._swaps
             and target.device.type == "cpu"
             and target.dtype == view.dtype
             and not target.is_conj()
             and not target.is_neg()
+        )
+        for rows in fills(
+            as_bits(target) if is_direct else target,
+            view.storage_offset(),
+            view.stride(),
+            cheap_nbytes=self._payloads.cheap_nbytes,
+            max_overhead=self._max_overhead,
+            dtype=None if is_direct else view.dtype,
+            copy=None if is_direct else functools.partial(self._copy, fresh=True),
         ):
-            self._fill(record, view, as_bits(target))
-        else:
-            self._fill(record, view, target, copy=functools.partial(self._copy, fresh=True))
+            yield RowsOfRecord(record, *rows)
 
     def _copy(self, elements: torch.Tensor, target: torch.Tensor, *, fresh: bool) -> None:
         """``fresh``: nobody needs ``elements`` afterwards, which fill their storage."""
@@ -159,20 +210,8 @@ class StoredTensors:
             elements, target = as_bits(elements), as_bits(target)
         target.copy_(elements)
 
-    def _fill(self, record: int, view: torch.Tensor, target: torch.Tensor, copy: Copy | None = None) -> None:
-        fill(
-            target,
-            view.storage_offset(),
-            view.stride(),
-            functools.partial(self._read, record),
-            cheap_nbytes=self._payloads.cheap_nbytes,
-            max_overhead=self._max_overhead,
-            dtype=view.dtype if copy is not None else None,
-            copy=copy,
-        )
-
-    def _read(self, record: int, offset: int, destination: memoryview, num_rows: int = 1, pitch: int = 0) -> None:
-        self.payloads.archive.read_range(record, offset, destination, num_rows, pitch)
+    def _read(self, record: int, offset: int, destination: memoryview) -> None:
+        self.payloads.archive.read_range(record, offset, destination)
         self._count(record, destination.nbytes)
 
     def _inflate(self, record: int) -> torch.UntypedStorage:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,10 +15,13 @@ _MAX_TILE_NBYTES = 16 << 20
 _SHORT_ROW_NBYTES = 32
 
 
-class ReadRows(Protocol):
-    """As :meth:`~statedict_io.backends.protocol.OpenArchive.read_range`, of one record."""
+class Rows(NamedTuple):
+    """As of :meth:`~statedict_io.backends.protocol.OpenArchive.read_range`, of one record."""
 
-    def __call__(self, offset: int, destination: memoryview, num_rows: int = 1, pitch: int = 0) -> None: ...
+    offset: int
+    destination: memoryview
+    num_rows: int = 1
+    pitch: int = 0
 
 
 def span_of(shape: Sequence[int], strides: Sequence[int]) -> int:
@@ -46,18 +49,19 @@ def as_bits(tensor: torch.Tensor) -> torch.Tensor:
 Copy = Callable[[torch.Tensor, torch.Tensor], Any]
 
 
-def fill(
+def fills(
     target: torch.Tensor,
     offset: int,
     strides: Sequence[int],
-    read: ReadRows,
     *,
     cheap_nbytes: int,
     max_overhead: float,
     dtype: torch.dtype | None = None,
     copy: Copy | None = None,
-) -> None:
+) -> Iterator[Rows]:
     """Fills a tensor from the view of a record with its shape, in the order of the record.
+
+    Yields what is to be read. It has to be there when the next is asked for; the memory is used no more then.
 
     Args:
         target: with any strides. Without ``copy`` on the CPU, and raw bits count: its dtype has only to have the right
@@ -65,7 +69,6 @@ def fill(
             (:func:`as_bits`).
         offset: of the view's first element, in elements.
         strides: of the view, in elements. Elements of dimensions without a stride are read once.
-        read: reads from the record.
         cheap_nbytes: a piece that spans no more is read with its gaps: it takes as long as one byte.
         max_overhead: larger ones, up to 16 MiB, are if they have at most so many times the bytes of their elements.
         dtype: of the view; that of the target by default.
@@ -77,12 +80,12 @@ def fill(
     target, strides = target.permute(order), [strides[dim] for dim in order]
     once = [1 if stride == 0 else size for size, stride in zip(target.shape, strides, strict=True)]
     if copy is None and target.is_contiguous() and list(target.shape) == once:
-        _fill_block(target, offset, strides, read, cheap_nbytes, max_overhead)
+        yield from _fills_of_block(target, offset, strides, cheap_nbytes, max_overhead)
         return
     dtype = dtype or target.dtype
     for part, sizes, begin in _parts(target, once, offset, strides, dtype.itemsize):
         block = torch.empty(sizes, dtype=dtype, device="cpu")
-        _fill_block(as_bits(block), begin, strides, read, cheap_nbytes, max_overhead)
+        yield from _fills_of_block(as_bits(block), begin, strides, cheap_nbytes, max_overhead)
         if copy is None:
             part.copy_(block)
         else:
@@ -107,9 +110,9 @@ def _parts(
             pending.append((target.narrow(dim, begin, size), sizes, offset + begin * strides[dim]))
 
 
-def _fill_block(
-    block: torch.Tensor, offset: int, strides: list[int], read: ReadRows, cheap_nbytes: int, max_overhead: float
-) -> None:
+def _fills_of_block(
+    block: torch.Tensor, offset: int, strides: list[int], cheap_nbytes: int, max_overhead: float
+) -> Iterator[Rows]:
     """``block``: contiguous."""
     itemsize = block.element_size()
     pending = [(block, offset)]
@@ -117,7 +120,7 @@ def _fill_block(
         part, offset = pending.pop()
         rows = _rows(part.shape, strides) if part.is_contiguous() else None
         if rows is not None and rows.num_rows == 1:
-            read(offset * itemsize, memory_of(part))
+            yield Rows(offset * itemsize, memory_of(part))
             continue
         with_gaps = rows is not None and (
             rows.pitch <= max_overhead * rows.run
@@ -129,10 +132,10 @@ def _fill_block(
             nbytes <= _MAX_TILE_NBYTES and (with_gaps or span <= max_overhead * part.numel())
         ):
             tile = torch.empty(span, dtype=part.dtype, device="cpu")
-            read(offset * itemsize, memory_of(tile))
+            yield Rows(offset * itemsize, memory_of(tile))
             part.copy_(tile.as_strided(part.shape, strides))
         elif rows is not None and not with_gaps:
-            read(offset * itemsize, memory_of(part), rows.num_rows, rows.pitch * itemsize)
+            yield Rows(offset * itemsize, memory_of(part), rows.num_rows, rows.pitch * itemsize)
         else:
             # Halves of the dimension that reaches farthest.
             reach = [(length - 1) * stride for length, stride in zip(part.shape, strides, strict=True)]
@@ -142,13 +145,13 @@ def _fill_block(
             pending.append((part.narrow(dim, 0, half), offset))
 
 
-class _Rows(NamedTuple):
+class _Pitched(NamedTuple):
     num_rows: int
     run: int  #: elements of each
     pitch: int  #: elements from the start of one to the start of the next
 
 
-def _rows(shape: Sequence[int], strides: Sequence[int]) -> _Rows | None:
+def _rows(shape: Sequence[int], strides: Sequence[int]) -> _Pitched | None:
     """A view as rows at one pitch; None where it has more dimensions than that."""
     merged: list[tuple[int, int]] = []  # (size, stride), neighbours that are one dimension in memory joined
     for size, stride in zip(shape, strides, strict=True):
@@ -160,4 +163,4 @@ def _rows(shape: Sequence[int], strides: Sequence[int]) -> _Rows | None:
             merged.append((size, stride))
     run = merged.pop()[0] if merged and merged[-1][1] == 1 else 1
     num_rows, pitch = merged.pop() if merged else (1, run)
-    return None if merged else _Rows(num_rows, run, pitch)
+    return None if merged else _Pitched(num_rows, run, pitch)
