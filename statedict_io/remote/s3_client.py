@@ -8,6 +8,7 @@ interpreter's lock.
 from __future__ import annotations
 
 import asyncio
+import copy
 import random
 import sys
 import threading
@@ -68,7 +69,8 @@ class S3Client:
 
     def __init__(self, fs: Any) -> None:
         self._fs = SimpleNamespace(**{name: getattr(fs, name) for name in _CONFIGURATION})  # which may live shorter
-        self._fs.config_kwargs = fs._prepare_config_kwargs()
+        # botocore would change the dictionaries in it.
+        self._fs.config_kwargs = copy.deepcopy(fs._prepare_config_kwargs())
         # A forked child has none of its parent's.
         self._fs.loop = fs.loop if "session" in fs.storage_options else None
         self._lock = threading.Lock()

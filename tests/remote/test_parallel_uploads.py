@@ -37,6 +37,7 @@ def configured(monkeypatch, s3):
 
     def configure(**options):
         config = {**fsspec.config.conf["s3"]["config_kwargs"], **options.pop("config_kwargs", {})}
+        config["retries"] = {"total_max_attempts": 2, "mode": "legacy"}  # as botocore would spell it, in our dictionary
         config["user_agent_extra"] = f"test/{next(COUNT)}"  # no file system has had these options before
         without = options.pop("but", ())
         old = {name: value for name, value in fsspec.config.conf["s3"].items() if name not in without}
@@ -229,7 +230,7 @@ def test_a_store_that_knows_no_checksums(status, s3, state, configured):
     s3.fail(lambda request: True, refuse)
     configured()
     sio.save({"few": 1}, URL)
-    assert s3.kinds() == ["put", "put"]
+    assert [kind for kind in s3.kinds() if kind != "get"] == ["put", "put"]
     sio.save(state, URL)
     assert sio.verify(URL).ok
     assert s3.kinds().count("create") == 1  # it is known by now
