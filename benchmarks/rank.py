@@ -26,19 +26,24 @@ LAYER_NBYTES = 64 << 20
 WIDTH = 4096
 
 
-def start(rank: str, ranks: int, size: int, directory: str) -> Rank:
-    return Rank(int(rank), ranks, size, directory)
+def start(rank: str, ranks: int, size: int, directory: str, layer: int = LAYER_NBYTES, **store: Any) -> Rank:
+    """``store``: as of :meth:`Rank.use_store`."""
+    started = Rank(int(rank), ranks, size, directory, layer)
+    if store:
+        started.use_store(**store)
+    return started
 
 
 class Rank:
-    def __init__(self, rank: int, ranks: int, size: int, directory: str) -> None:
+    def __init__(self, rank: int, ranks: int, size: int, directory: str, layer: int) -> None:
         self.about = {"torch": torch.__version__}
         self.rank, self.directory = rank, directory
         warnings.simplefilter("ignore")
         torch.set_num_threads(1)
         dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=ranks)
-        rows = min(size, LAYER_NBYTES) // 4 // WIDTH
-        layers = [torch.nn.Linear(WIDTH, rows, bias=False) for _ in range(max(size // LAYER_NBYTES, 1))]
+        rows = min(size, layer) // 4 // WIDTH
+        torch.manual_seed(0)
+        layers = [torch.nn.Linear(WIDTH, rows, bias=False) for _ in range(max(size // layer, 1))]
         self.model = torch.nn.Sequential(*layers)
         self.whole = {name: tensor.clone() for name, tensor in self.model.state_dict().items()} if rank == 0 else {}
         mesh = init_device_mesh("cpu", (ranks,))
@@ -49,10 +54,27 @@ class Rank:
     def do_run(self, contender: str) -> dict[str, float]:
         """From a barrier until the last rank is done."""
         dist.barrier()
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         getattr(self, contender)()
         dist.barrier()
-        return {"s": time.perf_counter() - started}
+        return {"s": time.perf_counter() - started, "cpu_s": time.process_time() - cpu}
+
+    def use_store(self, url: str, connections: int, object: str) -> None:
+        import fsspec.config
+
+        from .courier import KEY, REGION, SECRET
+
+        self.object = object
+        fsspec.config.conf["s3"] = {
+            "key": KEY,
+            "secret": SECRET,
+            "endpoint_url": url,
+            "client_kwargs": {"region_name": REGION},
+            "max_concurrency": connections,
+        }
+
+    def one_object(self) -> None:
+        dcp.save(self.state, storage_writer=SingleFileWriter(self.object))
 
     def do_empty(self) -> dict[str, float]:
         """Each save makes a new file, and pays for no other's removal."""

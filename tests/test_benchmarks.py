@@ -80,6 +80,14 @@ def test_ranks(tmp_path):
     assert {"one_file", "one_rank", "gather", "stock"} <= set(document["ranks"]["contenders"])
 
 
+@pytest.mark.long
+@pytest.mark.timeout(200)
+def test_remote_ranks(tmp_path):
+    pytest.importorskip("s3fs")
+    _, document = smoke("remote_ranks", tmp_path)
+    assert set(document["remote_ranks"]["ranks"]) == {"1", "2"}
+
+
 @pytest.mark.timeout(200)
 def test_remote(tmp_path):
     pytest.importorskip("s3fs")

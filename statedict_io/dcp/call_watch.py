@@ -8,6 +8,7 @@ frame still runs, and Python calls nobody when one has ended, unless every call 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -23,15 +24,31 @@ def when_call_has_ended(act: Callable[[], None], *, unless: threading.Event) -> 
 
     Nothing is called where this thread is in no such call, or where no thread is to be had.
     """
-    of_dcp = [frame for frame in _frames(sys._getframe()) if str(frame.f_globals.get("__name__")).startswith(_DCP)]
-    if not of_dcp:
-        return
-    call = of_dcp[-1]  # the outermost
+    of_dcp = [frame for frame in _frames(sys._getframe()) if _is_of_dcp(frame)]
+    if of_dcp:
+        call = of_dcp[-1]  # the outermost
+        _watch(lambda stack: all(frame is not call for frame in stack), act, unless)
+
+
+def when_results_are_gathered(act: Callable[[], None], *, unless: threading.Event) -> None:
+    """As :func:`when_call_has_ended`, but already when this thread waits for what all ranks have written or failed to
+    write. DCP tells nobody when a rank fails between its plan and its writer."""
+
+    def waits(stack: Iterator[FrameType]) -> bool:
+        names = [frame.f_code.co_name for frame in stack if _is_of_dcp(frame)]
+        return not names or ("gather_object", "all_reduce") in itertools.pairwise(names)
+
+    if any(map(_is_of_dcp, _frames(sys._getframe()))):
+        _watch(waits, act, unless)
+
+
+def _watch(is_so: Callable[[Iterator[FrameType]], bool], act: Callable[[], None], unless: threading.Event) -> None:
+    """Calls ``act`` when ``is_so`` of this thread's stack, innermost frame first; empty once the thread is gone."""
     caller = threading.get_ident()
 
     def watch() -> None:
         while not unless.wait(_WATCH_SECONDS):
-            if not _is_inside(caller, call):
+            if is_so(_frames(sys._current_frames().get(caller))):
                 act()
                 return
 
@@ -39,9 +56,8 @@ def when_call_has_ended(act: Callable[[], None], *, unless: threading.Event) -> 
         threading.Thread(target=watch, name="statedict_io.dcp", daemon=True).start()
 
 
-def _is_inside(thread: int, call: FrameType) -> bool:
-    """Whether ``call`` is on the stack of a thread; False of one that is gone."""
-    return any(frame is call for frame in _frames(sys._current_frames().get(thread)))
+def _is_of_dcp(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).startswith(_DCP)
 
 
 def _frames(innermost: FrameType | None) -> Iterator[FrameType]:

@@ -14,6 +14,7 @@ from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemT
 
 from .archive_frame import ArchiveFrame
 from .assignment import Shard, assign_ranges
+from .exchange import Address
 from .structure import TensorEntry
 
 # Their scales are not in the plan.
@@ -28,6 +29,7 @@ class LocalItems:
     """
 
     items: tuple[WriteItem, ...]
+    address: Address | None = None  #: where other ranks reach this one, if they have to
 
 
 class GlobalState:

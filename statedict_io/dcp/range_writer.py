@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from array import array
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -14,47 +12,12 @@ from torch.distributed.checkpoint.planner import SavePlanner, WriteItem
 
 from ..archive.layout import DESCRIPTOR_SIGNATURE
 from ..backends.protocol import Backend, Strip
+from .orders import WorkOrder, Written
 from .strips import strips_of_range
 
 # What one write may hold in memory beyond the state itself: copies of tensors that are not contiguous, and tensors that
 # a planner makes while it is asked for them.
 _COPIES_NBYTES = 64 << 20
-
-
-@dataclass
-class WorkOrder:
-    """What the coordinator tells a rank; travels as ``SavePlan.storage_data``. The plan's last items are tensors, one a
-    range; those before are opaque values."""
-
-    path: str  #: of the target, as the caller of the coordinator gave it
-    paths: list[str]  #: of what to write into; the first that this rank can reach
-    ranges: array[int]  #: (payload offset of the record, begin, end) of each tensor item, elements of its shard
-    nbytes: int  #: of all ranges
-    compute_crc32: bool
-    key: str  #: of the coordinator's :class:`~statedict_io.dcp.shared_save.SharedSave`
-
-    @property
-    def temporary(self) -> str:
-        return self.paths[0]
-
-    def reachable(self) -> WorkOrder:
-        """With the one path that works here."""
-        return replace(self, paths=[next((path for path in self.paths if os.path.exists(path)), self.paths[0])])
-
-    @property
-    def num_ranges(self) -> int:
-        return len(self.ranges) // 3
-
-
-@dataclass
-class Written:
-    """What a rank tells the coordinator; travels as ``WriteResult.storage_data``."""
-
-    nbytes: int
-    crcs: array[int]  #: what each range adds to the CRC of its record
-    #: (range, offset, bytes) where a record's first eight bytes may look like a data descriptor's
-    starts: list[tuple[int, int, bytes]] = field(default_factory=list)
-    opaque: dict[str, bytes] = field(default_factory=dict)  #: name -> what ``torch.save`` makes of the value
 
 
 class RangeWriter:
@@ -85,7 +48,7 @@ class RangeWriter:
     def add(self, index: int, item: WriteItem) -> None:
         """Takes the range ``index`` of the order, which is of ``item``."""
         payload_offset, begin, end = self._order.ranges[3 * index : 3 * index + 3]
-        tensor = self._resolve(item)
+        tensor = resolved(self._planner, item)
         for part in contiguous_ranges(tensor, begin, end, _COPIES_NBYTES):
             copied = part.tensor.untyped_storage()._cdata != tensor.untyped_storage()._cdata
             if copied or not self._gives_references:
@@ -99,19 +62,6 @@ class RangeWriter:
         self._flush(durable=self._durable)
         self._written.opaque = opaque
         return self._written
-
-    def _resolve(self, item: WriteItem) -> torch.Tensor:
-        data = item.tensor_data
-        assert data is not None
-        tensor = self._planner.resolve_data(item).detach()
-        if tensor.shape != data.chunk.sizes or tensor.dtype != data.properties.dtype:
-            raise ValueError(
-                f"{item.index.fqn!r}: the planner promised {data.properties.dtype} {list(data.chunk.sizes)} and gave "
-                f"{tensor.dtype} {list(tensor.shape)}"
-            )
-        if tensor.device.type == "meta":
-            raise ValueError(f"{item.index.fqn!r} is a meta tensor: there is nothing to write")
-        return tensor.resolve_conj().resolve_neg()
 
     def _add_strips(self, index: int, item: WriteItem, part: RangeInMemory, payload_offset: int) -> None:
         data = item.tensor_data
@@ -149,31 +99,53 @@ class RangeWriter:
                 self._written.crcs[index] ^= crc
                 self._written.nbytes += strip.row_nbytes * strip.num_rows
             for at, begin in self._starts.items():
-                self._tell_start(self._range_of[at], self._strips[at], begin, results[at][1])
+                for offset, data in starts_of(self._strips[at], begin, results[at][1]):
+                    self._written.starts.append((self._range_of[at], offset, data))
         self._sources, self._strips, self._range_of, self._starts = [], [], [], {}
         self._copied_nbytes = 0
-
-    def _tell_start(self, index: int, strip: Strip, begin: int, first_bytes: bytes) -> None:
-        """The serialization id depends on a record's first eight bytes, if they look like a data descriptor's.
-
-        Args:
-            index: of the range.
-            begin: of the strip, in the record.
-        """
-        for row in range(strip.num_rows):
-            offset = begin + row * strip.file_pitch
-            if offset >= 8:
-                break
-            nbytes = min(strip.row_nbytes, 8 - offset)
-            data, first_bytes = first_bytes[:nbytes], first_bytes[nbytes:]
-            signature = DESCRIPTOR_SIGNATURE[offset : offset + nbytes]
-            if data[: len(signature)] == signature:
-                self._written.starts.append((index, offset, data))
 
     def _report(self, bytes_done: int, bytes_total: int) -> None:
         del bytes_total  # of this flush
         assert self._progress is not None
         self._progress(self._written.nbytes + bytes_done, self._order.nbytes)
+
+
+def resolved(planner: SavePlanner, item: WriteItem) -> torch.Tensor:
+    """The item's tensor, as the planner has promised it.
+
+    Raises:
+        ValueError: it is another.
+    """
+    data = item.tensor_data
+    assert data is not None
+    tensor = planner.resolve_data(item).detach()
+    if tensor.shape != data.chunk.sizes or tensor.dtype != data.properties.dtype:
+        raise ValueError(
+            f"{item.index.fqn!r}: the planner promised {data.properties.dtype} {list(data.chunk.sizes)} and gave "
+            f"{tensor.dtype} {list(tensor.shape)}"
+        )
+    if tensor.device.type == "meta":
+        raise ValueError(f"{item.index.fqn!r} is a meta tensor: there is nothing to write")
+    return tensor.resolve_conj().resolve_neg()
+
+
+def starts_of(strip: Strip, begin: int, first_bytes: bytes) -> Iterator[tuple[int, bytes]]:
+    """The serialization id depends on a record's first eight bytes, if they look like a data descriptor's: (offset in
+    the record, bytes) of those in a strip that do.
+
+    Args:
+        begin: of the strip, in the record.
+        first_bytes: of the strip, eight at most.
+    """
+    for row in range(strip.num_rows):
+        offset = begin + row * strip.file_pitch
+        if offset >= 8:
+            break
+        nbytes = min(strip.row_nbytes, 8 - offset)
+        data, first_bytes = first_bytes[:nbytes], first_bytes[nbytes:]
+        signature = DESCRIPTOR_SIGNATURE[offset : offset + nbytes]
+        if data[: len(signature)] == signature:
+            yield offset, data
 
 
 class RangeInMemory(NamedTuple):

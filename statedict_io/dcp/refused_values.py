@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from ..untrusted.limits import listed
-from .range_writer import Written
+from .orders import Written
 
 
 def warn_of_refused(path: str, written: Sequence[Written]) -> None:

@@ -93,6 +93,62 @@ def _rows(start: int, run: int, pitch: int, itemsize: int, begin: int, end: int)
         yield start + row * pitch + column * itemsize, (last_column - column) * itemsize, 1
 
 
+def position_of(shape: Sequence[int], offsets: Sequence[int], sizes: Sequence[int], element: int) -> int:
+    """Of an element of a shard, in its row-major order, that in its tensor's; arguments as of
+    :func:`strips_of_range`."""
+    position, stride = 0, 1
+    for length, offset, size in zip(reversed(shape), reversed(offsets), reversed(sizes), strict=True):
+        element, index = divmod(element, size)
+        position += (offset + index) * stride
+        stride *= length
+    return position
+
+
+def strips_until(strip: Strip, offset: int) -> tuple[list[Strip], list[Strip]]:
+    """What of a strip lies before an offset in the file, and what behind it; both in order, at most two each."""
+    last = strip.num_rows - 1
+    row, column = divmod(offset - strip.file_offset, strip.file_pitch) if last else (0, offset - strip.file_offset)
+    if offset <= strip.file_offset:
+        return [], [strip]
+    if row > last or (row == last and column >= strip.row_nbytes):
+        return [strip], []
+    if column >= strip.row_nbytes:
+        return [part_of_strip(strip, 0, row + 1)], [part_of_strip(strip, row + 1, last - row)]
+    taken = [part_of_strip(strip, 0, row)] if row else []
+    left = [part_of_strip(strip, row + 1, last - row)] if row < last else []
+    if column:
+        taken.append(part_of_strip(strip, row, 1, 0, column))
+    return taken, [part_of_strip(strip, row, 1, column), *left]
+
+
+def strips_of_at_most(strip: Strip, nbytes: int) -> Iterator[Strip]:
+    """A strip in pieces: whole rows, or pieces of one where a row is longer."""
+    if strip.row_nbytes >= nbytes:
+        for row in range(strip.num_rows):
+            for begin in range(0, strip.row_nbytes, nbytes):
+                yield part_of_strip(strip, row, 1, begin, min(begin + nbytes, strip.row_nbytes))
+        return
+    step = nbytes // strip.row_nbytes
+    for row in range(0, strip.num_rows, step):
+        yield part_of_strip(strip, row, min(step, strip.num_rows - row))
+
+
+def part_of_strip(strip: Strip, row: int, num_rows: int, begin: int = 0, end: int | None = None) -> Strip:
+    """``num_rows`` from ``row`` on; of a single one the bytes from ``begin`` to ``end``."""
+    end = strip.row_nbytes if end is None else end
+    file_offset = strip.file_offset + row * strip.file_pitch + begin
+    bytes_behind = (strip.num_rows - row - num_rows) * strip.file_pitch + strip.row_nbytes - end
+    return Strip(
+        source=strip.source,
+        source_offset=strip.source_offset + row * strip.row_nbytes + begin,
+        file_offset=file_offset,
+        row_nbytes=end - begin,
+        num_rows=num_rows,
+        file_pitch=strip.file_pitch,
+        nbytes_after=strip.nbytes_after + bytes_behind,
+    )
+
+
 def row_major_strides(shape: Sequence[int], itemsize: int) -> list[int]:
     """Of a contiguous tensor, in bytes."""
     strides = [itemsize] * len(shape)

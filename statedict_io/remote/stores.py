@@ -110,6 +110,7 @@ def note_discard_failed(error: BaseException | None, failure: Exception, url: st
     left = f"what was uploaded could not be discarded: {as_oserror(failure, url).strerror}"
     if isinstance(error, OSError) and error.filename == url:
         error.strerror = f"{error.strerror}; {left}"
+        error.args = (error.errno, error.strerror)  # what it is made of again in another process
     elif error is not None and hasattr(error, "add_note"):
         error.add_note(f"{url}: {left}")
 

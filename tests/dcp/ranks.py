@@ -12,7 +12,13 @@ import time
 import traceback
 import warnings
 
-_PRELOAD = ["torch.distributed.fsdp", "torch.distributed.tensor.parallel", "dcp.scenarios", "dcp.failing"]
+_PRELOAD = [
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor.parallel",
+    "dcp.scenarios",
+    "dcp.failing",
+    "dcp.storing",
+]
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(_PRELOAD)
 

@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
 from statedict_io.dcp import SingleFileWriter
-from statedict_io.dcp.range_writer import Written
+from statedict_io.dcp.orders import Written
 
 ROWS = 16
 
@@ -75,7 +75,7 @@ def simulate(num_ranks, num_shards, directory):
         part.crcs = type(part.crcs)("I", bytes(4 * len(part.crcs)))
     reply = len(pickle.dumps(results[0]))
     started = time.perf_counter()
-    frame = writer._save._frame_if_plain
+    frame = writer._save._first_frame
     frame.write(writer._save._file.fd, [0] * len(frame.storages()), {}, compute_crc32=True)
     written = time.perf_counter() - started
     writer._abandon()
