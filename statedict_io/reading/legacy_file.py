@@ -158,6 +158,7 @@ class _SavedIds(TracedPickle):
 
 def _said(saved_id: Any) -> tuple[str, StoredStorage]:
     storage_type, key, _, numel = saved_id
+    key = torch.serialization._maybe_decode_ascii(key)  # of a file that Python 2 wrote
     module, _, name = storage_type.name.rpartition(".")
     itemsize = torch._utils._element_size(dtype_of(storage_types()[f"{module} {name}"]))
     return key, StoredStorage(numel * itemsize, itemsize)

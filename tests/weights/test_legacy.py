@@ -4,6 +4,7 @@ import io
 import json
 import pathlib
 import pickle
+import pickletools
 import shutil
 import struct
 import tarfile
@@ -241,3 +242,33 @@ def test_tar(backend, tmp_path, capsys):
     path.write_bytes(data[:700])
     assert not sio.verify(path, backend=backend).ok
     shutil.rmtree(tmp_path)
+
+
+def in_python_2(path):
+    """The file as Python 2 would have written it: texts are strings of bytes."""
+    data = path.read_bytes()
+    stream = io.BytesIO(data)
+    written = bytearray()
+    for _ in range(5):
+        begin = stream.tell()
+        found = [(opcode.name, value, begin + at) for opcode, value, at in pickletools.genops(data[begin:])]
+        ends = [*(at for _, _, at in found[1:]), found[-1][2] + 1]
+        for (name, value, at), end in zip(found, ends, strict=True):
+            is_text = name == "BINUNICODE"
+            written += b"U" + bytes([len(value)]) + value.encode() if is_text else data[at:end]
+        stream.seek(ends[-1])
+    path.write_bytes(written + stream.read())
+
+
+def test_a_file_of_python_2(backend, tmp_path):
+    """Published weights from before 2020 are such files; verify called them damaged."""
+    path = tmp_path / "model.pth"
+    torch.save({"w": torch.arange(6.0), "b": torch.ones(2)}, path, _use_new_zipfile_serialization=False)
+    in_python_2(path)
+    assert b"U\x01w" in path.read_bytes() and torch.equal(torch.load(path)["w"], torch.arange(6.0))
+    report = sio.verify(path, backend=backend)
+    assert report.ok and len(report.records) == 2
+    with sio.open_checkpoint(path, backend=backend) as ckpt:
+        assert [*ckpt] == ["w", "b"] and torch.equal(ckpt.get_slice("w")[2:4], torch.tensor([2.0, 3.0]))
+    path.write_bytes(path.read_bytes()[:-3])
+    assert not sio.verify(path, backend=backend).ok
