@@ -81,6 +81,7 @@ def measured(
                 samples[name].append({**carried, **traffic})
     return {
         "action": action,
+        "set": options.set,
         "connections": connections,
         "latency_s": options.latency,
         "rate": options.rate,
@@ -162,6 +163,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--contenders", nargs="+", choices=[*courier.COURIERS], default=list(courier.COURIERS))
     parser.add_argument("--once-s", type=float, default=15, help="what takes longer is measured in one round only")
     parser.add_argument("--unchecked", action="store_true", help="do not compare in the end what was saved and loaded")
+    parser.add_argument("--set", default="", help="a name for these contenders, where others are measured apart")
     parser.add_argument("--add-to", type=Path, metavar="FILE", help="put what is measured into these results")
     options = parser.options(arguments, size=8 * MIB, part=5 * MIB, connections=[2], latency=0.005)
     options.rate = options.rate or None

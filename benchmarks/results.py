@@ -119,7 +119,7 @@ def compared(document: dict[str, Any]) -> list[Compared]:
     if "remote" in document:
         return [
             Compared(
-                "-".join([part["action"], str(part["connections"]), *([] if part["rate"] else ["unlimited"])]),
+                "-".join([part["action"], str(part["connections"]), *remote_notes(part)]),
                 remote_title(part),
                 f"seconds, {part['action'].replace('_', ' ')}",
                 "s",
@@ -309,11 +309,16 @@ def plain_table(headings: list[str], body: list[list[str]]) -> str:
     return "\n".join(lines)
 
 
+def remote_notes(part: dict[str, Any]) -> list[str]:
+    return [*([] if part["rate"] else ["unlimited"]), *([part["set"]] if part["set"] else [])]
+
+
 def remote_title(part: dict[str, Any]) -> str:
     speed = f"{part['rate'] / 1e6:g} MB/s each" if part["rate"] else "no limit of the rate"
     size, connections = format_size(part["payload_bytes"]), part["connections"]
     action = part["action"].replace("_", " ")
-    return f"{action}: {size}, {connections} connections, {part['latency_s'] * 1e3:g} ms, {speed}"
+    title = f"{action}: {size}, {connections} connections, {part['latency_s'] * 1e3:g} ms, {speed}"
+    return f"{title} ({part['set']})" if part["set"] else title
 
 
 def remote_cells(part: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
