@@ -223,10 +223,12 @@ def test_folders_without_weights_and_with_many(backend, tmp_path):
         write(tmp_path / name, TENSORS)
     with pytest.raises(sio.FileKindError, match=r"several .*a\.safetensors, b\.safetensors"):
         sio.load(tmp_path, backend=backend)
-    (tmp_path / ".metadata").write_bytes(b"")
-    with pytest.raises(sio.FileKindError, match=r"torch\.distributed\.checkpoint"):
-        sio.open_checkpoint(tmp_path, backend=backend)
-    assert main(["verify", str(tmp_path)]) == 2
+    for damaged, says in ((b"", "empty"), (b"\x80\x02]q", "cannot be unpickled")):
+        (tmp_path / ".metadata").write_bytes(damaged)  # of a directory of torch.distributed.checkpoint
+        for call in (sio.load, sio.open_checkpoint):
+            with pytest.raises(sio.CorruptCheckpointError, match=rf"\.metadata.*{says}"):
+                call(tmp_path, backend=backend)
+        assert main(["verify", str(tmp_path)]) == 1
 
 
 def test_an_index_is_no_shard(index, backend):
