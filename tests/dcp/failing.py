@@ -65,7 +65,7 @@ def save(rank, world_size, directory, backend, step, failing_rank, fault, keep=F
     if rank == failing_rank and step == "frame":
         shared_save.ArchiveFrame.write = lambda *_, **__: strike()
     if rank == failing_rank and step == "commit":
-        shared_save.Replacement.commit = lambda _: strike()
+        shared_save.Replacement.commit = lambda *_, **__: strike()
     dist.barrier()
     started = time.monotonic()
     error = kept = None
