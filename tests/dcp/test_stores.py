@@ -9,6 +9,7 @@ import torch.distributed.checkpoint as dcp
 from remote.conftest import content, keys, s3, s3_session, small_parts, uploads  # noqa: F401
 from remote.s3_server import drop, error
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
 import statedict_io as sio
 from statedict_io.dcp import SingleFileWriter
@@ -205,9 +206,17 @@ def test_a_store_that_wants_parts_of_one_size_is_refused(s3, options, monkeypatc
     assert s3.kinds() == []
 
 
-def test_a_planner_that_fails_leaves_no_upload(s3):  # noqa: F811
+@pytest.mark.parametrize("fails", ["w", "note"])
+def test_a_planner_that_fails_leaves_no_upload(s3, fails):  # noqa: F811
     """At once, where there is nobody else to be told of it."""
-    state = {"w": torch.arange(70_000.0), "meta": torch.empty(3, device="meta")}
-    with pytest.raises(CheckpointException, match="meta tensor"):
-        dcp.save(state, storage_writer=SingleFileWriter(URL), no_dist=True)
+
+    class Planner(DefaultSavePlanner):
+        def resolve_data(self, write_item):
+            if write_item.index.fqn == fails:
+                raise RuntimeError("nothing of that")
+            return super().resolve_data(write_item)
+
+    state = {"w": torch.arange(70_000.0), "note": "kept"}
+    with pytest.raises(CheckpointException, match="nothing of that"):
+        dcp.save(state, storage_writer=SingleFileWriter(URL), planner=Planner(), no_dist=True)
     assert "create" in s3.kinds() and uploads(s3) == [] and keys(s3) == []

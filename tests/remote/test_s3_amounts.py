@@ -111,7 +111,7 @@ def test_memory_of_an_upload_of_eight_gibibytes(s3, backend):
 
     def end(environ, start_response, app):
         environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
-        b"".join(app({**environ, "REQUEST_METHOD": "DELETE"}, lambda *_: None))
+        b"".join(app({**environ, "REQUEST_METHOD": "DELETE", "CONTENT_LENGTH": "0"}, lambda *_: None))
         body = b"<CompleteMultipartUploadResult><ETag>x</ETag></CompleteMultipartUploadResult>"
         start_response("200 OK", [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
         return [body]
