@@ -243,8 +243,7 @@ def can_rebind() -> bool:
 
 
 def load_through(steps: LoadSteps) -> Callable[..., Any]:
-    """``torch.load`` with the steps of one load; to be called directly, once, by the function that the user called: its
-    warnings point there."""
+    """``torch.load`` with the steps of one load, to be called once."""
     module = vars(torch.serialization)
     names = {
         **module,
@@ -329,12 +328,19 @@ in_forked_child(_collector_paused.start_anew)
 
 
 class _WarningsAbove:
-    """``warnings``, for code that is called one frame deeper than it thinks."""
+    """``warnings``, for code that the functions of this package call: what it says of its caller is said of theirs."""
 
     @staticmethod
     def warn(message: Any, category: Any = None, stacklevel: int = 1, **options: Any) -> None:
-        # This function is a frame too; what should point above torch.load should point above its caller.
-        warnings.warn(message, category, stacklevel=stacklevel + (1 if stacklevel == 1 else 2), **options)
+        depth = 1  # of the code that warns; this function is a frame too
+        if stacklevel > 1:
+            depth, frame = stacklevel, sys._getframe(2)
+            while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith(_PACKAGE):
+                depth, frame = depth + 1, frame.f_back
+        warnings.warn(message, category, stacklevel=depth + 1, **options)
+
+
+_PACKAGE = __name__.split(".")[0] + "."
 
 
 def _persistent_ids(zip_file: ZipReader, map_location: Any, pickle_module: Any) -> PersistentIds | None:
