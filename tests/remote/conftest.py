@@ -1,4 +1,5 @@
 import os
+import signal
 
 import pytest
 from conftest import promised
@@ -6,6 +7,14 @@ from conftest import promised
 from statedict_io.remote.multipart import PartLimits
 
 BUCKET = "bucket"
+
+
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C raises KeyboardInterrupt. In what a shell has started in the background it does nothing."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

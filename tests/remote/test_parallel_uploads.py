@@ -386,7 +386,7 @@ def test_credentials_that_are_renewed_where_they_came_from(s3, state, backend, c
 
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("kind", ["create", "part", "complete", "put"])
-def test_interrupted(kind, times, s3, state, backend):
+def test_interrupted(kind, times, s3, state, backend, ctrl_c):
     """While the save waits for an answer; the second time while it waits for the end of what is under way."""
     gate = Gate()
     s3.fail(is_kind(kind), gate)

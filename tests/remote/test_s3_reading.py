@@ -268,7 +268,7 @@ def test_a_late_range_and_no_second_request(saved, state, many_ranges, monkeypat
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs a signal for a thread")
-def test_ctrl_c_ends_requests_that_are_not_answered(saved, many_ranges):
+def test_ctrl_c_ends_requests_that_are_not_answered(saved, many_ranges, ctrl_c):
     release = threading.Event()
 
     def interrupt(request):
