@@ -18,8 +18,9 @@ from ...progress import Progress, ProgressCallback
 from ...untrusted.limits import listed
 from .checkpoint import Checkpoint, TensorInfo, open_checkpoint
 
-_BLOCK_NBYTES = 4 << 20
-_NUM_THREADS = 4
+_BLOCK_NBYTES = 8 << 20
+# More threads read no faster, and the allocator keeps memory for each.
+_NUM_THREADS = 2
 # Of each checkpoint, read while a block is compared.
 _AHEAD_NBYTES = 16 << 20
 _MOST_AHEAD = 64  # blocks
